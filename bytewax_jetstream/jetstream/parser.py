@@ -1,0 +1,109 @@
+"""The NATS client protocol, server to client, read so that no stored message can break the reader.
+
+nats-py's own parser stops for good at messages a server accepts and stores: a subject that is not
+UTF-8 or holds VT or FF, a header block without a blank line. This one splits lines at CRLF and spaces,
+as the protocol says (https://docs.nats.io/reference/reference-protocols/nats-protocol), and leaves
+subjects and headers as bytes. Messages of subscriptions with a raw handler go straight to it; the
+others go the client's way.
+"""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from nats.errors import ProtocolError
+
+__all__ = ["MessageHandler", "Parser"]
+
+MessageHandler = Callable[[bytes, bytes, bytes | None, bytes], None]
+"""Called with subject, reply subject, header block (None without) and payload; must not raise or block."""
+
+MAX_LINE = 64 * 1024
+"""Longer lines are no NATS server's: INFO with many cluster URLs is the longest there is."""
+
+
+class ParserClient(Protocol):
+    """What the parser needs of its client."""
+
+    handlers: dict[int, MessageHandler]
+
+    def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> Awaitable[Any]: ...
+    def _process_ping(self) -> Awaitable[None]: ...
+    def _process_pong(self) -> Awaitable[None]: ...
+    def _process_info(self, info: dict[str, Any]) -> Awaitable[None]: ...
+    def _process_err(self, err_msg: str) -> Awaitable[None]: ...
+
+
+class Parser:
+    """Keeps what a read left incomplete until the next read completes it."""
+
+    def __init__(self, client: ParserClient) -> None:
+        self._client = client
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget a half-read message: its connection is gone."""
+        self._rest: list[bytes] = []
+        self._rest_size = 0
+        self._needed = 0
+
+    async def parse(self, data: bytes) -> None:
+        """Pass on every message that is complete.
+
+        :raises ProtocolError: when the bytes are not the NATS protocol.
+        """
+        if self._rest:
+            # Joined only when the message is complete: a large one comes in many reads.
+            self._rest.append(data)
+            self._rest_size += len(data)
+            if self._rest_size < self._needed:
+                return
+            data = b"".join(self._rest)
+            self.reset()
+        client, handlers = self._client, self._client.handlers
+        at, needed = 0, 0
+        while (end := data.find(b"\r\n", at)) >= 0:
+            line = data[at:end]
+            if line.startswith((b"MSG ", b"HMSG ")):
+                subject, sid, reply, header_size, size = _message_line(line)
+                start = end + 2
+                stop = start + size
+                if len(data) < stop + 2:
+                    needed = stop + 2 - at
+                    break
+                header = data[start : start + header_size] if header_size else None
+                payload = data[start + header_size : stop]
+                at = stop + 2
+                handler = handlers.get(sid)
+                if handler is not None:
+                    handler(subject, reply, header, payload)
+                else:
+                    await client._process_msg(sid, subject, reply, payload, header)
+                continue
+            at = end + 2
+            if line == b"PING":
+                await client._process_ping()
+            elif line == b"PONG":
+                await client._process_pong()
+            elif line.startswith(b"INFO "):
+                await client._process_info(json.loads(line[5:]))
+            elif line.startswith(b"-ERR"):
+                await client._process_err(line[4:].decode("utf-8", "replace").strip().strip("'"))
+            elif not line.startswith(b"+OK"):
+                raise ProtocolError(f"not the NATS protocol: {line[:40]!r}")
+        if at < len(data):
+            rest = data[at:] if at else data
+            if not needed and len(rest) > MAX_LINE:
+                raise ProtocolError(f"no end of line in {len(rest)} bytes")
+            self._rest, self._rest_size, self._needed = [rest], len(rest), needed
+
+
+def _message_line(line: bytes) -> tuple[bytes, int, bytes, int, int]:
+    """Split `MSG subject sid [reply] size` or `HMSG subject sid [reply] header_size size`."""
+    words = line.split(b" ")
+    try:
+        if words[0] == b"MSG":
+            return words[1], int(words[2]), words[3] if len(words) == 5 else b"", 0, int(words[-1])
+        return words[1], int(words[2]), words[3] if len(words) == 6 else b"", int(words[-2]), int(words[-1])
+    except (IndexError, ValueError):
+        raise ProtocolError(f"malformed message line: {line[:80]!r}") from None

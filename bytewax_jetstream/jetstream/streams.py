@@ -1,0 +1,225 @@
+"""Streams made or checked before the first message, and which stream covers a topic.
+
+Requests are raw JSON: what this package and nats-py do not know in a stream's configuration must
+survive an update, so a change is merged into the server's own.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import StreamError
+from ..settings import JetStreamSettings, StreamSettings
+from .connection import JetStreamApiError
+
+__all__ = ["Coverage", "covers", "ensure_streams", "read_coverage"]
+
+STREAM_NOT_FOUND = 10059
+STREAM_NAME_IN_USE = 10058
+
+STORAGE_STRENGTH = {"memory": 0, "file": 1}
+
+
+class Api(Protocol):
+    """What this module needs of a connection."""
+
+    async def request(
+        self, subject: str, body: dict[str, Any] | None = None, timeout: float = 5.0
+    ) -> dict[str, Any]: ...
+
+
+class Covered(NamedTuple):
+    """The stream a topic goes to."""
+
+    stream: str
+    weakness: str | None
+    """Why the stream must not be published to, or None."""
+
+
+class Coverage:
+    """Which stream stores which topic, from the subjects all streams of the account listen on."""
+
+    def __init__(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        self._exact: dict[str, Covered] = {}
+        self._patterns: list[tuple[tuple[str, ...], Covered]] = []
+        for name, config in configs.items():
+            covered = Covered(name, weakness_of(config))
+            for subject in config.get("subjects") or ():
+                if "*" in subject or ">" in subject:
+                    self._patterns.append((tuple(subject.split(".")), covered))
+                else:
+                    self._exact[subject] = covered
+        self.streams = frozenset(configs)
+
+    def of(self, topic: str) -> Covered | None:
+        """The stream that stores a topic; None when no stream does. No two streams may overlap."""
+        found = self._exact.get(topic)
+        if found is not None or not self._patterns:
+            return found
+        tokens = tuple(topic.split("."))
+        return next((covered for pattern, covered in self._patterns if _matches(pattern, tokens)), None)
+
+
+def covers(pattern: str, topic: str) -> bool:
+    """Whether a subject pattern (`orders.*`, `orders.>`) takes in a topic or a narrower pattern."""
+    return _matches(tuple(pattern.split(".")), tuple(topic.split(".")))
+
+
+def _matches(pattern: tuple[str, ...], tokens: tuple[str, ...]) -> bool:
+    for at, part in enumerate(pattern):
+        if part == ">":
+            return len(tokens) > at
+        if at >= len(tokens) or tokens[at] == ">" or (part != "*" and part != tokens[at]):
+            return False
+    return len(pattern) == len(tokens)
+
+
+def weakness_of(config: Mapping[str, Any]) -> str | None:
+    """Why a stream cannot keep what an ack promises, whatever the settings ask; None when it can."""
+    name = config.get("name")
+    if config.get("no_ack"):
+        return f"stream {name} has no_ack set and never says what it stored: set no_ack to false"
+    if config.get("sealed"):
+        return f"stream {name} is sealed and takes nothing: publish to another stream"
+    if config.get("persist_mode") == "async":
+        return f"stream {name} acknowledges before it writes (persist_mode async): use the default persist mode"
+    if config.get("mirror"):
+        return f"stream {name} is a mirror and takes nothing: publish to its origin"
+    return None
+
+
+async def read_coverage(api: Api) -> Coverage:
+    """One paged listing of the account's streams; never asked for a message."""
+    configs: dict[str, dict[str, Any]] = {}
+    while True:
+        page = await api.request("STREAM.LIST", {"offset": len(configs)})
+        for stream in page.get("streams") or ():
+            configs[stream["config"]["name"]] = stream["config"]
+        if not page.get("streams") or len(configs) >= page.get("total", 0):
+            return Coverage(configs)
+
+
+async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | None:
+    """Make or check the declared streams and topics by the settings' strategy; None when it is `skip`.
+
+    :raises StreamError: when one is missing or too weak; it says what to change.
+    """
+    strategy = settings.stream_strategy
+    if strategy == "skip":
+        return None
+    for stream in settings.streams:
+        await _ensure_stream(api, stream, strategy)
+    coverage = await read_coverage(api)
+    for topic in settings.topics:
+        covered = coverage.of(topic)
+        if covered is None:
+            raise StreamError(f"no stream covers topic {topic}: {REMEDY}")
+        if covered.weakness is not None:
+            raise StreamError(f"topic {topic}: {covered.weakness}")
+    return coverage
+
+
+REMEDY = "add it to the subjects of a stream, or declare a StreamSettings for it with stream_strategy=create"
+
+
+async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> None:
+    try:
+        info = await api.request(f"STREAM.INFO.{wanted.name}")
+    except JetStreamApiError as error:
+        if error.code != STREAM_NOT_FOUND:
+            raise StreamError(f"stream {wanted.name} cannot be looked up: {error}") from None
+        if strategy == "validate":
+            raise StreamError(f"stream {wanted.name} is missing: create it, or use stream_strategy=create") from None
+        info = await _create(api, wanted)
+    config = info["config"]
+    if strategy == "create_or_update" and (changes := _changes(config, wanted)):
+        try:
+            info = await api.request(f"STREAM.UPDATE.{wanted.name}", {**config, **changes})
+        except JetStreamApiError as error:
+            changed = ", ".join(changes)
+            raise StreamError(f"stream {wanted.name} cannot be updated ({changed}): {error}") from None
+        config = info["config"]
+    shortcomings = _shortcomings(config, wanted)
+    if shortcomings:
+        raise StreamError(
+            f"stream {wanted.name} is weaker than the settings ask: {'; '.join(shortcomings)}: change the stream "
+            "(stream_strategy=create_or_update does it where the server allows) or the settings"
+        )
+
+
+async def _create(api: Api, wanted: StreamSettings) -> dict[str, Any]:
+    try:
+        return await api.request(f"STREAM.CREATE.{wanted.name}", _as_json(wanted))
+    except JetStreamApiError as error:
+        if error.code == STREAM_NAME_IN_USE:  # another process was quicker: what it made is checked like any other
+            return await api.request(f"STREAM.INFO.{wanted.name}")
+        raise StreamError(f"stream {wanted.name} cannot be created: {error}") from None
+
+
+def _nanoseconds(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1e9)
+
+
+def _as_json(wanted: StreamSettings) -> dict[str, Any]:
+    """The settings in the server's words; what is None is left to the server."""
+    config: dict[str, Any] = {
+        "name": wanted.name,
+        "subjects": list(wanted.subjects),
+        "storage": wanted.storage,
+        "num_replicas": wanted.replicas,
+        "retention": wanted.retention,
+        "duplicate_window": _nanoseconds(wanted.duplicate_window),
+        "discard": wanted.discard,
+        "max_msgs": wanted.max_messages,
+        "max_bytes": wanted.max_bytes,
+        "max_msg_size": wanted.max_message_size,
+        "max_age": _nanoseconds(wanted.max_age) if wanted.max_age is not None else None,
+        "allow_msg_ttl": wanted.allow_message_ttl or None,
+    }
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def _changes(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str, Any]:
+    """What has to be set in the server's own configuration to meet the settings; nothing else is touched."""
+    asked = _as_json(wanted)
+    have = list(config.get("subjects") or ())
+    missing = [subject for subject in wanted.subjects if not any(covers(pattern, subject) for pattern in have)]
+    asked["subjects"] = [subject for subject in have if not any(covers(new, subject) for new in missing)] + missing
+    return {key: value for key, value in asked.items() if config.get(key) != value}
+
+
+def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> list[str]:
+    """In which points a stream keeps less, or for a shorter time, than the settings ask."""
+    found = []
+    weakness = weakness_of(config)
+    if weakness is not None:
+        found.append(weakness)
+    have = config.get("subjects") or ()
+    for subject in wanted.subjects:
+        if not any(covers(pattern, subject) for pattern in have):
+            found.append(f"subject {subject} is not among its subjects ({', '.join(have)})")
+    if STORAGE_STRENGTH.get(config.get("storage", ""), 0) < STORAGE_STRENGTH[wanted.storage]:
+        found.append(f"storage is {config.get('storage')}, asked is {wanted.storage}")
+    if config.get("num_replicas", 1) < wanted.replicas:
+        found.append(f"replicas are {config.get('num_replicas')}, asked are {wanted.replicas}")
+    if config.get("retention", "limits") != wanted.retention:
+        found.append(f"retention is {config.get('retention')}, asked is {wanted.retention}")
+    if wanted.discard == "new" and config.get("discard") != "new":
+        found.append("discard is old, which drops stored messages when the stream is full; asked is new")
+    if config.get("duplicate_window", 0) < _nanoseconds(wanted.duplicate_window):
+        window = timedelta(microseconds=config.get("duplicate_window", 0) / 1000)
+        found.append(f"duplicate_window is {window}, asked is {wanted.duplicate_window}")
+    if wanted.allow_message_ttl and not config.get("allow_msg_ttl"):
+        found.append("allow_msg_ttl is off, asked is on")
+    limits = {
+        "max_msgs": wanted.max_messages,
+        "max_bytes": wanted.max_bytes,
+        "max_msg_size": wanted.max_message_size,
+        "max_age": _nanoseconds(wanted.max_age) if wanted.max_age is not None else None,
+    }
+    for key, asked in limits.items():
+        # The server writes "no limit" as -1, or 0 for an age: that keeps more than any limit.
+        has = config.get(key) or -1
+        if asked is not None and 0 < has < asked:
+            found.append(f"{key} is {has}, asked is {asked}")
+    return found

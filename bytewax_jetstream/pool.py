@@ -1,0 +1,595 @@
+"""The shared ACK pool: one thread, one budget and one set of ACK workers for all lanes and brokers.
+
+    producer threads                      pool thread (one event loop)
+    Lane.submit ── one hand-off a batch ─► Dispatch ─► Publisher.send ─► broker
+    Lane.collect ◄─ mailbox ◄─ ACK workers ◄─ answered tasks ◄─ answers ◄──┘
+
+It knows no broker and no Bytewax; what is sent when is decided in `dispatch`. States: new, running,
+draining, closed. The drain order is fixed: admission stops; what is out is waited for; what is left by
+the deadline is settled as unknown; the ACK workers settle every answered task and stop; publishers
+close; the thread ends.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Hashable, Sequence
+from enum import StrEnum
+from random import Random
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
+from .dispatch import Dispatch, LaneQueue, Receipt, Refusal, Settled, Verdict
+from .envelope import Envelope, Outcome, PublishResult
+from .errors import ConnectError, PoolClosedError, SettleTimeoutError
+from .loop import LoopThread
+from .publisher import Publisher
+from .settings import PoolSettings
+
+__all__ = ["AckPool", "Lane", "PoolState"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PIECE = 1_000
+"""Messages a lane hands over at once: large enough that the hand-off costs nothing, small beside the budget."""
+SLICE = 0.1
+"""Seconds a producer waits before it looks up again, so that signals and a dead pool are noticed."""
+
+
+class PoolState(StrEnum):
+    NEW = "new"
+    RUNNING = "running"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class Budget:
+    """How many messages and bytes may be unsettled; whoever would exceed it waits.
+
+    Given back by the pool's own thread when an envelope is settled, whether or not anybody has
+    collected the result: so no step can block another step of its thread.
+    """
+
+    def __init__(self, messages: int, size: int) -> None:
+        self.messages, self.bytes = messages, size
+        self.used_messages = self.used_bytes = 0
+        self.stalls = 0
+        self._changed = threading.Condition()
+        self._released = 0
+
+    def acquire(self, messages: int, size: int, lane: "Lane", patience: float) -> None:
+        """Wait for room; a piece larger than the whole budget goes when nothing else is out.
+
+        :raises SettleTimeoutError: when nothing at all was settled for `patience` seconds.
+        """
+        with self._changed:
+            if self._fits(messages, size):
+                self._take(messages, size)
+                return
+            self.stalls += 1
+            released, since = self._released, time.monotonic()
+            while not self._fits(messages, size):
+                lane.check()
+                self._changed.wait(SLICE)
+                if self._released != released:
+                    released, since = self._released, time.monotonic()
+                elif time.monotonic() - since > patience:
+                    raise SettleTimeoutError(
+                        f"the budget of {self.messages} messages is spent and nothing was settled for "
+                        f"{patience:g} s: see whether the broker answers"
+                    )
+            self._take(messages, size)
+
+    def release(self, messages: int, size: int) -> None:
+        with self._changed:
+            self.used_messages -= messages
+            self.used_bytes -= size
+            self._released += 1
+            self._changed.notify_all()
+
+    def _fits(self, messages: int, size: int) -> bool:
+        return not self.used_messages or (
+            self.used_messages + messages <= self.messages and self.used_bytes + size <= self.bytes
+        )
+
+    def _take(self, messages: int, size: int) -> None:
+        self.used_messages += messages
+        self.used_bytes += size
+
+
+def size_of(envelope: Envelope) -> int:
+    """Payload bytes an envelope takes from the budget; a payload that is not bytes will be rejected."""
+    payload = envelope.payload
+    return len(payload) if isinstance(payload, bytes) else 0
+
+
+class Lane:
+    """An ordered queue into the pool, for one thread to fill and to collect from.
+
+    Whatever it accepts ends in exactly one `PublishResult`. A full budget blocks `submit`; nothing is
+    ever dropped. A lane outlives neither its pool nor a fork.
+    """
+
+    def __init__(self, pool: "AckPool", link: "_Link", name: str, worker: int) -> None:
+        self.name = name
+        self.worker = worker
+        self.queue = LaneQueue(self)
+        self._pool = pool
+        self.link = link
+        self._mailbox: deque[list[PublishResult]] = deque()
+        self._news = threading.Condition()
+        self._unsettled = 0
+        self._stop_reason: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.name!r}, {self._unsettled} unsettled, {len(self._mailbox)} mails>"
+
+    @property
+    def unsettled(self) -> int:
+        """How many accepted envelopes have no result yet."""
+        return self._unsettled
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a dataflow must not commit: a result that is unknown, or refused for a reason that concerns all."""
+        return self._stop_reason
+
+    def submit(self, envelopes: Sequence[Envelope], *, epoch: int = 0) -> None:
+        """Hand envelopes to the pool, in order; returns when all are accepted, before any is published.
+
+        Blocks while the budget is spent. A bad envelope is accepted and becomes a rejected result.
+
+        :raises PoolClosedError: when the pool is draining, closed, dead or of another process.
+        :raises SettleTimeoutError: when the budget stays spent for longer than a delivery may take.
+        """
+        budget, patience = self._pool.budget, self._pool.settings.delivery_timeout + 10
+        largest = min(PIECE, max(1, budget.messages // 2))
+        for start in range(0, len(envelopes), largest):
+            piece = envelopes[start : start + largest]
+            self.check()
+            budget.acquire(len(piece), sum(map(size_of, piece)), self, patience)
+            with self._news:
+                self._unsettled += len(piece)
+            self._pool.hand_over(self.link, self.queue, piece, epoch)
+
+    def collect(self) -> list[PublishResult]:
+        """Take the results that are there, without waiting; in order of settlement."""
+        mailbox = self._mailbox
+        results: list[PublishResult] = []
+        while mailbox:
+            results += mailbox.popleft()
+        return results
+
+    def wait(self, below: int, until: float) -> bool:
+        """Wait until fewer than `below` envelopes are unsettled; False at `until` (`time.monotonic`).
+
+        :raises PoolClosedError: when the pool cannot settle them any more.
+        """
+        with self._news:
+            while self._unsettled >= below:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return False
+                self._news.wait(min(left, SLICE))
+                self.check()
+        return True
+
+    def flush(self, timeout: float | None = None) -> list[PublishResult]:
+        """Wait until nothing is unsettled, and take all results: the barrier.
+
+        :arg timeout: Seconds; default a delivery timeout and an ack timeout, by when all is settled.
+        :raises SettleTimeoutError: when something is still unsettled then.
+        """
+        settings = self._pool.settings
+        seconds = settings.delivery_timeout + settings.ack_timeout + 1 if timeout is None else timeout
+        if not self.wait(1, time.monotonic() + seconds):
+            raise SettleTimeoutError(
+                f"{self._unsettled} envelopes of lane {self.name} are not settled after {seconds:g} s: "
+                "see whether the broker answers; they are published again when the epoch is replayed"
+            )
+        return self.collect()
+
+    def check(self) -> None:
+        """Raise when the pool cannot settle anything any more."""
+        self._pool.check()
+
+    def close(self) -> None:
+        """Leave the pool; whatever is unsettled loses its owner, so flush first."""
+        self._pool.release(self)
+
+    def deliver(self, results: list[PublishResult], stop_reason: str | None) -> None:
+        """Called by an ACK worker with what it has settled."""
+        self._mailbox.append(results)
+        with self._news:
+            self._unsettled -= len(results)
+            if stop_reason is not None and self._stop_reason is None:
+                self._stop_reason = stop_reason
+            self._news.notify_all()
+
+
+class AckTask(NamedTuple):
+    """Envelopes of a lane whose answers have come, for an ACK worker to settle."""
+
+    lane: Lane
+    broker: str
+    settled: list[Settled]
+    at: float
+
+
+class _Link:
+    """One publisher in the pool: passes what it reports to its dispatch, and flights back to it."""
+
+    def __init__(self, pool: "AckPool", publisher: Publisher) -> None:
+        self.publisher = publisher
+        self.lanes = 0
+        self.failure: str | None = None
+        self.ready: asyncio.Task[None] | None = None
+        self._pool = pool
+        self._timer: asyncio.TimerHandle | None = None
+        self.dispatch = Dispatch(publisher.policy, publisher.prepare, Random())
+
+    # PublisherEvents
+
+    def connected(self) -> None:
+        self.dispatch.connected()
+        self.turn()
+
+    def disconnected(self, reason: str) -> None:
+        log.warning("%s: %s; %d envelopes are tried again", self.publisher.broker, reason, self.dispatch.out)
+        self.dispatch.disconnected(reason)
+        self.turn()
+
+    def acked(self, flight: int, index: int, receipt: Receipt) -> None:
+        self.dispatch.acked(flight, index, receipt)
+
+    def refused(self, flight: int, index: int, refusal: Refusal) -> None:
+        self.dispatch.refused(flight, index, refusal, time.monotonic())
+
+    def refused_topic(self, topic: str, refusal: Refusal) -> None:
+        for flight, index in self.dispatch.out_on(topic):
+            self.refused(flight, index, refusal)
+
+    def envelope(self, flight: int, index: int) -> Envelope | None:
+        return self.dispatch.envelope(flight, index)
+
+    def failed(self, reason: str) -> None:
+        log.error("%s: %s", self.publisher.broker, reason)
+        self.failure = reason
+        self.dispatch.abandon(reason)
+        self.turn()
+
+    def turn(self) -> None:
+        """Send what may be sent, hand on what is settled, and come back when something is due."""
+        now = time.monotonic()
+        while (flight := self.dispatch.next_flight(now)) is not None:
+            self.publisher.send(flight)
+        for lane, settled in self.dispatch.take_settled():
+            self._pool.tasks.put_nowait(AckTask(lane.owner, self.publisher.broker, settled, now))
+        due = self.dispatch.next_tick()
+        if self._timer is None or due < self._timer.when() - 0.001:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None
+            if due != float("inf"):
+                self._timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._tick)
+
+    def accept(self, lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int) -> None:
+        now = time.monotonic()
+        self.dispatch.submit(lane, envelopes, epoch, now)
+        if self.failure is not None:
+            self.dispatch.abandon(self.failure)
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.publisher.close()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.dispatch.tick(time.monotonic())
+        self.turn()
+
+class AckPool:
+    """Publishes envelopes and says what became of each; one a process, shared by all lanes and brokers.
+
+    Started on first use, never pickled, not usable in a forked child (which gets a fresh one from
+    `borrow`). Use it as a context manager, or call `close`:
+
+        with AckPool() as pool:
+            lane = pool.lane(JetStreamPublisher(JetStreamSettings()), name="orders")
+            lane.submit([Envelope("orders.new", b"{}", event_id="order-1")])
+            for result in lane.flush():
+                print(result.outcome, result.sequence)
+    """
+
+    _shared: ClassVar["AckPool | None"] = None
+    _borrowers: ClassVar[int] = 0
+    _shared_lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, settings: PoolSettings | None = None) -> None:
+        self.settings = settings or PoolSettings()
+        self.budget = Budget(self.settings.budget_messages, self.settings.budget_bytes)
+        self.state = PoolState.NEW
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._thread = LoopThread("bytewax_jetstream-pool")
+        self._links: dict[Hashable, _Link] = {}
+        self._inbox: deque[tuple[_Link, LaneQueue, Sequence[Envelope], int]] = deque()
+        self._wake_up_sent = False
+        self.tasks: asyncio.Queue[AckTask | None] = asyncio.Queue()
+        self._workers: list[asyncio.Task[None]] = []
+        self._counts = dict.fromkeys(("stored", "duplicates", "rejected", "unknown"), 0)
+
+    def __repr__(self) -> str:
+        brokers = ", ".join(repr(link.dispatch) for link in self._links.values())
+        return f"<AckPool {self.state}, {self.budget.used_messages} unsettled, {brokers or 'no brokers'}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an AckPool belongs to its process and cannot be pickled: make one where it is used")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # For everybody in the process
+
+    @classmethod
+    def borrow(cls, settings: PoolSettings) -> "AckPool":
+        """The process's shared pool, made at the first call; to be given back.
+
+        :raises PoolClosedError: when it runs with other settings: a process has one pool.
+        """
+        with cls._shared_lock:
+            if cls._shared is None:
+                cls._shared = cls(settings)
+            elif cls._shared.settings != settings:
+                raise PoolClosedError(
+                    "this process's pool already runs with other pool settings: give all steps the same "
+                    f"PoolSettings (it has {cls._shared.settings!r}, asked was {settings!r})"
+                )
+            cls._borrowers += 1
+            return cls._shared
+
+    @classmethod
+    def give_back(cls) -> None:
+        """Let go of the shared pool; the last one closes it, without waiting for what nobody waits for."""
+        with cls._shared_lock:
+            cls._borrowers -= 1
+            if cls._borrowers or cls._shared is None:
+                return
+            pool, cls._shared = cls._shared, None
+        pool.close(0.0)
+
+    @classmethod
+    def forget_after_fork(cls) -> None:
+        """In a forked child: the parent's pool has no thread here, so the next borrower makes another."""
+        cls._shared, cls._borrowers, cls._shared_lock = None, 0, threading.Lock()
+
+    # For users of one pool
+
+    def lane(self, publisher: Publisher, *, name: str, worker: int = 0) -> Lane:
+        """Open an ordered queue to a broker; connects, and makes or checks streams, when it is the first.
+
+        :arg publisher: Publishers of equal settings share the first one's connection.
+        :arg name: Shown in logs, results and checkpoints.
+        :raises ConnectError: when the broker cannot be used within its connect timeout.
+        :raises StreamError: when a stream or topic is not what the settings ask.
+        """
+        self._start()
+        link = self.run(self._open(publisher), "opening a connection")
+        lane = Lane(self, link, name, worker)
+        self._thread.call(lambda: link.dispatch.add_lane(lane.queue))
+        return lane
+
+    def statistics(self) -> dict[str, Any]:
+        """State, sizes and counters as a plain value, taken without stopping anything."""
+        return {
+            "state": str(self.state),
+            "ack_workers": len(self._workers),
+            "budget_messages": self.budget.messages,
+            "budget_bytes": self.budget.bytes,
+            "unsettled_messages": self.budget.used_messages,
+            "unsettled_bytes": self.budget.used_bytes,
+            "budget_stalls": self.budget.stalls,
+            **self._counts,
+            "brokers": [
+                {
+                    "broker": link.publisher.broker,
+                    "lanes": link.lanes,
+                    "out": link.dispatch.out,
+                    "retries": link.dispatch.retries,
+                    "late_acks": link.dispatch.late_acks,
+                    **link.publisher.statistics(),
+                }
+                for link in list(self._links.values())
+            ],
+        }
+
+    def close(self, drain: float | None = None) -> None:
+        """Stop in the fixed order; returns within `drain` seconds and a little, called any number of times.
+
+        :arg drain: Seconds to wait for what is unsettled, default the drain timeout; what is left then
+            gets an unknown result.
+        """
+        with self._lock:
+            started = self.state is not PoolState.NEW
+            first = self.state in (PoolState.NEW, PoolState.RUNNING)
+            if first:
+                self.state = PoolState.DRAINING
+        if os.getpid() != self._pid:
+            return
+        if started and first:
+            seconds = self.settings.drain_timeout if drain is None else drain
+            try:
+                self._thread.run(self._drain(seconds), seconds + CLOSE_SECONDS)
+            except TimeoutError:
+                log.error("the pool did not drain within %g s; what it had unsettled is unknown", seconds)
+        self._thread.stop()
+        self.state = PoolState.CLOSED
+
+    def check(self) -> None:
+        """Raise when this pool cannot settle anything any more."""
+        if self.state is PoolState.RUNNING and self._thread.crash is None and self._pid == os.getpid():
+            return
+        if self._pid != os.getpid():
+            raise PoolClosedError(f"this pool belongs to process {self._pid}: make a new one after a fork")
+        if self._thread.crash is not None:
+            raise PoolClosedError(
+                f"the pool's thread has died of {self._thread.crash!r}: restart the flow, the epoch is replayed"
+            ) from self._thread.crash
+        raise PoolClosedError(f"the pool is {self.state}: it takes no envelopes any more")
+
+    # For lanes
+
+    def hand_over(self, link: "_Link", lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int) -> None:
+        """Pass envelopes to the pool's thread, waking it only when it is not already on its way."""
+        self._inbox.append((link, lane, envelopes, epoch))
+        if not self._wake_up_sent:
+            self._wake_up_sent = True
+            self._thread.call(self._take_in)
+
+    def release(self, lane: Lane) -> None:
+        """Forget a lane; with its last lane a publisher closes."""
+        if self.state is PoolState.RUNNING:
+            self.run(self._leave(lane), "closing a lane")
+
+    def run(self, coroutine: Coroutine[Any, Any, T], what: str) -> T:
+        """Run a coroutine on the pool's thread and wait for it, but not for ever."""
+        try:
+            return self._thread.run(coroutine, PATIENCE)
+        except TimeoutError:
+            raise ConnectError(f"{what} did not end within {PATIENCE:g} s: see whether the broker answers") from None
+
+    # On the pool's thread
+
+    def _start(self) -> None:
+        with self._lock:
+            if self.state is PoolState.NEW and self._pid == os.getpid():
+                self.state = PoolState.RUNNING
+                self._thread.start()
+                self._thread.call(self._start_workers)
+        self.check()
+
+    def _start_workers(self) -> None:
+        for number in range(self.settings.ack_workers):
+            self._workers.append(self._thread.create_task(self._work(number), name=f"ack-worker-{number}"))
+        log.info(
+            "ACK pool started: %d ACK workers, budget %d messages and %d bytes",
+            self.settings.ack_workers,
+            self.budget.messages,
+            self.budget.bytes,
+        )
+
+    async def _work(self, number: int) -> None:
+        """Settle answered tasks; a worker never waits for a broker, so a silent one cannot use them up."""
+        log.debug("ACK worker %d started", number)
+        while (task := await self.tasks.get()) is not None:
+            self._settle(task)
+        log.debug("ACK worker %d stopped", number)
+
+    def _settle(self, task: AckTask) -> None:
+        """Turn answers into results, deliver them, and give the budget back."""
+        lane, broker, settled, at = task
+        counts, worker, stop, size = self._counts, lane.worker, None, 0
+        results = []
+        for entry, outcome, receipt, refusal in settled:
+            envelope, batch = entry.envelope, entry.batch
+            size += size_of(envelope)
+            stream, partition, sequence, duplicate = receipt or NOWHERE
+            reason = code = kept = None
+            if outcome is Outcome.STORED:
+                counts["stored"] += 1
+                counts["duplicates"] += duplicate is True
+            else:
+                assert refusal is not None, "what is not stored was refused or given up"
+                counts["rejected" if outcome is Outcome.REJECTED else "unknown"] += 1
+                verdict, reason, code = refusal
+                kept = envelope
+                if outcome is Outcome.UNKNOWN or verdict is Verdict.STOP:
+                    stop = stop or f"envelope {envelope.event_id} on {envelope.topic} is {outcome}: {reason}"
+            # Built past the keyword constructor: this runs once a message (0.2 us instead of 0.9).
+            results.append(
+                _new(
+                    PublishResult,
+                    (
+                        outcome, envelope.event_id, envelope.topic, envelope.aggregate_id, envelope.event_type,
+                        broker, stream, partition, sequence, duplicate, entry.attempts, at - batch.submitted,
+                        reason, code, kept, worker, batch.epoch,
+                    ),
+                )
+            )  # fmt: skip
+        lane.deliver(results, stop)
+        self.budget.release(len(results), size)
+
+    def _take_in(self) -> None:
+        """Accept what producers handed over, a little at a time so that answers are read in between."""
+        self._wake_up_sent = False
+        links = []
+        for _ in range(min(len(self._inbox), 4)):
+            link, lane, envelopes, epoch = self._inbox.popleft()
+            link.accept(lane, envelopes, epoch)
+            if link not in links:
+                links.append(link)
+        for link in links:
+            link.turn()
+        if self._inbox and not self._wake_up_sent:
+            self._wake_up_sent = True
+            asyncio.get_running_loop().call_soon(self._take_in)
+
+    async def _open(self, publisher: Publisher) -> _Link:
+        link = self._links.get(publisher.identity)
+        if link is None:
+            link = self._links[publisher.identity] = _Link(self, publisher)
+            link.ready = asyncio.create_task(publisher.start(link))
+        assert link.ready is not None
+        link.lanes += 1
+        try:
+            await asyncio.shield(link.ready)
+        except BaseException:
+            link.lanes -= 1
+            if self._links.get(publisher.identity) is link:
+                del self._links[publisher.identity]
+                await link.close()
+            raise
+        return link
+
+    async def _leave(self, lane: Lane) -> None:
+        link = lane.link
+        link.dispatch.remove_lane(lane.queue)
+        link.lanes -= 1
+        if not link.lanes:
+            self._links = {key: other for key, other in self._links.items() if other is not link}
+            await link.close()
+
+    async def _drain(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self.budget.used_messages and time.monotonic() < until and self._thread.crash is None:
+            await asyncio.sleep(0.005)
+        if self._inbox:
+            self._take_in()
+        for link in self._links.values():
+            link.dispatch.abandon("the pool was closed before it was answered; publish it again with the same event id")
+            link.turn()
+        for _ in self._workers:
+            self.tasks.put_nowait(None)
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        for link in self._links.values():
+            await link.close()
+        self._links.clear()
+        log.info("ACK pool closed: %s", self._counts)
+
+
+_new = tuple.__new__
+NOWHERE = Receipt()
+CLOSE_SECONDS = 5.0
+PATIENCE = 120.0
+
+os.register_at_fork(after_in_child=AckPool.forget_after_fork)

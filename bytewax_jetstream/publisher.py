@@ -1,0 +1,76 @@
+"""The seam between the pool and a broker: what each may ask of the other.
+
+A `Protocol`, not a base class: a publisher shares nothing with its sibling but this shape.
+"""
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple, Protocol
+
+from .dispatch import Flight, Policy, Receipt, Refusal
+from .envelope import Envelope
+
+__all__ = ["Publisher", "PublisherEvents"]
+
+
+class PublisherEvents(Protocol):
+    """What a publisher reports to the pool, always on the pool's own thread."""
+
+    def connected(self) -> None:
+        """Flights may be sent."""
+
+    def disconnected(self, reason: str) -> None:
+        """Nothing that is out will be answered any more."""
+
+    def acked(self, flight: int, index: int, receipt: Receipt) -> None:
+        """The broker has stored envelope `index` of that flight."""
+
+    def refused(self, flight: int, index: int, refusal: Refusal) -> None:
+        """The broker has not stored envelope `index` of that flight."""
+
+    def refused_topic(self, topic: str, refusal: Refusal) -> None:
+        """The broker stores nothing that is out on that topic."""
+
+    def envelope(self, flight: int, index: int) -> Envelope | None:
+        """The envelope at that place, while its answer is awaited."""
+
+    def failed(self, reason: str) -> None:
+        """The publisher is beyond repair: whatever is unsettled stays unknown."""
+
+    def turn(self) -> None:
+        """A batch of reports is complete: act on it."""
+
+
+class Publisher(Protocol):
+    """Sends flights to one broker and reports the answers; it never decides what to send or when.
+
+    All methods are called on the pool's thread and must not block it.
+    """
+
+    broker: str
+    """`jetstream` or `kafka`."""
+
+    @property
+    def identity(self) -> Hashable:
+        """Lanes whose publishers have equal identities share one publisher."""
+
+    @property
+    def policy(self) -> Policy:
+        """How flights for this broker are to be formed and retried."""
+
+    async def start(self, events: PublisherEvents) -> None:
+        """Connect, make or check what the topics need; raises when that fails within its deadline."""
+
+    def prepare(self, envelope: Envelope) -> Any:
+        """Check an envelope and encode it once, for all of its attempts.
+
+        :raises EnvelopeError: when it can never be stored as it is.
+        """
+
+    def send(self, flight: Flight) -> None:
+        """Put a flight on the wire; the answers come through the events."""
+
+    async def close(self) -> None:
+        """Let go of the connection within a bounded time; nothing is waited for."""
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of this broker's connection."""

