@@ -27,7 +27,19 @@ from typing import Any, NamedTuple
 from .envelope import Envelope, Outcome
 from .errors import EnvelopeError
 
-__all__ = ["Batch", "Dispatch", "Entry", "Flight", "LaneQueue", "Policy", "Receipt", "Refusal", "Settled", "Verdict"]
+__all__ = [
+    "Batch",
+    "Dispatch",
+    "Entry",
+    "Flight",
+    "LaneQueue",
+    "Policy",
+    "Receipt",
+    "Refusal",
+    "Settled",
+    "Verdict",
+    "size_of",
+]
 
 
 class Policy(NamedTuple):
@@ -86,17 +98,23 @@ class Batch(NamedTuple):
     epoch: int
 
 
+def size_of(envelope: Envelope) -> int:
+    """Payload bytes an envelope takes from budget and window; a payload that is not bytes is rejected anyway."""
+    payload = envelope.payload
+    return len(payload) if type(payload) is bytes else 0
+
+
 class Entry:
     """An envelope between its acceptance and its settlement."""
 
     __slots__ = ("attempts", "batch", "done", "envelope", "last", "size", "wire")
 
-    def __init__(self, envelope: Envelope, batch: Batch, wire: Any, size: int) -> None:
+    def __init__(self, envelope: Envelope, batch: Batch) -> None:
         self.envelope = envelope
         self.batch = batch
-        self.wire = wire
+        self.size = size_of(envelope)
+        self.wire: Any = None
         """What the publisher made of it, once for all attempts."""
-        self.size = size
         self.attempts = 0
         self.done = False
         """Settled, maybe by the late answer to an earlier attempt; whoever still lists it passes over it."""
@@ -141,6 +159,7 @@ class Flight:
         self.open = len(entries)
 
     def unanswered(self) -> list[Entry]:
+        """What is still waited for."""
         return [entry for entry in self.entries if entry is not None and not entry.done]
 
 
@@ -175,6 +194,7 @@ class Dispatch:
     # What happens to it
 
     def add_lane(self, lane: LaneQueue) -> None:
+        """Serve a lane from now on."""
         self._lanes.add(lane)
 
     def remove_lane(self, lane: LaneQueue) -> None:
@@ -189,11 +209,11 @@ class Dispatch:
         gated, held, ready, prepare = self._policy.one_per_aggregate, lane.held, lane.ready, self._prepare
         idle = not ready
         for envelope in envelopes:
+            entry = Entry(envelope, batch)
             try:
-                entry = Entry(envelope, batch, prepare(envelope), len(envelope.payload))
+                entry.wire = prepare(envelope)
             except EnvelopeError as error:
-                refusal = Refusal(Verdict.REJECT, str(error))
-                self._settle(lane, Entry(envelope, batch, None, 0), Outcome.REJECTED, None, refusal)
+                self._settle(lane, entry, Outcome.REJECTED, None, Refusal(Verdict.REJECT, str(error)))
                 continue
             aggregate = envelope.aggregate_id
             if not gated or aggregate is None:

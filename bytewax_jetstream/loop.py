@@ -31,9 +31,11 @@ class LoopThread:
 
     @property
     def alive(self) -> bool:
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def call(self, callback: Callable[[], object]) -> None:

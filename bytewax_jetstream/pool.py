@@ -11,18 +11,19 @@ close; the thread ends.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Coroutine, Hashable, Sequence
 from enum import StrEnum
 from random import Random
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from .dispatch import Dispatch, LaneQueue, Receipt, Refusal, Settled, Verdict
+from .dispatch import Dispatch, LaneQueue, Receipt, Refusal, Settled, Verdict, size_of
 from .envelope import Envelope, Outcome, PublishResult
 from .errors import ConnectError, PoolClosedError, SettleTimeoutError
 from .loop import LoopThread
@@ -36,11 +37,17 @@ T = TypeVar("T")
 
 PIECE = 1_000
 """Messages a lane hands over at once: large enough that the hand-off costs nothing, small beside the budget."""
+MOST_AT_ONCE = 4_000
+"""Messages the pool's thread takes in before it reads answers again."""
+LOOK_AGAIN = 0.001
+"""Seconds the pool's thread leaves handed-over envelopes waiting while answers are awaited anyway."""
 SLICE = 0.1
 """Seconds a producer waits before it looks up again, so that signals and a dead pool are noticed."""
 
 
 class PoolState(StrEnum):
+    """What an `AckPool` does: only a running one takes envelopes."""
+
     NEW = "new"
     RUNNING = "running"
     DRAINING = "draining"
@@ -101,10 +108,15 @@ class Budget:
         self.used_bytes += size
 
 
-def size_of(envelope: Envelope) -> int:
-    """Payload bytes an envelope takes from the budget; a payload that is not bytes will be rejected."""
-    payload = envelope.payload
-    return len(payload) if isinstance(payload, bytes) else 0
+class Delivery(NamedTuple):
+    """What an ACK worker settled in one go."""
+
+    oks: list[PublishResult]
+    """Stored ones."""
+    errs: list[PublishResult]
+    """Rejected and unknown ones."""
+    duplicates: int
+    last_event_id: str
 
 
 class Lane:
@@ -120,7 +132,7 @@ class Lane:
         self.queue = LaneQueue(self)
         self._pool = pool
         self.link = link
-        self._mailbox: deque[list[PublishResult]] = deque()
+        self._mailbox: deque[Delivery] = deque()
         self._news = threading.Condition()
         self._unsettled = 0
         self._stop_reason: str | None = None
@@ -157,12 +169,17 @@ class Lane:
             self._pool.hand_over(self.link, self.queue, piece, epoch)
 
     def collect(self) -> list[PublishResult]:
-        """Take the results that are there, without waiting; in order of settlement."""
-        mailbox = self._mailbox
+        """Take the results that are there, without waiting."""
         results: list[PublishResult] = []
-        while mailbox:
-            results += mailbox.popleft()
+        for delivery in self.take():
+            results += delivery.oks
+            results += delivery.errs
         return results
+
+    def take(self) -> list[Delivery]:
+        """Take the results that are there, as they were settled, without waiting."""
+        mailbox = self._mailbox
+        return [mailbox.popleft() for _ in range(len(mailbox))]
 
     def wait(self, below: int, until: float) -> bool:
         """Wait until fewer than `below` envelopes are unsettled; False at `until` (`time.monotonic`).
@@ -198,14 +215,14 @@ class Lane:
         self._pool.check()
 
     def close(self) -> None:
-        """Leave the pool; whatever is unsettled loses its owner, so flush first."""
+        """Leave the pool, without waiting; never raises. Whatever is unsettled gets no result: flush first."""
         self._pool.release(self)
 
-    def deliver(self, results: list[PublishResult], stop_reason: str | None) -> None:
+    def deliver(self, delivery: Delivery, stop_reason: str | None) -> None:
         """Called by an ACK worker with what it has settled."""
-        self._mailbox.append(results)
+        self._mailbox.append(delivery)
         with self._news:
-            self._unsettled -= len(results)
+            self._unsettled -= len(delivery.oks) + len(delivery.errs)
             if stop_reason is not None and self._stop_reason is None:
                 self._stop_reason = stop_reason
             self._news.notify_all()
@@ -263,7 +280,8 @@ class _Link:
         self.turn()
 
     def turn(self) -> None:
-        """Send what may be sent, hand on what is settled, and come back when something is due."""
+        """Take in what waits, send what may be sent, hand on what is settled, and come back when something is due."""
+        self._pool.take_in()
         now = time.monotonic()
         while (flight := self.dispatch.next_flight(now)) is not None:
             self.publisher.send(flight)
@@ -293,6 +311,7 @@ class _Link:
         self.dispatch.tick(time.monotonic())
         self.turn()
 
+
 class AckPool:
     """Publishes envelopes and says what became of each; one a process, shared by all lanes and brokers.
 
@@ -319,9 +338,10 @@ class AckPool:
         self._thread = LoopThread("bytewax_jetstream-pool")
         self._links: dict[Hashable, _Link] = {}
         self._inbox: deque[tuple[_Link, LaneQueue, Sequence[Envelope], int]] = deque()
-        self._wake_up_sent = False
+        self._looking = False
         self.tasks: asyncio.Queue[AckTask | None] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
+        self._closing: list[asyncio.Task[None]] = []
         self._counts = dict.fromkeys(("stored", "duplicates", "rejected", "unknown"), 0)
 
     def __repr__(self) -> str:
@@ -450,16 +470,21 @@ class AckPool:
     # For lanes
 
     def hand_over(self, link: "_Link", lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int) -> None:
-        """Pass envelopes to the pool's thread, waking it only when it is not already on its way."""
+        """Pass envelopes to the pool's thread, waking it only when it is idle.
+
+        While something is out it looks by itself, at every answer and every `LOOK_AGAIN` seconds, so
+        envelopes that come one by one gather to flights instead of costing a thread switch each.
+        """
         self._inbox.append((link, lane, envelopes, epoch))
-        if not self._wake_up_sent:
-            self._wake_up_sent = True
-            self._thread.call(self._take_in)
+        if not self._looking:
+            self._looking = True
+            self._thread.call(self._look)
 
     def release(self, lane: Lane) -> None:
         """Forget a lane; with its last lane a publisher closes."""
-        if self.state is PoolState.RUNNING:
-            self.run(self._leave(lane), "closing a lane")
+        if self.state is PoolState.RUNNING and self._pid == os.getpid():
+            with contextlib.suppress(PoolClosedError):  # closed in between: then the lane is gone with it
+                self._thread.call(lambda: self._leave(lane))
 
     def run(self, coroutine: Coroutine[Any, Any, T], what: str) -> T:
         """Run a coroutine on the pool's thread and wait for it, but not for ever."""
@@ -498,23 +523,22 @@ class AckPool:
     def _settle(self, task: AckTask) -> None:
         """Turn answers into results, deliver them, and give the budget back."""
         lane, broker, settled, at = task
-        counts, worker, stop, size = self._counts, lane.worker, None, 0
-        results = []
+        worker, stop, size, duplicates = lane.worker, None, 0, 0
+        oks: list[PublishResult] = []
+        errs: list[PublishResult] = []
         for entry, outcome, receipt, refusal in settled:
             envelope, batch = entry.envelope, entry.batch
-            size += size_of(envelope)
+            size += entry.size
             stream, partition, sequence, duplicate = receipt or NOWHERE
             reason = code = kept = None
-            if outcome is Outcome.STORED:
-                counts["stored"] += 1
-                counts["duplicates"] += duplicate is True
-            else:
-                assert refusal is not None, "what is not stored was refused or given up"
-                counts["rejected" if outcome is Outcome.REJECTED else "unknown"] += 1
+            results = oks
+            if refusal is not None:
                 verdict, reason, code = refusal
-                kept = envelope
+                kept, results = envelope, errs
                 if outcome is Outcome.UNKNOWN or verdict is Verdict.STOP:
                     stop = stop or f"envelope {envelope.event_id} on {envelope.topic} is {outcome}: {reason}"
+            elif duplicate:
+                duplicates += 1
             # Built past the keyword constructor: this runs once a message (0.2 us instead of 0.9).
             results.append(
                 _new(
@@ -526,23 +550,31 @@ class AckPool:
                     ),
                 )
             )  # fmt: skip
-        lane.deliver(results, stop)
-        self.budget.release(len(results), size)
+        unknown = sum(result.outcome is Outcome.UNKNOWN for result in errs)
+        self._count(stored=len(oks), duplicates=duplicates, rejected=len(errs) - unknown, unknown=unknown)
+        lane.deliver(Delivery(oks, errs, duplicates, settled[-1].entry.envelope.event_id), stop)
+        self.budget.release(len(settled), size)
 
-    def _take_in(self) -> None:
-        """Accept what producers handed over, a little at a time so that answers are read in between."""
-        self._wake_up_sent = False
-        links = []
-        for _ in range(min(len(self._inbox), 4)):
-            link, lane, envelopes, epoch = self._inbox.popleft()
-            link.accept(lane, envelopes, epoch)
-            if link not in links:
-                links.append(link)
-        for link in links:
+    def _count(self, **numbers: int) -> None:
+        for name, number in numbers.items():
+            self._counts[name] += number
+
+    def _look(self) -> None:
+        """Take in, and look again while anything is under way."""
+        self._looking = False  # before the inbox is looked at: who appends after that look wakes us
+        for link in list(self._links.values()):
             link.turn()
-        if self._inbox and not self._wake_up_sent:
-            self._wake_up_sent = True
-            asyncio.get_running_loop().call_soon(self._take_in)
+        if self._inbox or any(link.dispatch.out for link in self._links.values()):
+            self._looking = True
+            asyncio.get_running_loop().call_later(0 if self._inbox else LOOK_AGAIN, self._look)
+
+    def take_in(self) -> None:
+        """Accept what producers handed over, a bounded number at a time so that answers are read in between."""
+        inbox, room = self._inbox, MOST_AT_ONCE
+        while inbox and room > 0:
+            link, lane, envelopes, epoch = inbox.popleft()
+            link.accept(lane, envelopes, epoch)
+            room -= len(envelopes)
 
     async def _open(self, publisher: Publisher) -> _Link:
         link = self._links.get(publisher.identity)
@@ -561,20 +593,22 @@ class AckPool:
             raise
         return link
 
-    async def _leave(self, lane: Lane) -> None:
+    def _leave(self, lane: Lane) -> None:
         link = lane.link
         link.dispatch.remove_lane(lane.queue)
+        link.turn()
         link.lanes -= 1
-        if not link.lanes:
-            self._links = {key: other for key, other in self._links.items() if other is not link}
-            await link.close()
+        if not link.lanes and link.publisher.identity in self._links:
+            del self._links[link.publisher.identity]
+            self._closing = [task for task in self._closing if not task.done()]
+            self._closing.append(self._thread.create_task(link.close(), name="close-publisher"))
 
     async def _drain(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while self.budget.used_messages and time.monotonic() < until and self._thread.crash is None:
-            await asyncio.sleep(0.005)
-        if self._inbox:
-            self._take_in()
+            await asyncio.sleep(0.005)  # the budget is a producers' lock, it has no event of this loop
+        while self._inbox:
+            self.take_in()
         for link in self._links.values():
             link.dispatch.abandon("the pool was closed before it was answered; publish it again with the same event id")
             link.turn()
@@ -584,6 +618,7 @@ class AckPool:
         for link in self._links.values():
             await link.close()
         self._links.clear()
+        await asyncio.gather(*self._closing, return_exceptions=True)
         log.info("ACK pool closed: %s", self._counts)
 
 

@@ -4,7 +4,7 @@ A `Protocol`, not a base class: a publisher shares nothing with its sibling but 
 """
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from .dispatch import Flight, Policy, Receipt, Refusal
 from .envelope import Envelope

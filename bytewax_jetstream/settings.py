@@ -90,8 +90,7 @@ def _reject_unknown_variables(env_file: Any) -> None:
     unknown = [name for name in unknown if name.upper() not in known]
     if unknown:
         raise ValueError(
-            f"unknown setting {', '.join(unknown)}: correct the name or remove it; "
-            f"known are {', '.join(sorted(known))}"
+            f"unknown setting {', '.join(unknown)}: correct the name or remove it; known are {', '.join(sorted(known))}"
         )
 
 

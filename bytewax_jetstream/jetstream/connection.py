@@ -54,7 +54,7 @@ class _Client(Client):
 
     def __init__(self, owner: "Connection", wants_tls: bool) -> None:
         super().__init__()
-        self._ps = Parser(cast(Any, self))
+        self._ps = cast(Any, Parser(self))
         self._owner = owner
         self._wants_tls = wants_tls
         self.handlers: dict[int, MessageHandler] = {}
@@ -64,6 +64,29 @@ class _Client(Client):
         if not self.lost.done():
             self.lost.set_result(reason)
 
+    # What the parser reports
+
+    async def on_message(self, sid: int, subject: bytes, reply: bytes, payload: bytes, header: bytes | None) -> None:
+        """A message of one of nats-py's own subscriptions."""
+        await self._process_msg(sid, subject, reply, payload, cast(bytes, header))
+
+    async def on_ping(self) -> None:
+        await self._process_ping()
+
+    async def on_pong(self) -> None:
+        await self._process_pong()
+
+    async def on_info(self, info: dict[str, Any]) -> None:
+        await self._process_info(info)
+
+    async def on_error(self, message: str) -> None:
+        if "permissions violation" in message.lower():
+            self._owner.permission_denied(message)
+        else:
+            self.lose(f"the server said: {message}")
+
+    # What nats-py calls
+
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # Called before CONNECT carries the credentials: a peer that talks in clear must not see them.
         if initial_connection and self._wants_tls and not self.options["tls_handshake_first"]:
@@ -72,14 +95,8 @@ class _Client(Client):
             self._server_info["tls_required"] = True
         await super()._process_info(info, initial_connection)
 
-    async def _process_err(self, err_msg: str) -> None:
-        if "permissions violation" in err_msg.lower():
-            self._owner.permission_denied(err_msg)
-        else:
-            self.lose(f"the server said: {err_msg}")
-
     async def _process_op_err(self, e: Exception) -> None:
-        self.lose(f"connection lost ({e or type(e).__name__})")
+        self.lose(f"connection lost ({_words(e)})")
 
     async def _read_loop(self) -> None:
         transport = self._transport
@@ -94,7 +111,9 @@ class _Client(Client):
         except Exception as error:
             if not isinstance(error, OSError | NatsError):
                 log.exception("reading from NATS failed")
-            self.lose(f"reading failed: {error or type(error).__name__}")
+            self.lose(f"reading failed: {_words(error)}")
+
+    # What the connection uses
 
     def raw_subscribe(self, subject: str, handler: MessageHandler) -> int:
         """Subscribe with the SUB on the wire before anything that is written after it."""
@@ -120,7 +139,7 @@ class _Client(Client):
             self._stream().abort()
 
     def _stream(self) -> asyncio.WriteTransport:
-        return cast(asyncio.WriteTransport, cast(Any, self._transport)._io_writer.transport)
+        return cast(asyncio.WriteTransport, cast(Any, self._transport)._io_writer.transport)  # noqa: SLF001  # see above
 
     def known_servers(self) -> list[str]:
         return [server.uri.geturl() for server in self._server_pool]
@@ -169,6 +188,7 @@ class Connection:
 
     @property
     def is_up(self) -> bool:
+        """Whether what is written now has a chance to arrive."""
         return self._client is not None
 
     @property
@@ -177,6 +197,7 @@ class Connection:
         return self._client.max_payload if self._client is not None else 1024 * 1024
 
     def new_inbox(self) -> str:
+        """A subject that nobody else can guess."""
         return self._live().new_inbox()
 
     async def open(self) -> None:
@@ -191,9 +212,11 @@ class Connection:
                 self._client = await self._connect(min(ATTEMPT_SECONDS, deadline - time.monotonic()))
                 break
             except (OSError, NatsError, TimeoutError, ValueError) as error:
-                reason = str(error) or type(error).__name__
+                reason = _words(error)
                 if _is_refusal(reason):
-                    raise ConnectError(f"{', '.join(self._settings.servers)} refused the connection: {reason}") from None
+                    raise ConnectError(
+                        f"{', '.join(self._settings.servers)} refused the connection: {reason}"
+                    ) from None
                 if time.monotonic() + pause >= deadline:
                     raise ConnectError(
                         f"no connection to {', '.join(self._settings.servers)} within "
@@ -235,11 +258,12 @@ class Connection:
             raise ConnectError(f"{self._last_denied}: grant this user that subject")
 
     def unsubscribe(self, subject: str) -> None:
+        """End a subscription, on this connection and all to come."""
         _, sid = self._subscriptions.pop(subject, (None, 0))
         if self._client is not None:
             self._client.raw_unsubscribe(sid)
 
-    async def request(self, subject: str, body: dict[str, Any] | None = None, timeout: float = 5.0) -> dict[str, Any]:
+    async def request(self, subject: str, body: dict[str, Any] | None = None, seconds: float = 5.0) -> dict[str, Any]:
         """One JetStream API request below the settings' prefix, such as `STREAM.INFO.ORDERS`.
 
         :raises JetStreamApiError: when the answer is an error.
@@ -250,24 +274,25 @@ class Connection:
         self._last_denied = None
         payload = json.dumps(body).encode() if body is not None else b""
         try:
-            message = await self._live().request(full, payload, timeout=timeout)
+            message = await self._live().request(full, payload, timeout=seconds)
         except NoRespondersError:
             raise ConnectError(
                 f"nobody answers {full}: JetStream is off on this server or for this account, or domain and "
                 "api_prefix are wrong"
             ) from None
         except (NatsTimeoutError, NatsError, OSError) as error:
-            why = self._last_denied or str(error) or type(error).__name__
+            why = _words(error) if self._last_denied is None else self._last_denied
             raise ConnectError(
-                f"no answer to {full} within {timeout:g} s ({why}): grant this user the JetStream API, or use "
+                f"no answer to {full} within {seconds:g} s ({why}): grant this user the JetStream API, or use "
                 "stream_strategy=skip"
             ) from None
         answer = cast(dict[str, Any], json.loads(message.data))
-        if error := answer.get("error"):
-            raise JetStreamApiError(error.get("err_code", error.get("code", 0)), error.get("description", ""))
+        if refusal := answer.get("error"):
+            raise JetStreamApiError(refusal.get("err_code", refusal.get("code", 0)), refusal.get("description", ""))
         return answer
 
     def permission_denied(self, message: str) -> None:
+        """The server forbade something; it names the subject and goes on."""
         self._last_denied = message
         log.warning("NATS: %s", message)
         self._on_denied(message)
@@ -303,23 +328,25 @@ class Connection:
 
     async def _replace(self) -> None:
         """Try until it works: who waits for it has deadlines of its own."""
-        pause, logged = 0.02, 0.0
-        while True:
-            try:
-                client = await self._connect(ATTEMPT_SECONDS)
-                break
-            except (OSError, NatsError, TimeoutError, ValueError) as error:
-                if time.monotonic() - logged > 10:
-                    logged = time.monotonic()
-                    log.warning("NATS: still no connection: %s", str(error) or type(error).__name__)
-            await asyncio.sleep(uniform(0.5, 1.0) * pause)
-            pause = min(2 * pause, 1.0)
+        client = await self._connect_at_last()
         for subject, (handler, _) in list(self._subscriptions.items()):
             self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
         self._client = client
         self.reconnects += 1
         log.info("NATS: connected again")
         self._on_up()
+
+    async def _connect_at_last(self) -> _Client:
+        pause, logged = 0.02, 0.0
+        while True:
+            try:
+                return await self._connect(ATTEMPT_SECONDS)
+            except (OSError, NatsError, TimeoutError, ValueError) as error:
+                if time.monotonic() - logged > 10:
+                    logged = time.monotonic()
+                    log.warning("NATS: still no connection: %s", _words(error))
+            await asyncio.sleep(uniform(0.5, 1.0) * pause)
+            pause = min(2 * pause, 1.0)
 
     async def _connect(self, seconds: float) -> _Client:
         settings = self._settings
@@ -361,6 +388,11 @@ class Connection:
         return client
 
 
+def _words(error: BaseException) -> str:
+    """What an error says; some say nothing but their name."""
+    return str(error) or type(error).__name__
+
+
 async def _quiet(error: Exception) -> None:
     """nats-py reports each failed attempt here; the last one is raised and logged by us."""
     log.debug("NATS: %s", error)
@@ -376,7 +408,15 @@ def _is_refusal(reason: str) -> bool:
     lowered = reason.lower()
     return any(
         word in lowered
-        for word in ("authorization", "authentication", "does not offer tls", "certificate", "tlsv1 alert", "seed", "creds")
+        for word in (
+            "authorization",
+            "authentication",
+            "does not offer tls",
+            "certificate",
+            "tlsv1 alert",
+            "seed",
+            "creds",
+        )
     )
 
 
@@ -387,5 +427,3 @@ def tls_context(settings: JetStreamSettings) -> ssl.SSLContext:
     if settings.tls_cert_file is not None:
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
     return context
-
-

@@ -8,7 +8,7 @@ others go the client's way.
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from nats.errors import ProtocolError
@@ -22,23 +22,33 @@ MAX_LINE = 64 * 1024
 """Longer lines are no NATS server's: INFO with many cluster URLs is the longest there is."""
 
 
-class ParserClient(Protocol):
-    """What the parser needs of its client."""
+class Receiver(Protocol):
+    """Whom the parser tells what came."""
 
     handlers: dict[int, MessageHandler]
+    """Subscriptions whose messages go to a handler, without a task or an object for each."""
 
-    def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> Awaitable[Any]: ...
-    def _process_ping(self) -> Awaitable[None]: ...
-    def _process_pong(self) -> Awaitable[None]: ...
-    def _process_info(self, info: dict[str, Any]) -> Awaitable[None]: ...
-    def _process_err(self, err_msg: str) -> Awaitable[None]: ...
+    async def on_message(self, sid: int, subject: bytes, reply: bytes, payload: bytes, header: bytes | None) -> None:
+        """A message of any other subscription."""
+
+    async def on_ping(self) -> None:
+        """The server wants a PONG."""
+
+    async def on_pong(self) -> None:
+        """The server answered a PING."""
+
+    async def on_info(self, info: dict[str, Any]) -> None:
+        """The server says what has changed."""
+
+    async def on_error(self, message: str) -> None:
+        """The server complains."""
 
 
 class Parser:
     """Keeps what a read left incomplete until the next read completes it."""
 
-    def __init__(self, client: ParserClient) -> None:
-        self._client = client
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
         self.reset()
 
     def reset(self) -> None:
@@ -60,7 +70,7 @@ class Parser:
                 return
             data = b"".join(self._rest)
             self.reset()
-        client, handlers = self._client, self._client.handlers
+        receiver, handlers = self._receiver, self._receiver.handlers
         at, needed = 0, 0
         while (end := data.find(b"\r\n", at)) >= 0:
             line = data[at:end]
@@ -78,17 +88,17 @@ class Parser:
                 if handler is not None:
                     handler(subject, reply, header, payload)
                 else:
-                    await client._process_msg(sid, subject, reply, payload, header)
+                    await receiver.on_message(sid, subject, reply, payload, header)
                 continue
             at = end + 2
             if line == b"PING":
-                await client._process_ping()
+                await receiver.on_ping()
             elif line == b"PONG":
-                await client._process_pong()
+                await receiver.on_pong()
             elif line.startswith(b"INFO "):
-                await client._process_info(json.loads(line[5:]))
+                await receiver.on_info(json.loads(line[5:]))
             elif line.startswith(b"-ERR"):
-                await client._process_err(line[4:].decode("utf-8", "replace").strip().strip("'"))
+                await receiver.on_error(line[4:].decode("utf-8", "replace").strip().strip("'"))
             elif not line.startswith(b"+OK"):
                 raise ProtocolError(f"not the NATS protocol: {line[:40]!r}")
         if at < len(data):

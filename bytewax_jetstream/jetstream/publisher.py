@@ -26,7 +26,7 @@ __all__ = ["JetStreamPublisher", "classify"]
 log = logging.getLogger(__name__)
 
 WINDOW = 8_192
-"""Messages out at once: several round trips' worth at any rate a server reaches, and settled well within an ack timeout."""
+"""Messages out at once: several round trips' worth at any rate, and settled well within an ack timeout."""
 WINDOW_BYTES = 8 * 1024 * 1024
 FLIGHT = 512
 """Messages a lane sends in its turn, in one write."""
@@ -116,10 +116,12 @@ class JetStreamPublisher:
 
     @property
     def identity(self) -> Hashable:
+        """Lanes with equal settings share one connection."""
         return self._settings
 
     @property
     def policy(self) -> Policy:
+        """One envelope of an aggregate out at a time; see `dispatch`."""
         pool = self._settings.pool
         return Policy(
             delivery_timeout=pool.delivery_timeout,
@@ -157,6 +159,7 @@ class JetStreamPublisher:
             events.connected()
 
     def prepare(self, envelope: Envelope) -> Wire:
+        """Check an envelope against the topics known and the server's limits, and encode it."""
         topic = envelope.topic
         try:
             head = self._heads[topic]
@@ -165,6 +168,7 @@ class JetStreamPublisher:
         return encode(envelope, head, self._connection.max_payload)
 
     def send(self, flight: Flight) -> None:
+        """Write a flight in one piece."""
         inbox, number = self._inbox, flight.number
         frames = []
         for index, entry in enumerate(flight.entries):
@@ -174,11 +178,13 @@ class JetStreamPublisher:
         self._connection.write(b"".join(frames))
 
     async def close(self) -> None:
+        """Let go of the connection within a bounded time."""
         if self._refresh is not None:
             self._refresh.cancel()
         await self._connection.close()
 
     def statistics(self) -> dict[str, int]:
+        """Counters of the connection."""
         connection = self._connection
         return {
             "reconnects": connection.reconnects,

@@ -24,7 +24,7 @@ class Api(Protocol):
     """What this module needs of a connection."""
 
     async def request(
-        self, subject: str, body: dict[str, Any] | None = None, timeout: float = 5.0
+        self, subject: str, body: dict[str, Any] | None = None, seconds: float = 5.0
     ) -> dict[str, Any]: ...
 
 
@@ -195,9 +195,11 @@ def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> list[str
     if weakness is not None:
         found.append(weakness)
     have = config.get("subjects") or ()
-    for subject in wanted.subjects:
-        if not any(covers(pattern, subject) for pattern in have):
-            found.append(f"subject {subject} is not among its subjects ({', '.join(have)})")
+    found += [
+        f"subject {subject} is not among its subjects ({', '.join(have)})"
+        for subject in wanted.subjects
+        if not any(covers(pattern, subject) for pattern in have)
+    ]
     if STORAGE_STRENGTH.get(config.get("storage", ""), 0) < STORAGE_STRENGTH[wanted.storage]:
         found.append(f"storage is {config.get('storage')}, asked is {wanted.storage}")
     if config.get("num_replicas", 1) < wanted.replicas:

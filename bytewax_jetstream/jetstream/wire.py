@@ -36,7 +36,7 @@ class Wire(NamedTuple):
     """From behind the reply subject to the end."""
 
 
-def check_topic(topic: str) -> None:
+def check_topic(topic: object) -> None:
     """Raise when a message must not be published on a subject, whatever streams there are.
 
     :raises EnvelopeError: with what is wrong.
@@ -56,7 +56,7 @@ def check_topic(topic: str) -> None:
         raise EnvelopeError(f"topic {shown} belongs to the server: choose one without leading $ or _INBOX")
 
 
-def message_id(event_id: str) -> bytes:
+def message_id(event_id: object) -> bytes:
     """The `Nats-Msg-Id` line of an event id, with `Event-Id` where the id itself cannot be one.
 
     Servers and clients strip and rewrite header values, so two ids that differ in a blank could become
@@ -93,7 +93,8 @@ def encode(envelope: Envelope, head: bytes, max_payload: int) -> Wire:
         raise EnvelopeError(f"the headers have {header_size} bytes, allowed are {MAX_HEADERS}: shorten them")
     if size > max_payload:
         raise EnvelopeError(
-            f"payload and headers have {size} bytes, the server allows {max_payload}: split the message or raise max_payload"
+            f"payload and headers have {size} bytes, the server allows {max_payload}: "
+            "split the message or raise the server's max_payload"
         )
     return Wire(head, b" %d %d\r\n%s%s\r\n%s\r\n" % (header_size, size, HEADER_LINE, lines, payload))
 
@@ -104,7 +105,7 @@ def _known_line(name: str, value: str) -> bytes:
     return b"%s: %s\r\n" % (name.encode(), _value(name, value))
 
 
-def _value(what: str, value: str) -> bytes:
+def _value(what: str, value: object) -> bytes:
     if not isinstance(value, str):
         raise EnvelopeError(f"{what} is a {type(value).__name__}: give a str")
     if not value.isprintable() or value != value.strip():
@@ -116,9 +117,11 @@ def _user_lines(envelope: Envelope) -> bytes:
     lines = []
     assert envelope.headers is not None
     try:
-        items = list(envelope.headers.items())
+        items: list[tuple[object, object]] = list(envelope.headers.items())
     except AttributeError:
-        raise EnvelopeError(f"the headers are a {type(envelope.headers).__name__}: give a mapping of str to str") from None
+        raise EnvelopeError(
+            f"the headers are a {type(envelope.headers).__name__}: give a mapping of str to str"
+        ) from None
     for name, value in items:
         if not isinstance(name, str) or not HEADER_NAME(name):
             raise EnvelopeError(f"header name {name!r} is not one: use letters, digits and dashes")

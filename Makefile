@@ -1,0 +1,60 @@
+# `make` alone prints the targets. Every target sets up .venv by itself, from a fresh clone with python, pip, make, git.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+STAMP := .venv/.complete
+# Exact, so that a fresh clone resolves and checks the lock as its authors did.
+UV := uv==0.13.9
+
+# uv must use our .venv, whatever environment happens to be active, and never fetch a Python of its own.
+export UV_PROJECT_ENVIRONMENT := .venv
+export UV_PYTHON_DOWNLOADS := never
+unexport VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fix bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make .venv with the locked dependencies
+
+# PYTHON=... names the interpreter; otherwise the first that runs and is of a version Bytewax has wheels for.
+$(STAMP): pyproject.toml uv.lock
+	@set -e; \
+	if ! $(BIN)/python -m uv --version >/dev/null 2>&1; then \
+		for python in $(or $(PYTHON),python3.11 python3.12 python3) ''; do \
+			test -n "$$python" || { echo 'make: no Python 3.11 or 3.12 found; name one: make setup PYTHON=/path/to/python' >&2; exit 1; }; \
+			$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 && break; \
+		done; \
+		echo "setup: .venv with $$($$python --version)"; \
+		$$python -m venv --clear .venv; \
+	fi; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV)'; \
+	echo 'setup: the dependencies of uv.lock'; \
+	$(BIN)/uv sync --quiet --frozen --inexact; \
+	touch $@
+
+demo: $(STAMP) ## run the main job: a year of flights through an embedded JetStream
+	@$(BIN)/python -m flows.flights
+
+test: $(STAMP) ## run the tests, against real servers
+	@$(BIN)/pytest
+
+check: $(STAMP) ## format, lint, types, import rules, lock: nothing is changed
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/uv lock --check --quiet
+
+fix: $(STAMP) ## format, and mend what the linter can mend
+	@$(BIN)/ruff format --quiet
+	@$(BIN)/ruff check --fix
+
+bench: $(STAMP) ## measure speed and memory, as a table
+	@$(BIN)/python -m tests.benchmark.bench
+
+clean: ## remove .venv, caches and what runs left behind
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist flows/.run
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

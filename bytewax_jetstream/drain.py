@@ -1,0 +1,181 @@
+"""SIGTERM and SIGINT end a dataflow in order: sources stop, everything settles, the last epoch commits.
+
+Without this a SIGTERM ends a Bytewax process on the spot, with whatever is in flight. A second signal,
+or a drain that takes longer than its timeout, ends it at once and non-zero; what was not settled is
+replayed at the next start.
+"""
+
+import _thread
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+from bytewax.inputs import (
+    DynamicSource,
+    FixedPartitionedSource,
+    Source,
+    StatefulSourcePartition,
+    StatelessSourcePartition,
+)
+
+__all__ = ["DrainingPartition", "deadline", "drain_on_signal", "install"]
+
+log = logging.getLogger(__name__)
+X = TypeVar("X")
+
+LONGEST_NAP = timedelta(seconds=0.1)
+"""A source that sleeps longer would not notice the signal; it is asked that often, and says nothing new."""
+GRACE = 5.0
+"""Seconds after the drain timeout until a run that does not end by itself is ended."""
+
+
+class _Drain:
+    """Whether this process is draining; there is one answer for all of its dataflows."""
+
+    def __init__(self) -> None:
+        self.deadline = float("inf")
+        self.timeout = 20.0
+        self._parts = 0
+        self._lock = threading.Lock()
+
+    @property
+    def requested(self) -> bool:
+        return self.deadline != float("inf")
+
+    def enter(self) -> None:
+        """A partition starts; the first one of a run forgets an earlier run's signal."""
+        with self._lock:
+            if self._parts == 0:
+                self.deadline = float("inf")
+            self._parts += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._parts = max(0, self._parts - 1)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Runs on the main thread, between two of its instructions: it only notes the time."""
+        if not self._parts:
+            # No dataflow of ours to drain: as if this handler were not there.
+            signal.signal(number, signal.SIG_DFL)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
+        elif self.requested:
+            self.deadline = 0.0
+            raise KeyboardInterrupt("a second signal, or the drain took too long: what is in flight is replayed")
+        else:
+            self.deadline = time.monotonic() + self.timeout
+            log.warning("%s: draining for at most %g s", signal.Signals(number).name, self.timeout)
+            timer = threading.Timer(self.timeout + GRACE, self._overdue)
+            timer.daemon = True
+            timer.start()
+
+    def _overdue(self) -> None:
+        if self.requested and self._parts:
+            _thread.interrupt_main(signal.SIGINT)
+
+
+_drain = _Drain()
+
+
+def deadline() -> float:
+    """When a requested drain must be over (`time.monotonic`); infinite while none is requested."""
+    return _drain.deadline
+
+
+def install(timeout: float) -> None:
+    """Take over SIGTERM and SIGINT, unless the program has handlers of its own or this is not its main thread.
+
+    :arg timeout: Seconds a drain may take.
+    """
+    _drain.timeout = timeout
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is default:
+            signal.signal(number, _drain.on_signal)
+
+
+def drain_on_signal(source: Source[X], *, timeout: float = 20.0) -> Source[X]:
+    """Make any source stop at SIGTERM and SIGINT, so that nothing in flight is cut off.
+
+    The sources of this package do it by themselves. All sources of a dataflow have to be wrapped: one
+    that goes on keeps the dataflow alive until the timeout ends it non-zero. To be called where the
+    dataflow is defined, on the main thread.
+
+    :arg timeout: Seconds until the run is ended non-zero.
+    """
+    install(timeout)
+    if isinstance(source, FixedPartitionedSource):
+        return _DrainingFixed(source)
+    if isinstance(source, DynamicSource):
+        return _DrainingDynamic(source)
+    raise TypeError(f"{type(source).__name__} is neither a FixedPartitionedSource nor a DynamicSource")
+
+
+class _Draining:
+    """What both kinds of partitions do: pass calls on until the signal, then say that the input ended."""
+
+    _part: Any
+
+    def __init__(self, part: Any) -> None:
+        self._part = part
+        self._open = True
+        _drain.enter()
+
+    def next_batch(self) -> Iterable[Any]:
+        if _drain.requested:
+            raise StopIteration
+        awake = self._part.next_awake()
+        if awake is not None and awake > datetime.now(UTC):
+            return []
+        batch: Iterable[Any] = self._part.next_batch()
+        return batch
+
+    def next_awake(self) -> datetime | None:
+        awake: datetime | None = self._part.next_awake()
+        return None if awake is None else min(awake, datetime.now(UTC) + LONGEST_NAP)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            _drain.leave()
+        self._part.close()
+
+
+class DrainingPartition(_Draining, StatefulSourcePartition[Any, Any]):
+    """A stateful partition that ends at the signal, with the state it then has."""
+
+    def snapshot(self) -> Any:
+        """The wrapped partition's own state."""
+        return self._part.snapshot()
+
+
+class _DrainingStateless(_Draining, StatelessSourcePartition[Any]):
+    """A stateless partition that ends at the signal."""
+
+
+class _DrainingFixed(FixedPartitionedSource[Any, Any]):
+    def __init__(self, source: FixedPartitionedSource[Any, Any]) -> None:
+        self._source = source
+
+    def list_parts(self) -> list[str]:
+        return self._source.list_parts()
+
+    def build_part(self, step_id: str, for_part: str, resume_state: Any) -> DrainingPartition:
+        return DrainingPartition(self._source.build_part(step_id, for_part, resume_state))
+
+
+class _DrainingDynamic(DynamicSource[Any]):
+    def __init__(self, source: DynamicSource[Any]) -> None:
+        self._source = source
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> _DrainingStateless:
+        return _DrainingStateless(self._source.build(step_id, worker_index, worker_count))
