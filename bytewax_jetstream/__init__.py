@@ -1,1 +1,25 @@
-"""Publish a Bytewax dataflow to NATS JetStream, and get every publish result back as a stream."""
+"""Publish what a dataflow produces to NATS JetStream, and get every publish result back as a stream.
+
+    import bytewax_jetstream.operators as jop
+    from bytewax_jetstream import Envelope, JetStreamSettings, StreamSettings
+
+This package's own modules import no broker's library and no Bytewax until they are used:
+`operators`, `sinks` and `drain` need Bytewax, `jetstream` needs nats-py.
+"""
+
+from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
+from .pool import AckPool, Lane
+from .settings import JetStreamSettings, PoolSettings, StreamSettings
+
+__all__ = [
+    "AckPool",
+    "Checkpoint",
+    "Envelope",
+    "JetStreamSettings",
+    "Lane",
+    "Outcome",
+    "PoolSettings",
+    "PublishOptions",
+    "PublishResult",
+    "StreamSettings",
+]

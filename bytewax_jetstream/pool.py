@@ -403,7 +403,7 @@ class AckPool:
         :raises ConnectError: when the broker cannot be used within its connect timeout.
         :raises StreamError: when a stream or topic is not what the settings ask.
         """
-        self._start()
+        self._start(publisher.broker)
         link = self.run(self._open(publisher), "opening a connection")
         lane = Lane(self, link, name, worker)
         self._thread.call(lambda: link.dispatch.add_lane(lane.queue))
@@ -495,22 +495,23 @@ class AckPool:
 
     # On the pool's thread
 
-    def _start(self) -> None:
+    def _start(self, broker: str) -> None:
         with self._lock:
             if self.state is PoolState.NEW and self._pid == os.getpid():
                 self.state = PoolState.RUNNING
                 self._thread.start()
-                self._thread.call(self._start_workers)
+                self._thread.call(lambda: self._start_workers(broker))
         self.check()
 
-    def _start_workers(self) -> None:
+    def _start_workers(self, broker: str) -> None:
         for number in range(self.settings.ack_workers):
             self._workers.append(self._thread.create_task(self._work(number), name=f"ack-worker-{number}"))
         log.info(
-            "ACK pool started: %d ACK workers, budget %d messages and %d bytes",
+            "ACK pool started: %d ACK workers, budget %d messages and %d bytes, transport %s",
             self.settings.ack_workers,
             self.budget.messages,
             self.budget.bytes,
+            broker,
         )
 
     async def _work(self, number: int) -> None:
@@ -605,8 +606,9 @@ class AckPool:
 
     async def _drain(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while self.budget.used_messages and time.monotonic() < until and self._thread.crash is None:
-            await asyncio.sleep(0.005)  # the budget is a producers' lock, it has no event of this loop
+        # Polled: the budget is given back under a lock of the producers', which has no event of this loop.
+        while self.budget.used_messages and time.monotonic() < until and not self._thread.crash:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
         while self._inbox:
             self.take_in()
         for link in self._links.values():

@@ -281,7 +281,7 @@ class Connection:
                 "api_prefix are wrong"
             ) from None
         except (NatsTimeoutError, NatsError, OSError) as error:
-            why = _words(error) if self._last_denied is None else self._last_denied
+            why = self._why(error)
             raise ConnectError(
                 f"no answer to {full} within {seconds:g} s ({why}): grant this user the JetStream API, or use "
                 "stream_strategy=skip"
@@ -290,6 +290,9 @@ class Connection:
         if refusal := answer.get("error"):
             raise JetStreamApiError(refusal.get("err_code", refusal.get("code", 0)), refusal.get("description", ""))
         return answer
+
+    def _why(self, error: Exception) -> str:
+        return self._last_denied or _words(error)
 
     def permission_denied(self, message: str) -> None:
         """The server forbade something; it names the subject and goes on."""
