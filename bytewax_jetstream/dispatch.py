@@ -12,8 +12,8 @@ The rules, all of them:
   window would re-order (measured: 8,139 inversions; with this rule 0);
 - an attempt without an answer within the ack timeout, or cut off by a lost connection, is tried again
   with the same event id, after a jittered backoff;
-- what the broker refuses for good is rejected; what is neither stored nor rejected by its delivery
-  timeout is unknown, never "rejected": it may be stored.
+- what the broker refuses for good is rejected, unless an earlier attempt was never answered: then it is
+  unknown, as is what is neither stored nor rejected by its delivery timeout; it may be stored.
 """
 
 import heapq
@@ -107,7 +107,7 @@ def size_of(envelope: Envelope) -> int:
 class Entry:
     """An envelope between its acceptance and its settlement."""
 
-    __slots__ = ("attempts", "batch", "done", "envelope", "last", "size", "wire")
+    __slots__ = ("attempts", "batch", "done", "envelope", "in_doubt", "last", "size", "wire")
 
     def __init__(self, envelope: Envelope, batch: Batch) -> None:
         self.envelope = envelope
@@ -116,6 +116,8 @@ class Entry:
         self.wire: Any = None
         """What the publisher made of it, once for all attempts."""
         self.attempts = 0
+        self.in_doubt = 0
+        """How many attempts got no answer: each may be stored, now or later."""
         self.done = False
         """Settled, maybe by the late answer to an earlier attempt; whoever still lists it passes over it."""
         self.last: Refusal | None = None
@@ -134,13 +136,15 @@ class Settled(NamedTuple):
 class LaneQueue:
     """The envelopes of one lane that wait for their turn, in order."""
 
-    __slots__ = ("held", "owner", "ready", "settled")
+    __slots__ = ("held", "in_turn", "owner", "ready", "settled")
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
         """Whose queue it is; passed through."""
         self.ready: deque[Entry] = deque()
         """May be sent."""
+        self.in_turn = False
+        """Among those that wait for their turn, or just having it."""
         self.held: dict[str, deque[Entry] | None] = {}
         """For each aggregate that has an envelope ready, out or backing off: those that wait behind it."""
         self.settled: list[Settled] = []
@@ -158,6 +162,10 @@ class Flight:
         self.deadline = deadline
         self.open = len(entries)
 
+    def at(self, index: int) -> Entry | None:
+        """What is waited for at a place; an answer can name any."""
+        return self.entries[index] if 0 <= index < len(self.entries) else None
+
     def unanswered(self) -> list[Entry]:
         """What is still waited for."""
         return [entry for entry in self.entries if entry is not None and not entry.done]
@@ -171,13 +179,13 @@ class Dispatch:
         self._prepare = prepare
         self._random = random
         self._connected = False
-        self._lanes: set[LaneQueue] = set()
+        self._lanes: dict[LaneQueue, None] = {}
         self._turns: deque[LaneQueue] = deque()
         """Lanes with something ready, the next to send first."""
         self._flights: dict[int, Flight] = {}
         """Out and awaited, oldest first."""
         self._silent: dict[int, Flight] = {}
-        """Given up, oldest first: a late ack still says that an envelope is stored."""
+        """Given up, oldest first, until all is settled: a late ack still says that an envelope is stored."""
         self._backing_off: list[tuple[float, int, LaneQueue, Entry]] = []
         self._with_settled: list[LaneQueue] = []
         self._next_expiry = INFINITY
@@ -195,25 +203,28 @@ class Dispatch:
 
     def add_lane(self, lane: LaneQueue) -> None:
         """Serve a lane from now on."""
-        self._lanes.add(lane)
+        self._lanes[lane] = None
 
     def remove_lane(self, lane: LaneQueue) -> None:
         """Forget a lane; whatever it had unsettled is settled as unknown."""
         self._abandon({lane}, Refusal(Verdict.GIVE_UP, "its lane was closed before it was answered"))
-        self._lanes.discard(lane)
+        self._lanes.pop(lane, None)
 
     def submit(self, lane: LaneQueue, envelopes: Iterable[Envelope], epoch: int, now: float) -> None:
         """Accept envelopes: each is queued, or rejected at once when it can never be stored as it is."""
         batch = Batch(now, now + self._policy.delivery_timeout, epoch)
         self._next_expiry = min(self._next_expiry, batch.expires)
         gated, held, ready, prepare = self._policy.one_per_aggregate, lane.held, lane.ready, self._prepare
-        idle = not ready
         for envelope in envelopes:
             entry = Entry(envelope, batch)
             try:
                 entry.wire = prepare(envelope)
             except EnvelopeError as error:
                 self._settle(lane, entry, Outcome.REJECTED, None, Refusal(Verdict.REJECT, str(error)))
+                continue
+            except Exception as error:  # a value nobody thought of must harm its own envelope only
+                reason = f"it cannot be encoded ({type(error).__name__}): give its fields the types Envelope names"
+                self._settle(lane, entry, Outcome.REJECTED, None, Refusal(Verdict.REJECT, reason))
                 continue
             aggregate = envelope.aggregate_id
             if not gated or aggregate is None:
@@ -226,8 +237,8 @@ class Dispatch:
             else:
                 held[aggregate] = None
                 ready.append(entry)
-        if idle and ready:
-            self._turns.append(lane)
+        if ready:
+            self._await_turn(lane)
 
     def connected(self) -> None:
         """The publisher can send."""
@@ -241,6 +252,7 @@ class Dispatch:
             self._land(flight)
             for entry in reversed(flight.unanswered()):
                 entry.last = refusal
+                entry.in_doubt += 1
                 self.retries += 1
                 self._make_ready(flight.lane, entry, first=True)
         self._silent |= self._flights
@@ -259,14 +271,20 @@ class Dispatch:
     def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
         """The broker did not store one envelope of a flight."""
         flight = self._flights.get(number)
-        entry = self._answer(flight, index) if flight is not None else None
-        if flight is None or entry is None:
-            return  # a later attempt is under way, and its answer counts
+        if flight is None:
+            self._refused_late(number, index)
+            return
+        entry = self._answer(flight, index)
+        if entry is None:
+            return
         entry.last = refusal
         if refusal.verdict is Verdict.RETRY:
             self._back_off(flight.lane, entry, now)
         elif refusal.verdict is Verdict.GIVE_UP:
             self._finish(flight.lane, entry, Outcome.UNKNOWN, None, refusal)
+        elif entry.in_doubt:
+            reason = f"{refusal.reason}; but an earlier attempt was never answered, so it may be stored"
+            self._finish(flight.lane, entry, Outcome.UNKNOWN, None, refusal._replace(reason=reason))
         else:
             self._finish(flight.lane, entry, Outcome.REJECTED, None, refusal)
 
@@ -279,11 +297,13 @@ class Dispatch:
                 self._make_ready(lane, entry, first=True)
         if now >= self._next_expiry:
             self._expire(now)
+        while self._silent and not next(iter(self._silent.values())).unanswered():
+            del self._silent[next(iter(self._silent))]
 
     def abandon(self, reason: str) -> None:
         """Settle everything as unknown: the publisher is closed or beyond repair."""
         self._connected = False
-        self._abandon(self._lanes, Refusal(Verdict.GIVE_UP, reason))
+        self._abandon(self._lanes.keys(), Refusal(Verdict.GIVE_UP, reason))
 
     # What it answers
 
@@ -297,12 +317,18 @@ class Dispatch:
             size = self.out_bytes
             while ready and len(entries) < limit and size < policy.window_bytes:
                 entry = ready.popleft()
-                if not entry.done:
-                    entry.attempts += 1
-                    size += entry.size
-                    entries.append(entry)
+                if entry.done:
+                    continue
+                if entry.batch.expires <= now:
+                    self._give_up(lane, entry)
+                    continue
+                entry.attempts += 1
+                size += entry.size
+                entries.append(entry)
             if ready:
                 self._turns.append(lane)
+            else:
+                lane.in_turn = False
             if entries:
                 flight = Flight(next(self._numbers), lane, entries, now + (policy.ack_timeout or INFINITY))
                 self._flights[flight.number] = flight
@@ -332,7 +358,7 @@ class Dispatch:
     def envelope(self, number: int, index: int) -> Envelope | None:
         """What is out at that place of a flight."""
         flight = self._flights.get(number)
-        entry = flight.entries[index] if flight is not None else None
+        entry = flight.at(index) if flight is not None else None
         return entry.envelope if entry is not None else None
 
     def out_on(self, topic: str) -> list[tuple[int, int]]:
@@ -348,7 +374,7 @@ class Dispatch:
 
     def _answer(self, flight: Flight, index: int) -> Entry | None:
         """Take an entry out of its flight; None when it was answered or settled before."""
-        entry = flight.entries[index]
+        entry = flight.at(index)
         if entry is None:
             self.late_acks += 1
             return None
@@ -366,9 +392,17 @@ class Dispatch:
     def _acked_late(self, number: int, index: int, receipt: Receipt) -> None:
         self.late_acks += 1
         flight = self._silent.get(number)
-        entry = flight.entries[index] if flight is not None else None
+        entry = flight.at(index) if flight is not None else None
         if flight is not None and entry is not None and not entry.done and flight.lane in self._lanes:
             self._finish(flight.lane, entry, Outcome.STORED, receipt, None)
+
+    def _refused_late(self, number: int, index: int) -> None:
+        """A later attempt decides, but this one is in doubt no more."""
+        flight = self._silent.get(number)
+        entry = flight.at(index) if flight is not None else None
+        if flight is not None and entry is not None:
+            flight.entries[index] = None
+            entry.in_doubt -= 1
 
     def _land(self, flight: Flight) -> None:
         """A flight is not awaited any more."""
@@ -378,12 +412,16 @@ class Dispatch:
                 self.out_bytes -= entry.size
 
     def _make_ready(self, lane: LaneQueue, entry: Entry, *, first: bool) -> None:
-        if not lane.ready:
-            self._turns.append(lane)
         if first:
             lane.ready.appendleft(entry)
         else:
             lane.ready.append(entry)
+        self._await_turn(lane)
+
+    def _await_turn(self, lane: LaneQueue) -> None:
+        if not lane.in_turn:
+            lane.in_turn = True
+            self._turns.append(lane)
 
     def _back_off(self, lane: LaneQueue, entry: Entry, now: float) -> None:
         if now >= entry.batch.expires:
@@ -406,36 +444,31 @@ class Dispatch:
             for entry in flight.unanswered():
                 # The broker's own word on an earlier attempt tells more than this silence.
                 entry.last = entry.last or Refusal(Verdict.RETRY, f"no ack within {self._policy.ack_timeout:g} s")
+                entry.in_doubt += 1
                 self._back_off(flight.lane, entry, now)
-        while self._silent:
-            oldest = next(iter(self._silent.values()))
-            if oldest.deadline + self._policy.delivery_timeout > now:
-                break
-            del self._silent[oldest.number]
 
     def _expire(self, now: float) -> None:
         """End the deliveries that are due and not out; those that are out get their answer first."""
-        overdue: list[tuple[LaneQueue, Entry]] = []
-        backing_off = [(item[2], item[3]) for item in self._backing_off]
-        waiting = backing_off + [(lane, entry) for lane in self._lanes for entry in lane.ready]
-        for lane, entry in waiting:
+        for _, _, lane, entry in self._backing_off:
             if not entry.done and entry.batch.expires <= now:
-                overdue.append((lane, entry))
-        for lane, entry in overdue:
-            self._give_up(lane, entry)
-        if overdue:
-            self._pass_over_done()
-        left = min((entry.batch.expires for _, entry in self._unsettled(self._lanes)), default=INFINITY)
-        # Who is out past its time is looked at again soon, but must not keep the pool busy until then.
-        self._next_expiry = max(left, now + 0.1)
-
-    def _pass_over_done(self) -> None:
-        """Let go of settled entries that would wait for a connection that may never come."""
-        for lane in self._lanes:
-            lane.ready = deque(entry for entry in lane.ready if not entry.done)
-        self._turns = deque(lane for lane in self._turns if lane.ready)
+                self._give_up(lane, entry)
         self._backing_off = [item for item in self._backing_off if not item[3].done]
         heapq.heapify(self._backing_off)
+        for lane in self._lanes:
+            kept: deque[Entry] = deque()
+            while lane.ready:  # to which giving one up adds the next of its aggregate
+                entry = lane.ready.popleft()
+                if not entry.done and entry.batch.expires <= now:
+                    self._give_up(lane, entry)
+                elif not entry.done:
+                    kept.append(entry)
+            lane.ready = kept
+        self._turns = deque(lane for lane in self._turns if lane.ready)
+        for lane in self._lanes:
+            lane.in_turn = bool(lane.ready)
+        left = min((entry.batch.expires for _, entry in self._unsettled(self._lanes.keys())), default=INFINITY)
+        # Who is out past its time is looked at again soon, but must not keep the pool busy until then.
+        self._next_expiry = max(left, now + 0.1)
 
     def _unsettled(self, lanes: Set[LaneQueue]) -> Iterator[tuple[LaneQueue, Entry]]:
         listed = [(item[2], item[3]) for item in self._backing_off]
@@ -451,6 +484,7 @@ class Dispatch:
         for lane in lanes:
             lane.ready.clear()
             lane.held.clear()
+            lane.in_turn = False
         self._turns = deque(lane for lane in self._turns if lane not in lanes)
         self._backing_off = [item for item in self._backing_off if item[2] not in lanes]
         heapq.heapify(self._backing_off)
@@ -458,7 +492,7 @@ class Dispatch:
             self._land(self._flights.pop(flight.number))
 
     def _give_up(self, lane: LaneQueue, entry: Entry) -> None:
-        last = entry.last.reason if entry.last else "it was never sent, for want of a connection"
+        last = entry.last.reason if entry.last else "never sent: no connection, or no answer to what came before it"
         reason = (
             f"not settled within {self._policy.delivery_timeout:g} s and {entry.attempts} attempts ({last}): "
             "see to the broker, then publish it again with the same event id"

@@ -128,19 +128,24 @@ class _Draining:
     def __init__(self, part: Any) -> None:
         self._part = part
         self._open = True
+        self._asleep_until: datetime | None = None
+        self._asked = False
         _drain.enter()
 
     def next_batch(self) -> Iterable[Any]:
         if _drain.requested:
             raise StopIteration
-        awake = self._part.next_awake()
-        if awake is not None and awake > datetime.now(UTC):
+        if self._asleep_until is not None and self._asleep_until > datetime.now(UTC):
             return []
+        self._asked = False
         batch: Iterable[Any] = self._part.next_batch()
         return batch
 
     def next_awake(self) -> datetime | None:
-        awake: datetime | None = self._part.next_awake()
+        if not self._asked:  # once after each batch, as the engine does: the answer may be so many seconds from now
+            self._asked = True
+            self._asleep_until = self._part.next_awake()
+        awake = self._asleep_until
         return None if awake is None else min(awake, datetime.now(UTC) + LONGEST_NAP)
 
     def close(self) -> None:

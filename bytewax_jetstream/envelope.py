@@ -4,12 +4,13 @@ All are `NamedTuple`s: immutable, picklable, and the cheapest such form to make 
 against 0.96 for a frozen dataclass and 1.28 for one with slots; 0.12 us when built in bulk).
 """
 
+import pickle
 from collections.abc import Mapping
 from datetime import timedelta
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Checkpoint", "Envelope", "Outcome", "PublishOptions", "PublishResult"]
+__all__ = ["Checkpoint", "Envelope", "Outcome", "PublishOptions", "PublishResult", "picklable"]
 
 
 class PublishOptions(NamedTuple):
@@ -44,6 +45,27 @@ class Envelope(NamedTuple):
     partition: int | None = None
     """Kafka only: the partition to write to, instead of the one the aggregate id hashes to."""
     options: PublishOptions | None = None
+
+
+def picklable(envelope: Envelope) -> Envelope:
+    """The envelope, fit for a recovery store: what cannot be pickled is replaced by bytes, a dict or its `repr`."""
+    try:
+        pickle.dumps(envelope)
+    except Exception:  # pickling runs code of the values' types
+        return Envelope(*map(_picklable, envelope))
+    return envelope
+
+
+def _picklable(value: Any) -> Any:
+    try:
+        if isinstance(value, memoryview):
+            return value.tobytes()
+        if isinstance(value, Mapping) and type(value) is not dict:
+            value = dict(value)
+        pickle.dumps(value)
+    except Exception:
+        return object.__repr__(value)
+    return value
 
 
 class Outcome(StrEnum):

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Coroutine
+from concurrent import futures
 from typing import Any, TypeVar
 
 from .errors import PoolClosedError
@@ -15,6 +17,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STOP_SECONDS = 5.0
+SLICE = 0.1
+"""Seconds a caller waits before it looks whether there is still somebody to wait for."""
 
 
 class LoopThread:
@@ -52,18 +56,21 @@ class LoopThread:
         """Run a coroutine and wait for its result.
 
         :raises TimeoutError: when it takes longer; it is cancelled.
-        :raises PoolClosedError: when the thread has ended.
+        :raises PoolClosedError: when the thread has ended, or ends meanwhile.
         """
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:
             coroutine.close()
             raise PoolClosedError(f"thread {self._thread.name} has ended: restart the flow") from None
-        try:
-            return future.result(seconds)
-        except TimeoutError:
-            future.cancel()
-            raise
+        until = time.monotonic() + seconds
+        while self.alive and not futures.wait([future], min(SLICE, seconds)).done:
+            if time.monotonic() > until:
+                future.cancel()
+                raise TimeoutError
+        if future.done() and not future.cancelled():
+            return future.result()
+        raise PoolClosedError(f"thread {self._thread.name} has ended: restart the flow")
 
     def create_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Start a task whose failure is a crash; to be called on the loop's own thread."""

@@ -1,4 +1,4 @@
-"""Operators that publish from inside a dataflow and bring every result back into it.
+"""Operators that read, that publish from inside a dataflow, and that bring every result back into it.
 
     import bytewax_jetstream.operators as jop
 
@@ -13,27 +13,31 @@ result or a checkpoint may come twice, with the same identity.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 import bytewax.operators as op
-from bytewax.dataflow import Stream, operator
+from bytewax.dataflow import Dataflow, Stream, operator
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from . import drain
 from .envelope import Checkpoint, Envelope, PublishResult
 from .errors import PublishError, SettleTimeoutError
+from .jetstream.message import JetStreamError, JetStreamMessage, Start
 from .pool import Delivery, Lane
 from .routing import local_key
+from .settings import JetStreamSettings
 from .sinks import BrokerSettings, Outlet
 
-__all__ = ["PublishOut", "output", "publish"]
+__all__ = ["InputOut", "PublishOut", "input", "output", "publish"]
 
 POLL = timedelta(milliseconds=2)
 """How long results may wait for the dataflow to look, while its upstream is idle."""
+IDLE_POLL = timedelta(milliseconds=50)
+"""How long the checkpoint of an epoch may wait after it, while its upstream is idle."""
 SLICE = 0.1
 """Seconds the barrier waits before it looks at a signal's deadline again."""
 
@@ -48,6 +52,55 @@ class PublishOut:
     """Rejected ones, each with its envelope; an unknown one stops the run instead."""
     checkpoints: Stream[Checkpoint]
     """One for each lane and epoch, once all of that epoch's envelopes are settled."""
+
+
+@dataclass(frozen=True)
+class InputOut:
+    """What a stream holds, and what of it cannot be read."""
+
+    oks: Stream[JetStreamMessage]
+    errs: Stream[JetStreamError]
+    """Stored messages that cannot be read as one (a subject that is not text, a broken header block)."""
+
+
+@operator
+def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
+    step_id: str,
+    flow: Dataflow,
+    settings: JetStreamSettings,
+    *,
+    stream: str | Sequence[str],
+    subjects: str | Sequence[str] = (),
+    durable: str | None = None,
+    tail: bool = True,
+    start: Start = "first",
+    batch_size: int = 1000,
+) -> InputOut:
+    """Read every message of one or more streams; after a crash, go on where the last epoch was committed.
+
+    `JetStreamSource` says what that means by sequence and with a durable consumer; this is it, with
+    messages that cannot be read on a stream of their own, and stopping in order at SIGTERM and SIGINT.
+
+    :arg step_id: Unique id; the place reached is kept under it.
+    :arg flow: The dataflow.
+    :arg settings: Which JetStream; streams it declares are made or checked first.
+    :arg stream: Name of the stream, or of several.
+    :arg subjects: Only messages on these subjects.
+    :arg durable: Name of a durable consumer to read through.
+    :arg tail: Wait for new messages at the end.
+    :arg start: Where to start the first time: `first`, `new`, a stream sequence, or a time.
+    :arg batch_size: Messages in a batch, at most.
+    """
+    from .jetstream.source import JetStreamSource  # which loads nats-py
+
+    source = JetStreamSource(
+        settings, streams=stream, subjects=subjects, durable=durable, tail=tail, start=start, batch_size=batch_size
+    )
+    items = op.input("source", flow, source)
+    return InputOut(
+        oks=op.flat_map_batch("oks", items, lambda batch: [item for item in batch if type(item) is JetStreamMessage]),
+        errs=op.flat_map_batch("errs", items, lambda batch: [item for item in batch if type(item) is JetStreamError]),
+    )
 
 
 @operator
@@ -218,8 +271,10 @@ class _PublishLogic(StatefulBatchLogic[_Pack, _Report, _Report]):
         return self._pass_on()
 
     def notify_at(self) -> datetime | None:
-        waiting = any(self._report) or (self._lane is not None and self._lane.unsettled)
-        return datetime.now(UTC) + POLL if waiting else None
+        if any(self._report) or (self._lane is not None and self._lane.unsettled):
+            return datetime.now(UTC) + POLL
+        # The epoch's end leaves a checkpoint, and nobody asks again then.
+        return datetime.now(UTC) + IDLE_POLL if self._tally is not None else None
 
     def snapshot(self) -> _Report:
         """The barrier: an epoch commits with nothing in flight; results that cannot be emitted now are its state."""
@@ -249,7 +304,8 @@ class _PublishLogic(StatefulBatchLogic[_Pack, _Report, _Report]):
                 )
 
     def _collect(self) -> None:
-        assert self._lane is not None, "only a lane with envelopes has results"
+        if self._lane is None:
+            return  # resumed with results to pass on, and no envelope came yet
         for delivery in self._lane.take():
             if self._tally is not None:
                 self._tally.add(delivery)

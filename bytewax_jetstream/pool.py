@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 from .dispatch import Dispatch, LaneQueue, Receipt, Refusal, Settled, Verdict, size_of
-from .envelope import Envelope, Outcome, PublishResult
+from .envelope import Envelope, Outcome, PublishResult, picklable
 from .errors import ConnectError, PoolClosedError, SettleTimeoutError
 from .loop import LoopThread
 from .publisher import Publisher
@@ -136,6 +136,7 @@ class Lane:
         self._news = threading.Condition()
         self._unsettled = 0
         self._stop_reason: str | None = None
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Lane {self.name!r}, {self._unsettled} unsettled, {len(self._mailbox)} mails>"
@@ -155,15 +156,21 @@ class Lane:
 
         Blocks while the budget is spent. A bad envelope is accepted and becomes a rejected result.
 
-        :raises PoolClosedError: when the pool is draining, closed, dead or of another process.
+        :raises PoolClosedError: when the lane is closed, or the pool is draining, closed, dead or of another process.
         :raises SettleTimeoutError: when the budget stays spent for longer than a delivery may take.
         """
         budget, patience = self._pool.budget, self._pool.settings.delivery_timeout + 10
         largest = min(PIECE, max(1, budget.messages // 2))
-        for start in range(0, len(envelopes), largest):
+        start = 0
+        while start < len(envelopes):
             piece = envelopes[start : start + largest]
+            size = sum(map(size_of, piece))
+            while size > budget.bytes // 2 and len(piece) > 1:
+                piece = piece[: len(piece) // 2]
+                size = sum(map(size_of, piece))
+            start += len(piece)
             self.check()
-            budget.acquire(len(piece), sum(map(size_of, piece)), self, patience)
+            budget.acquire(len(piece), size, self, patience)
             with self._news:
                 self._unsettled += len(piece)
             self._pool.hand_over(self.link, self.queue, piece, epoch)
@@ -191,8 +198,8 @@ class Lane:
                 left = until - time.monotonic()
                 if left <= 0:
                     return False
+                self._pool.check(settling=True)
                 self._news.wait(min(left, SLICE))
-                self.check()
         return True
 
     def flush(self, timeout: float | None = None) -> list[PublishResult]:
@@ -211,20 +218,24 @@ class Lane:
         return self.collect()
 
     def check(self) -> None:
-        """Raise when the pool cannot settle anything any more."""
+        """Raise when nothing can be submitted any more."""
+        if self._closed:
+            raise PoolClosedError(f"lane {self.name} is closed: open another")
         self._pool.check()
 
     def close(self) -> None:
-        """Leave the pool, without waiting; never raises. Whatever is unsettled gets no result: flush first."""
-        self._pool.release(self)
+        """Leave the pool, without waiting; never raises. Whatever is unsettled becomes unknown: flush first."""
+        if not self._closed:
+            self._closed = True
+            self._pool.release(self)
 
     def deliver(self, delivery: Delivery, stop_reason: str | None) -> None:
         """Called by an ACK worker with what it has settled."""
-        self._mailbox.append(delivery)
         with self._news:
-            self._unsettled -= len(delivery.oks) + len(delivery.errs)
             if stop_reason is not None and self._stop_reason is None:
-                self._stop_reason = stop_reason
+                self._stop_reason = stop_reason  # before anybody can take the results, to pass them on
+            self._mailbox.append(delivery)
+            self._unsettled -= len(delivery.oks) + len(delivery.errs)
             self._news.notify_all()
 
 
@@ -280,8 +291,12 @@ class _Link:
         self.turn()
 
     def turn(self) -> None:
-        """Take in what waits, send what may be sent, hand on what is settled, and come back when something is due."""
+        """Take in what waits, for whichever link, and act; whose envelopes they are is looked at soon."""
         self._pool.take_in()
+        self.act()
+
+    def act(self) -> None:
+        """Send what may be sent, hand on what is settled, and come back when something is due."""
         now = time.monotonic()
         while (flight := self.dispatch.next_flight(now)) is not None:
             self.publisher.send(flight)
@@ -304,7 +319,10 @@ class _Link:
     async def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        await self.publisher.close()
+        try:
+            await self.publisher.close()
+        except Exception:
+            log.exception("%s: closing failed", self.publisher.broker)
 
     def _tick(self) -> None:
         self._timer = None
@@ -335,6 +353,7 @@ class AckPool:
         self.state = PoolState.NEW
         self._pid = os.getpid()
         self._lock = threading.Lock()
+        self._closers = threading.RLock()
         self._thread = LoopThread("bytewax_jetstream-pool")
         self._links: dict[Hashable, _Link] = {}
         self._inbox: deque[tuple[_Link, LaneQueue, Sequence[Envelope], int]] = deque()
@@ -430,6 +449,7 @@ class AckPool:
                     **link.publisher.statistics(),
                 }
                 for link in list(self._links.values())
+                if link.ready is not None and link.ready.done()
             ],
         }
 
@@ -439,25 +459,31 @@ class AckPool:
         :arg drain: Seconds to wait for what is unsettled, default the drain timeout; what is left then
             gets an unknown result.
         """
-        with self._lock:
-            started = self.state is not PoolState.NEW
-            first = self.state in (PoolState.NEW, PoolState.RUNNING)
-            if first:
-                self.state = PoolState.DRAINING
         if os.getpid() != self._pid:
             return
-        if started and first:
-            seconds = self.settings.drain_timeout if drain is None else drain
-            try:
-                self._thread.run(self._drain(seconds), seconds + CLOSE_SECONDS)
-            except TimeoutError:
-                log.error("the pool did not drain within %g s; what it had unsettled is unknown", seconds)
-        self._thread.stop()
-        self.state = PoolState.CLOSED
+        with self._closers:  # who comes second returns when the first is done
+            with self._lock:
+                before = self.state
+                if before is PoolState.CLOSED:
+                    return
+                self.state = PoolState.DRAINING
+            if before is PoolState.RUNNING:
+                self._drain_within(self.settings.drain_timeout if drain is None else drain)
+            self._thread.stop()
+            self.state = PoolState.CLOSED
 
-    def check(self) -> None:
-        """Raise when this pool cannot settle anything any more."""
-        if self.state is PoolState.RUNNING and self._thread.crash is None and self._pid == os.getpid():
+    def _drain_within(self, seconds: float) -> None:
+        try:
+            self._thread.run(self._drain(seconds), seconds + CLOSE_SECONDS)
+        except TimeoutError:
+            log.error("the pool did not drain within %g s; what it had unsettled is unknown", seconds)
+        except Exception as error:
+            log.error("the pool could not drain (%r); what it had unsettled is unknown", error)
+
+    def check(self, *, settling: bool = False) -> None:
+        """Raise when this pool takes nothing any more or, with `settling`, cannot even settle what it has."""
+        working = self.state is PoolState.RUNNING or (settling and self.state is PoolState.DRAINING)
+        if working and self._thread.crash is None and self._pid == os.getpid():
             return
         if self._pid != os.getpid():
             raise PoolClosedError(f"this pool belongs to process {self._pid}: make a new one after a fork")
@@ -496,8 +522,10 @@ class AckPool:
     # On the pool's thread
 
     def _start(self, broker: str) -> None:
+        if self._pid != os.getpid():
+            self.check()  # before the lock: at the fork another thread may have had it
         with self._lock:
-            if self.state is PoolState.NEW and self._pid == os.getpid():
+            if self.state is PoolState.NEW:
                 self.state = PoolState.RUNNING
                 self._thread.start()
                 self._thread.call(lambda: self._start_workers(broker))
@@ -535,7 +563,8 @@ class AckPool:
             results = oks
             if refusal is not None:
                 verdict, reason, code = refusal
-                kept, results = envelope, errs
+                kept = envelope = picklable(envelope)
+                results = errs
                 if outcome is Outcome.UNKNOWN or verdict is Verdict.STOP:
                     stop = stop or f"envelope {envelope.event_id} on {envelope.topic} is {outcome}: {reason}"
             elif duplicate:
@@ -563,8 +592,9 @@ class AckPool:
     def _look(self) -> None:
         """Take in, and look again while anything is under way."""
         self._looking = False  # before the inbox is looked at: who appends after that look wakes us
+        self.take_in()
         for link in list(self._links.values()):
-            link.turn()
+            link.act()
         if self._inbox or any(link.dispatch.out for link in self._links.values()):
             self._looking = True
             asyncio.get_running_loop().call_later(0 if self._inbox else LOOK_AGAIN, self._look)
@@ -596,8 +626,10 @@ class AckPool:
 
     def _leave(self, lane: Lane) -> None:
         link = lane.link
+        while self._inbox:  # what was handed over before must not come after the end
+            self.take_in()
         link.dispatch.remove_lane(lane.queue)
-        link.turn()
+        link.act()
         link.lanes -= 1
         if not link.lanes and link.publisher.identity in self._links:
             del self._links[link.publisher.identity]

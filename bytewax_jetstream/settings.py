@@ -33,6 +33,10 @@ def _split(value: object) -> object:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
+def _scheme(server: str) -> str:
+    return server.split("://")[0].lower() if "://" in server else "nats"
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
@@ -55,9 +59,8 @@ class _Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        _reject_unknown_variables(cls.model_config.get("env_file"))
-        secrets = os.environ.get(SECRETS_DIR)
-        if secrets:
+        secrets = _checked_secrets_dir(cls.model_config.get("env_file"))
+        if secrets is not None:
             file_secret_settings = SecretsSettingsSource(settings_cls, secrets_dir=secrets)
         # Other classes' and other people's keys in `.env` would be "extra" to this class: only its own count.
         own = _OwnKeys(settings_cls, dotenv_settings)
@@ -79,19 +82,25 @@ class _OwnKeys(PydanticBaseSettingsSource):
         return {name: value for name, value in self._source().items() if name in fields}
 
 
-def _reject_unknown_variables(env_file: Any) -> None:
+def _checked_secrets_dir(env_file: Any) -> Path | None:
+    """Look at every name with our prefix, wherever it is written; returns the secrets directory, if one is named."""
     known = {SECRETS_DIR} | {
         (str(cls.model_config.get("env_prefix")) + field).upper()
         for cls in _Settings.__subclasses__()
         for field in cls.model_fields
     }
-    written = [*os.environ, *(dotenv_values(env_file) if env_file else ())]
-    unknown = sorted({name for name in written if name.upper().startswith(PREFIX)} - known)
-    unknown = [name for name in unknown if name.upper() not in known]
+    written = {**(dotenv_values(env_file) if env_file else {}), **os.environ}
+    named = next((value for name, value in written.items() if name.upper() == SECRETS_DIR and value), None)
+    secrets = Path(named).expanduser() if named else None
+    if secrets is not None and not secrets.is_dir():
+        raise ValueError(f"{SECRETS_DIR} is {secrets}, which is no directory: make it, or correct the path")
+    names = [*written, *(file.name for file in secrets.iterdir())] if secrets is not None else list(written)
+    unknown = sorted(name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
         raise ValueError(
             f"unknown setting {', '.join(unknown)}: correct the name or remove it; known are {', '.join(sorted(known))}"
         )
+    return secrets
 
 
 class PoolSettings(_Settings):
@@ -119,7 +128,7 @@ class StreamSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[^\s.*>/\\]{1,255}$")]
-    subjects: Words
+    subjects: Annotated[Words, Field(min_length=1)]
     storage: Literal["file", "memory"] = "file"
     replicas: Annotated[int, Field(ge=1, le=5)] = 1
     retention: Literal["limits", "interest", "workqueue"] = "limits"
@@ -177,10 +186,17 @@ class JetStreamSettings(_Settings):
         if not servers:
             raise ValueError("name at least one server, such as nats://127.0.0.1:4222")
         for server in servers:
-            url = urlsplit(server if "://" in server else f"nats://{server}")
-            if url.username or url.password:
+            if "@" in server:
                 raise ValueError("credentials in a server's URL end up in logs: use user and password, or token")
-            if url.scheme not in ("nats", "tls", "ws", "wss") or not url.hostname:
+            scheme = _scheme(server)
+            if scheme in ("ws", "wss"):
+                raise ValueError("WebSocket servers are not supported: use the server's nats:// or tls:// address")
+            try:
+                url = urlsplit(f"//{server.split('://', 1)[-1]}")
+                complete = bool(url.hostname) and url.port != 0
+            except ValueError:  # whose words may contain what was written
+                complete = False
+            if not complete or scheme not in ("nats", "tls"):
                 raise ValueError("a server is written nats://host:port or tls://host:port")
         return servers
 
@@ -208,8 +224,7 @@ class JetStreamSettings(_Settings):
     def wants_tls(self) -> bool:
         """Whether an unencrypted connection must be refused."""
         files = (self.tls_ca_file, self.tls_cert_file, self.tls_hostname)
-        schemes = (server.split("://")[0] for server in self.servers)
-        return self.tls or self.tls_handshake_first or any(files) or any(s in ("tls", "wss") for s in schemes)
+        return self.tls or self.tls_handshake_first or any(files) or any(_scheme(s) == "tls" for s in self.servers)
 
     @property
     def js_prefix(self) -> str:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from ..errors import ConnectError
 from ..settings import JetStreamSettings
 from .parser import MessageHandler, Parser
 
-__all__ = ["Connection", "JetStreamApiError"]
+__all__ = ["DENIED_PUBLISH", "Connection", "JetStreamApiError"]
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,12 @@ PING_INTERVAL = 2
 """Seconds between pings; a silent peer is given up after three."""
 ATTEMPT_SECONDS = 2.0
 """One attempt to connect to one server."""
-DISPOSE_SECONDS = 2.0
+DISPOSE_SECONDS = 0.5
+REQUEST_SECONDS = 5.0
 READ_SIZE = 128 * 1024
+DENIED_PUBLISH = re.compile(r'Permissions Violation for Publish to "([^"]+)"', re.IGNORECASE).search
+MOST_DENIALS = 1_000
+"""Different ones that are logged; each comes once for every message that it concerns."""
 
 
 class JetStreamApiError(Exception):
@@ -181,6 +186,9 @@ class Connection:
         self._subscriptions: dict[str, tuple[MessageHandler, int]] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._last_denied: str | None = None
+        self._denials: set[str] = set()
+        self._asked: dict[str, set[asyncio.Future[str]]] = {}
+        """Subjects of requests under way, each with who wants to hear of a denial."""
         self.reconnects = 0
         self.requests = 0
         self.writes = 0
@@ -211,11 +219,11 @@ class Connection:
             try:
                 self._client = await self._connect(min(ATTEMPT_SECONDS, deadline - time.monotonic()))
                 break
-            except (OSError, NatsError, TimeoutError, ValueError) as error:
-                reason = _words(error)
-                if _is_refusal(reason):
+            except Exception as error:  # the libraries below have many, and all mean that it does not stand
+                reason, remedy = _words(error), _remedy(error)
+                if remedy is not None:
                     raise ConnectError(
-                        f"{', '.join(self._settings.servers)} refused the connection: {reason}"
+                        f"no connection to {', '.join(self._settings.servers)} ({reason}): {remedy}"
                     ) from None
                 if time.monotonic() + pause >= deadline:
                     raise ConnectError(
@@ -253,9 +261,15 @@ class Connection:
         self._last_denied = None
         self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
         # The server answers in order: after this round trip it has taken the subscription or refused it.
-        await client.flush(timeout=int(max(1, self._settings.connect_timeout)))
+        try:
+            await client.flush(timeout=cast(int, self._settings.connect_timeout))
+        except (NatsError, OSError) as error:
+            raise ConnectError(
+                f"the server did not take the subscription within {self._settings.connect_timeout:g} s "
+                f"({_words(error)}): see whether it is overloaded"
+            ) from None
         if self._last_denied is not None:
-            raise ConnectError(f"{self._last_denied}: grant this user that subject")
+            raise ConnectError(f"{self._last_denied}: let this user subscribe to {subject.split('.')[0]}.>")
 
     def unsubscribe(self, subject: str) -> None:
         """End a subscription, on this connection and all to come."""
@@ -263,41 +277,65 @@ class Connection:
         if self._client is not None:
             self._client.raw_unsubscribe(sid)
 
-    async def request(self, subject: str, body: dict[str, Any] | None = None, seconds: float = 5.0) -> dict[str, Any]:
+    async def drain(self, subject: str) -> None:
+        """End a subscription when everything that was sent for it has been handled."""
+        client = self._live()
+        _, sid = self._subscriptions.pop(subject, (None, 0))
+        client.raw_write(b"UNSUB %d\r\n" % sid)
+        await client.flush(timeout=cast(int, self._settings.connect_timeout))
+        client.handlers.pop(sid, None)
+
+    async def request(
+        self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
+    ) -> dict[str, Any]:
         """One JetStream API request below the settings' prefix, such as `STREAM.INFO.ORDERS`.
 
+        :arg seconds: How long to wait, default 5 and at most the connect timeout.
         :raises JetStreamApiError: when the answer is an error.
         :raises ConnectError: when there is no answer.
         """
         self.requests += 1
+        seconds = min(REQUEST_SECONDS, self._settings.connect_timeout) if seconds is None else seconds
         full = f"{self._settings.js_prefix}.{subject}"
-        self._last_denied = None
         payload = json.dumps(body).encode() if body is not None else b""
+        client = self._live()
+        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(full, set()).add(denied)
+        asked = asyncio.ensure_future(client.request(full, payload, timeout=seconds))
         try:
-            message = await self._live().request(full, payload, timeout=seconds)
+            await asyncio.wait({asked, denied}, return_when=asyncio.FIRST_COMPLETED)
+            if denied.done():
+                raise ConnectError(f"{denied.result()}: grant this user the JetStream API, or use stream_strategy=skip")
+            message = asked.result()
         except NoRespondersError:
             raise ConnectError(
                 f"nobody answers {full}: JetStream is off on this server or for this account, or domain and "
                 "api_prefix are wrong"
             ) from None
         except (NatsTimeoutError, NatsError, OSError) as error:
-            why = self._why(error)
             raise ConnectError(
-                f"no answer to {full} within {seconds:g} s ({why}): grant this user the JetStream API, or use "
-                "stream_strategy=skip"
+                f"no answer to {full} within {seconds:g} s ({_words(error)}): see whether the server is overloaded"
             ) from None
+        finally:
+            asked.cancel()
+            self._asked[full].discard(denied)
+            if not self._asked[full]:
+                del self._asked[full]
         answer = cast(dict[str, Any], json.loads(message.data))
         if refusal := answer.get("error"):
             raise JetStreamApiError(refusal.get("err_code", refusal.get("code", 0)), refusal.get("description", ""))
         return answer
 
-    def _why(self, error: Exception) -> str:
-        return self._last_denied or _words(error)
-
     def permission_denied(self, message: str) -> None:
         """The server forbade something; it names the subject and goes on."""
         self._last_denied = message
-        log.warning("NATS: %s", message)
+        subject = DENIED_PUBLISH(message)
+        for waiting in self._asked.get(subject.group(1), ()) if subject else ():
+            if not waiting.done():
+                waiting.set_result(message)
+        if message not in self._denials and len(self._denials) < MOST_DENIALS:
+            self._denials.add(message)
+            log.warning("NATS: %s", message)
         self._on_denied(message)
 
     def lose(self, reason: str) -> None:
@@ -344,7 +382,7 @@ class Connection:
         while True:
             try:
                 return await self._connect(ATTEMPT_SECONDS)
-            except (OSError, NatsError, TimeoutError, ValueError) as error:
+            except Exception as error:  # whatever it is, giving up would leave everybody waiting
                 if time.monotonic() - logged > 10:
                     logged = time.monotonic()
                     log.warning("NATS: still no connection: %s", _words(error))
@@ -406,21 +444,18 @@ def _with_scheme(server: str, tls: bool) -> str:
     return f"{'tls' if tls else 'nats'}://{host}"
 
 
-def _is_refusal(reason: str) -> bool:
-    """Whether trying again with the same settings is pointless."""
-    lowered = reason.lower()
-    return any(
-        word in lowered
-        for word in (
-            "authorization",
-            "authentication",
-            "does not offer tls",
-            "certificate",
-            "tlsv1 alert",
-            "seed",
-            "creds",
-        )
-    )
+def _remedy(error: Exception) -> str | None:
+    """What to do where trying again with the same settings is pointless; None where it is not."""
+    words = _words(error).lower()
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return "correct the path in the settings"
+    if isinstance(error, ssl.SSLError) or "does not offer tls" in words:
+        return "see whether the server speaks TLS the way the settings say, and whether the certificates fit"
+    if "authorization" in words or "authentication" in words:
+        return "correct the credentials in the settings"
+    if not isinstance(error, OSError | NatsError):
+        return "correct the credentials or certificates in the settings"  # they could not even be read
+    return None
 
 
 def tls_context(settings: JetStreamSettings) -> ssl.SSLContext:

@@ -11,15 +11,19 @@ import json
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from nats.errors import ProtocolError
+from nats.errors import Error as NatsError
 
-__all__ = ["MessageHandler", "Parser"]
+__all__ = ["MessageHandler", "Parser", "ProtocolError"]
 
 MessageHandler = Callable[[bytes, bytes, bytes | None, bytes], None]
 """Called with subject, reply subject, header block (None without) and payload; must not raise or block."""
 
 MAX_LINE = 64 * 1024
 """Longer lines are no NATS server's: INFO with many cluster URLs is the longest there is."""
+
+
+class ProtocolError(NatsError):
+    """The bytes are not the NATS protocol; unlike nats-py's error of that name it says which."""
 
 
 class Receiver(Protocol):
@@ -81,6 +85,8 @@ class Parser:
                 if len(data) < stop + 2:
                     needed = stop + 2 - at
                     break
+                if not data.startswith(b"\r\n", stop):
+                    raise ProtocolError(f"a message is longer than it says: {line[:80]!r}")
                 header = data[start : start + header_size] if header_size else None
                 payload = data[start + header_size : stop]
                 at = stop + 2
@@ -96,7 +102,7 @@ class Parser:
             elif line == b"PONG":
                 await receiver.on_pong()
             elif line.startswith(b"INFO "):
-                await receiver.on_info(json.loads(line[5:]))
+                await receiver.on_info(_info(line))
             elif line.startswith(b"-ERR"):
                 await receiver.on_error(line[4:].decode("utf-8", "replace").strip().strip("'"))
             elif not line.startswith(b"+OK"):
@@ -111,9 +117,24 @@ class Parser:
 def _message_line(line: bytes) -> tuple[bytes, int, bytes, int, int]:
     """Split `MSG subject sid [reply] size` or `HMSG subject sid [reply] header_size size`."""
     words = line.split(b" ")
+    count = len(words)
     try:
         if words[0] == b"MSG":
-            return words[1], int(words[2]), words[3] if len(words) == 5 else b"", 0, int(words[-1])
-        return words[1], int(words[2]), words[3] if len(words) == 6 else b"", int(words[-2]), int(words[-1])
-    except (IndexError, ValueError):
-        raise ProtocolError(f"malformed message line: {line[:80]!r}") from None
+            header_size, size = 0, int(words[-1])
+        else:
+            header_size, size, count = int(words[-2]), int(words[-1]), count - 1
+        if 4 <= count <= 5 and 0 <= header_size <= size:
+            return words[1], int(words[2]), words[3] if count == 5 else b"", header_size, size
+    except ValueError:
+        pass
+    raise ProtocolError(f"malformed message line: {line[:80]!r}")
+
+
+def _info(line: bytes) -> dict[str, Any]:
+    try:
+        info = json.loads(line[5:])
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise ProtocolError(f"malformed INFO: {line[:80]!r}")
+    return info

@@ -6,20 +6,23 @@ dispatch's; this module knows the wire and what the server's answers mean.
 """
 
 import asyncio
+import base64
 import json
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Hashable
+from typing import NamedTuple
 
 from ..dispatch import Flight, Policy, Receipt, Refusal, Verdict
 from ..envelope import Envelope
 from ..errors import ConnectError, EnvelopeError, StreamError
 from ..publisher import PublisherEvents
 from ..settings import JetStreamSettings
-from .connection import Connection, JetStreamApiError
+from .connection import DENIED_PUBLISH, Connection, JetStreamApiError
 from .streams import REMEDY, Coverage, ensure_streams, read_coverage
-from .wire import Wire, check_topic, encode
+from .wire import Wire, check_topic, encode, message_id
 
 __all__ = ["JetStreamPublisher", "classify"]
 
@@ -36,7 +39,6 @@ REFRESH_SECONDS = 1.0
 """The coverage is read again at most this often, and only when a topic turns out not to be covered."""
 
 PUB_ACK = re.compile(rb'\{"stream":\s?"([^"\\]+)",\s?"seq":\s?(\d+)(,\s?"duplicate":\s?true)?\}').fullmatch
-DENIED = re.compile(r'Permissions Violation for Publish to "([^"]+)"', re.IGNORECASE).search
 
 RETRY_CODES = frozenset(
     {
@@ -67,6 +69,10 @@ STOP_CODES = frozenset(
 )
 STORE_FAILED = 10077
 """A catch-all of the server that has to be told apart by its text."""
+UNMET_CODES = frozenset({10071, 10164})
+"""The expected last sequence is another. The server looks at that before it looks at the event id, so after an
+attempt whose ack was lost, or on a replay, the message that is in the way may be this very one."""
+NO_MESSAGE = 10037
 
 
 def classify(code: int, status: int, description: str) -> Refusal:
@@ -87,6 +93,15 @@ def classify(code: int, status: int, description: str) -> Refusal:
     if code in RETRY_CODES or status == 429 or (status >= 500 and code not in RETRY_CODES):
         return Refusal(Verdict.RETRY, reason, code)
     return Refusal(Verdict.REJECT, reason, code)
+
+
+class _Doubt(NamedTuple):
+    """A refusal that may be owed to the envelope's own earlier success."""
+
+    flight: int
+    index: int
+    stream: str
+    refusal: Refusal
 
 
 class JetStreamPublisher:
@@ -113,6 +128,10 @@ class JetStreamPublisher:
         self._uncovered_since: dict[str, float] = {}
         self._refresh: asyncio.Task[None] | None = None
         self._refreshed = 0.0
+        self._denied_topics: set[str] = set()
+        """Topics that the server refused in the current read."""
+        self._doubts: deque[_Doubt] = deque()
+        self._look_up: asyncio.Task[None] | None = None
 
     @property
     def identity(self) -> Hashable:
@@ -143,7 +162,7 @@ class JetStreamPublisher:
             self._settings,
             on_up=self._up,
             on_down=events.disconnected,
-            on_read=events.turn,
+            on_read=self._read,
             on_denied=self._denied,
         )
         await self._connection.open()
@@ -179,8 +198,9 @@ class JetStreamPublisher:
 
     async def close(self) -> None:
         """Let go of the connection within a bounded time."""
-        if self._refresh is not None:
-            self._refresh.cancel()
+        for task in (self._refresh, self._look_up):
+            if task is not None:
+                task.cancel()
         await self._connection.close()
 
     def statistics(self) -> dict[str, int]:
@@ -224,7 +244,10 @@ class JetStreamPublisher:
             answer = json.loads(payload)
             if error := answer.get("error"):
                 refusal = classify(error.get("err_code", 0), error.get("code", 0), str(error.get("description")))
-                self._events.refused(flight, index, refusal)
+                if refusal.code in UNMET_CODES and isinstance(answer.get("stream"), str):
+                    self._doubt(_Doubt(flight, index, answer["stream"], refusal))
+                else:
+                    self._events.refused(flight, index, refusal)
                 return
             stream, sequence = answer["stream"], answer["seq"]
             if not isinstance(stream, str) or type(sequence) is not int:
@@ -260,14 +283,63 @@ class JetStreamPublisher:
             )
         self._events.refused(flight, index, refusal)
 
+    def _doubt(self, doubt: _Doubt) -> None:
+        self._doubts.append(doubt)
+        if self._look_up is None or self._look_up.done():
+            self._look_up = asyncio.get_running_loop().create_task(self._resolve_doubts())
+
+    async def _resolve_doubts(self) -> None:
+        """Read the messages that are in the way, one after the other."""
+        while self._doubts:
+            doubt = self._doubts.popleft()
+            envelope = self._events.envelope(doubt.flight, doubt.index)
+            if envelope is None:
+                continue  # answered otherwise, or tried again by now
+            try:
+                sequence = await self._own_message(envelope, doubt.stream)
+            except (ConnectError, JetStreamApiError) as error:
+                reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
+                self._events.refused(doubt.flight, doubt.index, Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code))
+            else:
+                if sequence is None:
+                    self._events.refused(doubt.flight, doubt.index, doubt.refusal)
+                else:
+                    self._events.acked(doubt.flight, doubt.index, Receipt(doubt.stream, None, sequence, True))
+            self._events.turn()
+
+    async def _own_message(self, envelope: Envelope, stream: str) -> int | None:
+        """The sequence of the message behind the expected last one, if it has this envelope's event id."""
+        options = envelope.options
+        assert options is not None, "only an expectation can be unmet"
+        if options.expected_last_sequence is not None:
+            body: dict[str, object] = {"seq": options.expected_last_sequence + 1}
+        else:
+            body = {"seq": (options.expected_last_subject_sequence or 0) + 1, "next_by_subj": envelope.topic}
+        try:
+            # Answered before the attempt is given up, or the next one would start the doubt anew.
+            seconds = self._settings.pool.ack_timeout / 2
+            answer = await self._connection.request(f"STREAM.MSG.GET.{stream}", body, seconds)
+        except JetStreamApiError as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise
+        message = answer["message"]
+        headers = base64.b64decode(message.get("hdrs", ""))
+        return int(message["seq"]) if b"\r\n" + message_id(envelope.event_id) in headers else None
+
     def _denied(self, message: str) -> None:
         """The server drops messages it does not let us publish and names only the subject."""
-        denied = DENIED(message)
+        denied = DENIED_PUBLISH(message)
         if denied is not None and self._started:
-            topic = denied.group(1)
+            self._denied_topics.add(denied.group(1))
+
+    def _read(self) -> None:
+        """All that came in one read is taken in: a thousand denials of one topic are one look at what is out."""
+        while self._denied_topics:
+            topic = self._denied_topics.pop()
             reason = f"this user may not publish on {topic}: grant it, then publish again"
             self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
-            self._events.turn()
+        self._events.turn()
 
     # Topics and streams
 
@@ -300,5 +372,4 @@ class JetStreamPublisher:
             return
         self._coverage = coverage
         self._uncovered_since = {t: at for t, at in self._uncovered_since.items() if coverage.of(t) is None}
-        self._heads.clear()
         self._streams.clear()

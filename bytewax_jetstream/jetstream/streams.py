@@ -24,7 +24,7 @@ class Api(Protocol):
     """What this module needs of a connection."""
 
     async def request(
-        self, subject: str, body: dict[str, Any] | None = None, seconds: float = 5.0
+        self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
     ) -> dict[str, Any]: ...
 
 
@@ -142,8 +142,8 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> Non
     shortcomings = _shortcomings(config, wanted)
     if shortcomings:
         raise StreamError(
-            f"stream {wanted.name} is weaker than the settings ask: {'; '.join(shortcomings)}: change the stream "
-            "(stream_strategy=create_or_update does it where the server allows) or the settings"
+            f"stream {wanted.name} is weaker than the settings ask: {'; '.join(shortcomings.values())}: "
+            "change the stream (stream_strategy=create_or_update does it where the server allows) or the settings"
         )
 
 
@@ -180,48 +180,52 @@ def _as_json(wanted: StreamSettings) -> dict[str, Any]:
 
 
 def _changes(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str, Any]:
-    """What has to be set in the server's own configuration to meet the settings; nothing else is touched."""
+    """What to set in the server's own configuration so that nothing falls short; nothing else is touched.
+
+    Whatever keeps more than the settings ask stays: a default must not cost a stream its replicas.
+    """
     asked = _as_json(wanted)
     have = list(config.get("subjects") or ())
     missing = [subject for subject in wanted.subjects if not any(covers(pattern, subject) for pattern in have)]
     asked["subjects"] = [subject for subject in have if not any(covers(new, subject) for new in missing)] + missing
-    return {key: value for key, value in asked.items() if config.get(key) != value}
+    return {key: asked[key] for key in _shortcomings(config, wanted) if key in asked}
 
 
-def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> list[str]:
-    """In which points a stream keeps less, or for a shorter time, than the settings ask."""
-    found = []
+def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str, str]:
+    """In which points a stream keeps less, or for a shorter time, than the settings ask, by field."""
+    found = {}
     weakness = weakness_of(config)
     if weakness is not None:
-        found.append(weakness)
+        found["weakness"] = weakness
     have = config.get("subjects") or ()
-    found += [
-        f"subject {subject} is not among its subjects ({', '.join(have)})"
-        for subject in wanted.subjects
-        if not any(covers(pattern, subject) for pattern in have)
-    ]
+    missing = [subject for subject in wanted.subjects if not any(covers(pattern, subject) for pattern in have)]
+    if missing:
+        found["subjects"] = "; ".join(
+            f"subject {subject} is not among its subjects ({', '.join(have)})" for subject in missing
+        )
     if STORAGE_STRENGTH.get(config.get("storage", ""), 0) < STORAGE_STRENGTH[wanted.storage]:
-        found.append(f"storage is {config.get('storage')}, asked is {wanted.storage}")
+        found["storage"] = f"storage is {config.get('storage')}, asked is {wanted.storage}"
     if config.get("num_replicas", 1) < wanted.replicas:
-        found.append(f"replicas are {config.get('num_replicas')}, asked are {wanted.replicas}")
+        found["num_replicas"] = f"replicas are {config.get('num_replicas')}, asked are {wanted.replicas}"
     if config.get("retention", "limits") != wanted.retention:
-        found.append(f"retention is {config.get('retention')}, asked is {wanted.retention}")
+        found["retention"] = f"retention is {config.get('retention')}, asked is {wanted.retention}"
     if wanted.discard == "new" and config.get("discard") != "new":
-        found.append("discard is old, which drops stored messages when the stream is full; asked is new")
+        found["discard"] = "discard is old, which drops stored messages when the stream is full; asked is new"
     if config.get("duplicate_window", 0) < _nanoseconds(wanted.duplicate_window):
         window = timedelta(microseconds=config.get("duplicate_window", 0) / 1000)
-        found.append(f"duplicate_window is {window}, asked is {wanted.duplicate_window}")
+        found["duplicate_window"] = f"duplicate_window is {window}, asked is {wanted.duplicate_window}"
     if wanted.allow_message_ttl and not config.get("allow_msg_ttl"):
-        found.append("allow_msg_ttl is off, asked is on")
+        found["allow_msg_ttl"] = "allow_msg_ttl is off, asked is on"
     limits = {
         "max_msgs": wanted.max_messages,
         "max_bytes": wanted.max_bytes,
         "max_msg_size": wanted.max_message_size,
-        "max_age": _nanoseconds(wanted.max_age) if wanted.max_age is not None else None,
     }
     for key, asked in limits.items():
-        # The server writes "no limit" as -1, or 0 for an age: that keeps more than any limit.
-        has = config.get(key) or -1
+        has = config.get(key, -1)  # the server writes "no limit" as -1
         if asked is not None and 0 < has < asked:
-            found.append(f"{key} is {has}, asked is {asked}")
+            found[key] = f"{key} is {has}, asked is {asked}"
+    age = config.get("max_age", 0)  # and as 0 for an age
+    if wanted.max_age is not None and 0 < age < _nanoseconds(wanted.max_age):
+        found["max_age"] = f"max_age is {timedelta(microseconds=age / 1000)}, asked is {wanted.max_age}"
     return found

@@ -6,6 +6,8 @@ Source: NATS client protocol; header names of JetStream from ADR-4, ADR-8, ADR-4
 """
 
 import re
+from collections.abc import Mapping
+from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
@@ -20,6 +22,10 @@ MAX_HEADERS = 64 * 1024 - 1
 """The server refuses more (error 10097)."""
 MAX_TOPIC = 1024
 """The server's control line is 4,096 bytes with the reply subject and the sizes; beyond it, it hangs up."""
+MAX_TTL = timedelta(days=73_000)
+"""200 years: the server counts nanoseconds since 1970 in 64 bits."""
+MAX_SEQUENCE = (1 << 63) - 1
+"""The server takes a larger one for something else, and ignores the expectation."""
 
 PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 BAD_TOPIC = re.compile(r"[\x00-\x20\x7f*>]").search
@@ -41,7 +47,9 @@ def check_topic(topic: object) -> None:
 
     :raises EnvelopeError: with what is wrong.
     """
-    if not isinstance(topic, str) or not topic:
+    if not isinstance(topic, str):
+        raise EnvelopeError(f"the topic is a {type(topic).__name__}: give a str")
+    if not topic:
         raise EnvelopeError("the topic is empty: give the envelope a subject")
     shown = repr(topic if len(topic) <= 80 else topic[:77] + "...")
     if len(topic) > MAX_TOPIC or len(topic.encode("utf-8", "replace")) > MAX_TOPIC:
@@ -62,7 +70,9 @@ def message_id(event_id: object) -> bytes:
     Servers and clients strip and rewrite header values, so two ids that differ in a blank could become
     one, and the second message a silent duplicate: what is not plain goes as its SHA-256.
     """
-    if not isinstance(event_id, str) or not event_id:
+    if event_id is not None and not isinstance(event_id, str):
+        raise EnvelopeError(f"the event id is a {type(event_id).__name__}: give a str")
+    if not event_id:
         raise EnvelopeError("the event id is missing: without it a retry would be stored twice")
     if PLAIN_ID(event_id):
         return b"Nats-Msg-Id: %s\r\n" % event_id.encode()
@@ -79,12 +89,15 @@ def encode(envelope: Envelope, head: bytes, max_payload: int) -> Wire:
     if type(payload) is not bytes:
         raise EnvelopeError(f"the payload is a {type(payload).__name__}: give bytes")
     lines = message_id(envelope.event_id)
-    if envelope.aggregate_id is not None:
-        lines += _known_line("Aggregate-Id", envelope.aggregate_id)
-    if envelope.event_type is not None:
-        lines += _known_line("Event-Type", envelope.event_type)
-    if envelope.headers:
-        lines += _user_lines(envelope)
+    try:
+        if envelope.aggregate_id is not None:
+            lines += _known_line("Aggregate-Id", envelope.aggregate_id)
+        if envelope.event_type is not None:
+            lines += _known_line("Event-Type", envelope.event_type)
+    except TypeError:  # from the cache: it cannot even be hashed
+        raise EnvelopeError("the aggregate id or the event type is not a str: give a str") from None
+    if envelope.headers is not None:
+        lines += _user_lines(envelope.headers)
     if envelope.options is not None:
         lines += _option_lines(envelope.options)
     header_size = len(HEADER_LINE) + len(lines) + 2
@@ -113,37 +126,39 @@ def _value(what: str, value: object) -> bytes:
     return value.encode()
 
 
-def _user_lines(envelope: Envelope) -> bytes:
-    lines = []
-    assert envelope.headers is not None
+def _user_lines(headers: Mapping[str, str]) -> bytes:
+    if not isinstance(headers, Mapping):
+        raise EnvelopeError(f"the headers are a {type(headers).__name__}: give a mapping of str to str")
     try:
-        items: list[tuple[object, object]] = list(envelope.headers.items())
-    except AttributeError:
-        raise EnvelopeError(
-            f"the headers are a {type(envelope.headers).__name__}: give a mapping of str to str"
-        ) from None
+        items: list[tuple[object, object]] = list(dict(headers).items())
+    except Exception as error:  # it is the user's mapping, and may do anything
+        raise EnvelopeError(f"the headers cannot be read ({type(error).__name__}): give a dict of str to str") from None
+    lines = []
     for name, value in items:
         if not isinstance(name, str) or not HEADER_NAME(name):
-            raise EnvelopeError(f"header name {name!r} is not one: use letters, digits and dashes")
+            raise EnvelopeError(f"header name {name!r:.80} is not one: use letters, digits and dashes")
         if RESERVED(name):
-            raise EnvelopeError(f"header {name} is reserved: use the envelope's fields or PublishOptions")
-        lines.append(b"%s: %s\r\n" % (name.encode(), _value(f"header {name}", value)))
+            raise EnvelopeError(f"header {name:.80} is reserved: use the envelope's fields or PublishOptions")
+        lines.append(b"%s: %s\r\n" % (name.encode(), _value(f"header {name:.80}", value)))
     return b"".join(lines)
 
 
 def _option_lines(options: PublishOptions) -> bytes:
-    lines = b""
-    if options.ttl is not None:
-        seconds = options.ttl.total_seconds()
-        if seconds < 1 or seconds != int(seconds):
-            raise EnvelopeError(f"a ttl of {seconds:g} s is not possible: give whole seconds, at least 1")
-        lines += b"Nats-TTL: %d\r\n" % int(seconds)
+    if not isinstance(options, PublishOptions):
+        raise EnvelopeError(f"the options are a {type(options).__name__}: give PublishOptions")
+    lines, ttl = b"", options.ttl
+    if ttl is not None:
+        if not isinstance(ttl, timedelta):
+            raise EnvelopeError(f"the ttl is a {type(ttl).__name__}: give a timedelta")
+        if not timedelta(seconds=1) <= ttl <= MAX_TTL or ttl.microseconds:
+            raise EnvelopeError(f"a ttl of {ttl} is not possible: give whole seconds, at least 1, at most 200 years")
+        lines += b"Nats-TTL: %d\r\n" % (ttl // timedelta(seconds=1))
     for name, value in (
         (b"Nats-Expected-Last-Sequence", options.expected_last_sequence),
         (b"Nats-Expected-Last-Subject-Sequence", options.expected_last_subject_sequence),
     ):
         if value is not None:
-            if type(value) is not int or value < 0:
-                raise EnvelopeError(f"expected sequence {value!r} is not one: give 0 or a stream sequence")
+            if type(value) is not int or not 0 <= value <= MAX_SEQUENCE:
+                raise EnvelopeError("the expected last sequence is not one: give 0 or a stream sequence")
             lines += b"%s: %d\r\n" % (name, value)
     return lines

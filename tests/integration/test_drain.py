@@ -1,0 +1,144 @@
+"""SIGTERM and SIGINT to a dataflow in a process of its own: it drains, or it ends in time and is replayed."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from bytewax_jetstream.testing import NatsServer
+from tests.child import Child, Told
+from tests.dataflows import recovery_store
+from tests.streams import FLAWLESS, audit, make_stream, stored
+from tests.waiting import until
+
+signals = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+workers_1_2 = pytest.mark.parametrize("workers", [1, 2])
+
+
+def _stored_ids(server: NatsServer) -> set[str]:
+    return {message.headers["Nats-Msg-Id"] for message in stored(server.url, "CHILD")}
+
+
+def _runs_to_its_end(told: Told, workers: int, store: Path | None) -> None:
+    with Child.of(told, workers=workers, store=store) as child:
+        assert child.wait(60) == 0, child.log
+
+
+@signals
+@workers_1_2
+def test_a_signal_settles_everything_that_was_emitted_and_commits_it(
+    own_nats_server: NatsServer, tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    make_stream(own_nats_server.url, "CHILD", "child")
+    told = Told(own_nats_server.url, str(tmp_path))
+    store = recovery_store(tmp_path / "store")
+
+    with Child.of(told, workers=workers, store=store) as child:
+        until(lambda: len(told.emitted) > 500 or not child.running)
+        child.signal(number)
+        assert child.wait(20) == 0, child.log
+    emitted = told.emitted
+    assert 500 < len(emitted) < told.count, "the signal did not come in the middle"
+    assert _stored_ids(own_nats_server) == set(emitted)
+    assert sorted(each for each, _, _ in told.results) == sorted(emitted)
+
+    _runs_to_its_end(told, workers, store)
+
+    assert len(told.emitted) == told.count, "something was read twice"
+    assert [result for result in told.results if result[1:] != ["stored", "False"]] == []
+    assert len(told.results) == told.count
+    assert audit(own_nats_server.url, "CHILD", told.envelopes) == FLAWLESS
+
+
+@workers_1_2
+def test_a_source_without_partitions_drains_too(own_nats_server: NatsServer, tmp_path: Path, workers: int) -> None:
+    make_stream(own_nats_server.url, "CHILD", "child")
+    told = Told(own_nats_server.url, str(tmp_path), source="dynamic")
+
+    with Child.of(told, workers=workers) as child:
+        until(lambda: len(told.emitted) > 200 or not child.running)
+        child.signal(signal.SIGTERM)
+        assert child.wait(20) == 0, child.log
+
+    assert 200 < len(told.emitted) < told.count
+    assert _stored_ids(own_nats_server) == set(told.emitted)
+    assert sorted(each for each, _, _ in told.results) == sorted(told.emitted)
+
+
+@workers_1_2
+def test_a_source_that_sleeps_for_an_hour_is_woken_by_the_signal(
+    own_nats_server: NatsServer, tmp_path: Path, workers: int
+) -> None:
+    make_stream(own_nats_server.url, "CHILD", "child")
+    told = Told(own_nats_server.url, str(tmp_path), source="sleeping")
+
+    with Child.of(told, workers=workers, store=recovery_store(tmp_path / "store")) as child:
+        until(lambda: len(told.results) == 40 or not child.running)
+        child.signal(signal.SIGTERM)
+        assert child.wait(20) == 0, child.log
+
+    assert _stored_ids(own_nats_server) == set(told.emitted)
+
+
+@workers_1_2
+def test_a_signal_before_the_source_starts_ends_the_process(tmp_path: Path, workers: int) -> None:
+    # It still looks for its server then.
+    told = Told("nats://127.0.0.1:1", str(tmp_path))
+    with Child.of(told, workers=workers) as child:
+        until(lambda: "ACK pool started" in child.log or not child.running)
+        child.signal(signal.SIGTERM)
+
+        assert child.wait(20) != 0
+
+
+@workers_1_2
+def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
+    own_nats_server: NatsServer, tmp_path: Path, workers: int
+) -> None:
+    server = own_nats_server
+    make_stream(server.url, "CHILD", "child")
+    told = Told(server.url, str(tmp_path), drain_timeout=1)
+    store = recovery_store(tmp_path / "store")
+
+    with Child.of(told, workers=workers, store=store) as child:
+        until(lambda: len(told.emitted) > 500 or not child.running)
+        server.pause()
+        child.signal(signal.SIGTERM)
+        assert child.wait(15) > 0, child.log
+        assert "are not settled in time: see whether the broker answers" in child.log
+    server.resume()
+    unsettled = set(told.emitted) - _stored_ids(server)
+    first = len(told.emitted)
+
+    _runs_to_its_end(told, workers, store)
+
+    assert set(told.emitted[first:]) >= unsettled
+    assert {each for each, _, _ in told.results} == {envelope.event_id for envelope in told.envelopes}
+    assert audit(server.url, "CHILD", told.envelopes) == FLAWLESS
+
+
+@signals
+@workers_1_2
+def test_a_second_signal_aborts_at_once(
+    own_nats_server: NatsServer, tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    server = own_nats_server
+    make_stream(server.url, "CHILD", "child")
+    told = Told(server.url, str(tmp_path), drain_timeout=300)
+    store = recovery_store(tmp_path / "store")
+
+    with Child.of(told, workers=workers, store=store) as child:
+        until(lambda: len(told.emitted) > 500 or not child.running)
+        server.pause()
+        child.signal(number)
+        until(lambda: "draining for at most 300 s" in child.log)
+        began = time.monotonic()
+        child.signal(number)
+        assert child.wait(15) != 0, child.log
+        assert time.monotonic() - began < 15
+    server.resume()
+
+    _runs_to_its_end(told, workers, store)
+
+    assert audit(server.url, "CHILD", told.envelopes) == FLAWLESS

@@ -1,0 +1,224 @@
+"""A server that is killed, paused and restarted, and a cluster that loses its leaders, under a whole dataflow."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from bytewax.errors import BytewaxRuntimeError
+
+from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
+from bytewax_jetstream.errors import PublishError
+from bytewax_jetstream.settings import StreamSettings
+from bytewax_jetstream.testing import NatsCluster, NatsServer
+from tests.dataflows import Envelopes, Publishing, publishing, recovery_store, root_cause, run
+from tests.lanes import broker_of, jetstream, opened, publish, settle
+from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.waiting import until
+
+workers_1_2 = pytest.mark.parametrize("workers", [1, 2])
+
+
+def _parts(batch: list[Envelope], parts: int = 8) -> list[list[Envelope]]:
+    return [[each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part] for part in range(parts)]
+
+
+class _Faults:
+    """Calls one fault after the other while a source is read: each when a partition comes to its index."""
+
+    def __init__(self, faults: dict[int, Callable[[], object]]) -> None:
+        self._left = sorted(faults.items())
+        self._lock = threading.Lock()
+
+    def __call__(self, index: int) -> None:
+        with self._lock:
+            while self._left and index >= self._left[0][0]:
+                self._left.pop(0)[1]()
+
+    @property
+    def over(self) -> bool:
+        return not self._left
+
+
+def _all_is_well(made: Publishing, batch: list[Envelope], url: str, stream: str) -> None:
+    assert audit(url, stream, batch) == FLAWLESS
+    assert Counter(result.event_id for result in made.oks) == Counter(each.event_id for each in batch)
+    assert not made.errs
+    assert sum(checkpoint.stored for checkpoint in made.checkpoints) == len(batch)
+    assert max(result.attempts for result in made.oks) > 1, "no fault met a message on its way"
+
+
+def _kill(server: NatsServer) -> None:
+    server.kill()
+    server.start()
+
+
+def _terminate(server: NatsServer) -> None:
+    server.terminate()
+    server.start()
+
+
+@workers_1_2
+@pytest.mark.parametrize("fault", [_kill, _terminate])
+def test_a_server_that_ends_and_comes_back_costs_nothing(
+    own_nats_server: NatsServer, fault: Callable[[NatsServer], None], workers: int
+) -> None:
+    server = own_nats_server
+    make_stream(server.url, "ENDS", "ends")
+    batch = envelopes(16_000, "ends", aggregates=800)
+    faults = _Faults({index: lambda: fault(server) for index in (200, 600, 1_000, 1_400)})
+    source = Envelopes(*_parts(batch), batch_size=50, before=faults)
+    made = publishing(source, jetstream(server.url))
+
+    run(made.flow, workers=workers)
+
+    assert faults.over
+    _all_is_well(made, batch, server.url, "ENDS")
+
+
+@pytest.mark.parametrize("seconds", [1, 8])
+def test_a_server_that_is_paused_costs_nothing(own_nats_server: NatsServer, seconds: int) -> None:
+    server = own_nats_server
+    make_stream(server.url, "PAUSED", "paused")
+    batch = envelopes(8_000, "paused", aggregates=800)
+
+    with ExitStack() as timers:
+
+        def pause() -> None:
+            server.pause()
+            timer = threading.Timer(seconds, server.resume)
+            timer.start()
+            timers.callback(timer.join)
+
+        faults = _Faults({200: pause})
+        source = Envelopes(*_parts(batch), batch_size=50, before=faults)
+        made = publishing(source, jetstream(server.url, ack_timeout=0.4))
+
+        run(made.flow, workers=2)
+
+    assert faults.over
+    _all_is_well(made, batch, server.url, "PAUSED")
+
+
+def test_a_server_that_stays_away_longer_than_many_ack_timeouts_costs_nothing(own_nats_server: NatsServer) -> None:
+    server = own_nats_server
+    make_stream(server.url, "AWAY", "away")
+    batch = envelopes(20_000, "away", aggregates=2_000)
+    with opened(jetstream(server.url, ack_timeout=0.1)) as (pool, lane):
+        lane.submit(batch)
+        until(lambda: broker_of(pool)["out"] > 500)
+        server.kill()
+        until(lambda: broker_of(pool)["retries"] > 0)
+        threading.Timer(1.5, server.start).start()
+        results = lane.flush()
+
+    assert len(results) == len(batch)
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert audit(server.url, "AWAY", batch) == FLAWLESS
+
+
+@workers_1_2
+def test_a_server_that_does_not_come_back_stops_the_run_and_the_next_one_replays(
+    own_nats_server: NatsServer, tmp_path: Path, workers: int
+) -> None:
+    server = own_nats_server
+    make_stream(server.url, "GONE", "gone")
+    batch = envelopes(4_000, "gone")
+    store = recovery_store(tmp_path / "store")
+    faults = _Faults({300: server.kill})
+    asked: list[int] = []
+
+    def before(index: int) -> None:
+        faults(index)
+        asked.append(index)
+
+    settings = jetstream(server.url, ack_timeout=0.3, delivery_timeout=1)
+    made = publishing(Envelopes(*_parts(batch), batch_size=20, before=before), settings)
+
+    with pytest.raises(BytewaxRuntimeError) as stopped:
+        run(made.flow, workers=workers, store=store)
+
+    cause = root_cause(stopped.value)
+    assert isinstance(cause, PublishError)
+    assert str(cause).startswith("flow.publish stops, its epoch uncommitted: envelope e-")
+    assert "is unknown: not settled within 1 s" in str(cause)
+    assert "\n" not in str(cause)
+    assert not made.errs, "an unknown result left the dataflow"
+    last = max(asked)
+    asked.clear()
+    server.start()
+    run(made.flow, workers=workers, store=store)
+    assert min(asked) <= last
+    assert audit(server.url, "GONE", batch) == FLAWLESS
+    assert {result.event_id for result in made.oks} == {envelope.event_id for envelope in batch}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[NatsCluster]:
+    with NatsCluster() as cluster:
+        yield cluster
+
+
+def _leader(cluster: NatsCluster, stream: str) -> str:
+    try:
+        return str(api(cluster.url, f"STREAM.INFO.{stream}", seconds=0.5)["cluster"].get("leader", ""))
+    except nats.errors.Error:  # while there is none, nobody answers
+        return ""
+
+
+def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(cluster: NatsCluster) -> None:
+    make_stream(cluster.url, "R3", "r3", num_replicas=3)
+    batch = envelopes(6_000, "r3", aggregates=600)
+    killed: list[NatsServer] = []
+
+    def step_down() -> None:
+        before = _leader(cluster, "R3")
+        api(cluster.url, "STREAM.LEADER.STEPDOWN.R3")
+        until(lambda: _leader(cluster, "R3") not in ("", before), timeout=30)
+
+    def kill_leader() -> None:
+        (server,) = (
+            each for each in cluster.servers if f"n{cluster.servers.index(each) + 1}" == _leader(cluster, "R3")
+        )
+        server.kill()
+        killed.append(server)
+
+    def bring_back() -> None:
+        killed[0].start()
+
+    faults = _Faults({100: step_down, 200: step_down, 300: step_down, 400: kill_leader, 600: bring_back})
+    source = Envelopes(*_parts(batch), batch_size=20, before=faults)
+    made = publishing(source, jetstream(cluster.url))
+
+    run(made.flow, workers=2)
+
+    assert faults.over
+    assert killed
+    _all_is_well(made, batch, cluster.url, "R3")
+
+
+def test_a_replicated_stream_is_not_updated_down_to_one_replica(cluster: NatsCluster) -> None:
+    make_stream(cluster.url, "KEPT3", "kept3.>", num_replicas=3)
+    wanted = StreamSettings(name="KEPT3", subjects=("kept3.>",), max_messages=1_000)
+    settings = jetstream(cluster.url, streams=(wanted,), stream_strategy="create_or_update")
+
+    publish(settings, *envelopes(10, "kept3.a"))
+
+    assert api(cluster.url, "STREAM.INFO.KEPT3")["config"]["num_replicas"] == 3
+
+
+def test_a_repeated_envelope_with_a_met_expectation_is_a_duplicate_in_a_cluster_too(cluster: NatsCluster) -> None:
+    make_stream(cluster.url, "EXPECT3", "expect3", num_replicas=3)
+    envelope = Envelope("expect3", b"", event_id="e", options=PublishOptions(expected_last_subject_sequence=0))
+    settings = jetstream(cluster.url)
+
+    results = [publish(settings, envelope)["e"] for _ in range(2)]
+
+    assert [(result.outcome, result.sequence, result.duplicate) for result in results] == [
+        (Outcome.STORED, 1, False), (Outcome.STORED, 1, True),
+    ]  # fmt: skip
+    assert len(stored(cluster.url, "EXPECT3")) == 1

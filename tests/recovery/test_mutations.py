@@ -1,0 +1,102 @@
+"""What these tests would see if a promise were not kept: each is taken away once, beside a run with it."""
+
+from pathlib import Path
+
+import pytest
+
+from bytewax_jetstream.testing import NatsServer
+from tests.recovery.board import Slot
+from tests.recovery.child import Without
+from tests.recovery.harness import ROOMY, Pipeline
+from tests.recovery.judge import FLAWLESS, flaws, proofs
+from tests.recovery.rows import PARTS
+
+NEVER = 600.0
+"""Seconds of an epoch that ends only with the input."""
+
+
+@pytest.mark.parametrize("without", ["barrier", None])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_the_barrier_rows_of_committed_epochs_are_lost(
+    workers: int, without: Without | None, tmp_path: Path, own_nats_server: NatsServer
+) -> None:
+    with Pipeline(tmp_path, own_nats_server) as pipeline:
+        pipeline.start(workers=workers, budget=ROOMY, without=without)
+        pipeline.reach(lambda board: board[Slot.SETTLED] >= 1_000)
+        pipeline.server.pause()
+        if without:
+            # Whatever is submitted from here on is never stored, and yet its epoch is committed.
+            commits = pipeline.board[Slot.COMMITS] + 4 * PARTS
+            pipeline.reach(lambda board: board[Slot.COMMITS] >= commits)
+        else:
+            pipeline.reach(lambda board: board[Slot.CLOSING] > 0 and board[Slot.UNSETTLED] > 0)
+        pipeline.kill()
+        pipeline.server.kill()
+        pipeline.server.start()
+        found = flaws(pipeline.finish(workers=workers))
+
+    if without:
+        assert found.left > 0
+        assert found.missing > 0
+        assert found.unanswered > 0
+        assert found.duplicates == 0
+    else:
+        assert found == FLAWLESS
+
+
+@pytest.mark.parametrize("without", ["ids", None])
+def test_without_ids_that_stay_the_same_rows_are_stored_twice(
+    without: Without | None, tmp_path: Path, own_nats_server: NatsServer
+) -> None:
+    with Pipeline(tmp_path, own_nats_server) as pipeline:
+        pipeline.start(epoch=NEVER, without=without).reach(lambda board: board[Slot.SETTLED] >= 1_000)
+        pipeline.kill()
+        evidence = pipeline.finish(epoch=NEVER, without=without)
+
+    found = flaws(evidence)
+    if without:
+        assert found.duplicates >= 900  # one in a hundred is a row that cannot be published
+        assert found.missing == 0
+    else:
+        assert found == FLAWLESS
+        assert proofs(evidence).replayed >= 900
+
+
+@pytest.mark.parametrize("without", ["results", None])
+def test_without_the_results_in_the_state_rows_stay_unanswered(
+    without: Without | None, tmp_path: Path, own_nats_server: NatsServer
+) -> None:
+    with Pipeline(tmp_path, own_nats_server) as pipeline:
+        assert pipeline.start(aim="committed", without=without).await_suicide() > 0
+        evidence = pipeline.finish()
+
+    found = flaws(evidence)
+    if without:
+        assert found.unanswered > 0
+        assert found.missing == found.duplicates == 0
+    else:
+        assert found == FLAWLESS
+        assert proofs(evidence).restored > 0
+
+
+@pytest.mark.parametrize("without", ["order", None])
+def test_without_one_at_a_time_of_an_aggregate_a_retry_overtakes(
+    without: Without | None, tmp_path: Path, own_nats_server: NatsServer
+) -> None:
+    with Pipeline(tmp_path, own_nats_server) as pipeline:
+        pipeline.start(budget=ROOMY, without=without)
+        pipeline.reach(lambda board: board[Slot.SETTLED] >= 1_000)
+        pipeline.server.pause()
+        pipeline.reach(lambda board: board[Slot.RETRIED] > 0)
+        pipeline.server.kill()  # with the first attempts, which lie in its sockets in order
+        settled = pipeline.board[Slot.SETTLED]
+        pipeline.server.start()
+        pipeline.reach(lambda board: board[Slot.SETTLED] > settled + 1_000)
+        pipeline.kill()
+        found = flaws(pipeline.finish())
+
+    if without:
+        assert found.inversions > 0
+        assert found.missing == found.duplicates == 0
+    else:
+        assert found == FLAWLESS

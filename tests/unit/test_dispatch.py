@@ -1,0 +1,839 @@
+"""Each rule of the dispatch by itself; `test_dispatch_simulation.py` has them all at once."""
+
+from random import Random
+from typing import Any
+
+import pytest
+
+from bytewax_jetstream.dispatch import Dispatch, Flight, LaneQueue, Policy, Receipt, Refusal, Settled, Verdict
+from bytewax_jetstream.envelope import Envelope, Outcome
+from bytewax_jetstream.errors import EnvelopeError
+
+POLICY = Policy(
+    delivery_timeout=60.0,
+    ack_timeout=5.0,
+    one_per_aggregate=True,
+    window=100,
+    window_bytes=1_000_000,
+    flight=50,
+)
+RECEIPT = Receipt("ORDERS", None, 7, duplicate=False)
+LATER = Refusal(Verdict.RETRY, "no leader", 503)
+INFINITY = float("inf")
+
+
+class Bench:
+    """A connected dispatch with one lane, and a clock that a test moves."""
+
+    def __init__(self, connected: bool = True, **policy: Any) -> None:
+        self.prepared: list[str] = []
+        self.dispatch = Dispatch(POLICY._replace(**policy), self._prepare, Random(1))
+        self.lane = self.new_lane()
+        self.now = 0.0
+        if connected:
+            self.dispatch.connected()
+
+    def _prepare(self, envelope: Envelope) -> bytes:
+        self.prepared.append(envelope.event_id)
+        if envelope.topic == "bad":
+            raise EnvelopeError("the topic is bad: choose another")
+        return b"wire of " + envelope.event_id.encode()
+
+    def new_lane(self) -> LaneQueue:
+        lane = LaneQueue(None)
+        self.dispatch.add_lane(lane)
+        return lane
+
+    def submit(self, *envelopes: Envelope, lane: LaneQueue | None = None, epoch: int = 0) -> None:
+        self.dispatch.submit(lane or self.lane, envelopes, epoch, self.now)
+
+    def flight(self) -> Flight:
+        flight = self.dispatch.next_flight(self.now)
+        assert flight is not None, "nothing to send"
+        return flight
+
+    def flights(self) -> list[list[str]]:
+        """All there is to send, as event ids."""
+        found = []
+        while (flight := self.dispatch.next_flight(self.now)) is not None:
+            found.append(ids(flight))
+        return found
+
+    def tick(self, now: float) -> None:
+        self.now = now
+        self.dispatch.tick(now)
+
+    def settled(self) -> list[Settled]:
+        return [settled for _, some in self.dispatch.take_settled() for settled in some]
+
+    def outcomes(self) -> dict[str, Outcome]:
+        return {settled.entry.envelope.event_id: settled.outcome for settled in self.settled()}
+
+    def refused(self, flight: Flight, index: int, verdict: Verdict, reason: str = "so it is") -> None:
+        self.dispatch.refused(flight.number, index, Refusal(verdict, reason, 42), self.now)
+
+    def is_empty(self) -> bool:
+        dispatch, lane = self.dispatch, self.lane
+        kept: list[object] = [dispatch._flights, dispatch._silent, dispatch._backing_off, dispatch._turns]
+        return not any([*kept, lane.ready, lane.held, lane.settled, dispatch.out, dispatch.out_bytes])
+
+
+def ids(flight: Flight) -> list[str]:
+    return [entry.envelope.event_id for entry in flight.entries if entry is not None]
+
+
+def envelope(event_id: str, aggregate: str | None = None, size: int = 1, topic: str = "orders") -> Envelope:
+    return Envelope(topic, b"." * size, event_id, aggregate)
+
+
+# Accepting and sending
+
+
+def test_envelopes_are_sent_in_the_order_they_came() -> None:
+    bench = Bench(flight=2)
+    bench.submit(envelope("1"), envelope("2"))
+    bench.submit(envelope("3"))
+
+    assert bench.flights() == [["1", "2"], ["3"]]
+
+
+def test_nothing_is_sent_before_there_is_a_connection() -> None:
+    bench = Bench(connected=False)
+    bench.submit(envelope("1"))
+
+    assert bench.flights() == []
+    bench.dispatch.connected()
+    assert bench.flights() == [["1"]]
+
+
+def test_a_flight_carries_what_was_prepared_once_for_all_attempts() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    first = bench.flight()
+    bench.dispatch.disconnected("gone")
+    bench.dispatch.connected()
+    second = bench.flight()
+
+    assert bench.prepared == ["1"]
+    assert first.entries == second.entries
+    assert second.entries[0] is not None
+    assert second.entries[0].wire == b"wire of 1"
+    assert second.entries[0].attempts == 2
+
+
+def test_a_bad_envelope_is_rejected_at_once_and_harms_no_other() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"), envelope("2", topic="bad"), envelope("3"))
+
+    (settled,) = bench.settled()
+    assert settled.entry.envelope.event_id == "2"
+    assert settled.outcome is Outcome.REJECTED
+    assert settled.entry.attempts == 0
+    assert settled.refusal == Refusal(Verdict.REJECT, "the topic is bad: choose another")
+    assert bench.flights() == [["1", "3"]]
+
+
+def test_a_bad_envelope_does_not_hold_up_its_aggregate() -> None:
+    bench = Bench()
+    bench.submit(envelope("1", "a", topic="bad"), envelope("2", "a"))
+
+    assert bench.flights() == [["2"]]
+
+
+def test_a_value_nobody_thought_of_harms_its_own_envelope_only() -> None:
+    def prepare(envelope: Envelope) -> None:
+        if envelope.event_id == "1":
+            raise RecursionError("a secret of the payload")
+
+    dispatch = Dispatch(POLICY, prepare, Random(1))
+    lane = LaneQueue(None)
+    dispatch.add_lane(lane)
+    dispatch.connected()
+    dispatch.submit(lane, [envelope("1"), envelope("2")], 0, 0.0)
+
+    ((_, (settled,)),) = dispatch.take_settled()
+    assert settled.outcome is Outcome.REJECTED
+    assert settled.refusal is not None
+    assert settled.refusal.reason == ("it cannot be encoded (RecursionError): give its fields the types Envelope names")
+    flight = dispatch.next_flight(0.0)
+    assert flight is not None
+    assert ids(flight) == ["2"]
+
+
+def test_a_payload_that_is_not_bytes_counts_nothing_against_the_window() -> None:
+    bench = Bench()
+    bench.submit(envelope("1", topic="bad")._replace(payload="text"))  # type: ignore[arg-type]
+
+    (settled,) = bench.settled()
+    assert settled.entry.size == 0
+
+
+def test_a_result_keeps_the_epoch_and_the_time_of_its_submission() -> None:
+    bench = Bench()
+    bench.now = 3.0
+    bench.submit(envelope("1"), epoch=9)
+    flight = bench.flight()
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+
+    (settled,) = bench.settled()
+    assert (settled.entry.batch.submitted, settled.entry.batch.epoch) == (3.0, 9)
+    assert settled.receipt == RECEIPT
+    assert settled.refusal is None
+    assert bench.is_empty()
+
+
+# One of an aggregate at a time
+
+
+def test_a_second_envelope_of_an_aggregate_waits_until_the_first_is_settled() -> None:
+    bench = Bench()
+    bench.submit(envelope("1", "a"), envelope("2", "a"), envelope("3", "b"), envelope("4"))
+    flight = bench.flight()
+    assert ids(flight) == ["1", "3", "4"]
+
+    bench.dispatch.acked(flight.number, 1, RECEIPT)
+    bench.dispatch.acked(flight.number, 2, RECEIPT)
+    assert bench.flights() == []
+
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+    assert bench.flights() == [["2"]]
+
+
+def test_an_aggregate_keeps_its_order_through_retries() -> None:
+    bench = Bench()
+    bench.submit(*(envelope(str(number), "a") for number in range(4)))
+    sent = []
+    for _ in range(4):
+        first = bench.flight()
+        bench.refused(first, 0, Verdict.RETRY)
+        assert bench.flights() == []
+        bench.tick(bench.now + 1)
+        again = bench.flight()
+        sent += ids(again)
+        bench.dispatch.acked(again.number, 0, RECEIPT)
+
+    assert sent == ["0", "1", "2", "3"]
+    bench.settled()
+    assert bench.is_empty()
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.STOP, Verdict.GIVE_UP])
+def test_the_next_of_an_aggregate_follows_however_the_first_ended(verdict: Verdict) -> None:
+    bench = Bench()
+    bench.submit(envelope("1", "a"), envelope("2", "a"))
+    bench.refused(bench.flight(), 0, verdict)
+
+    assert bench.flights() == [["2"]]
+
+
+def test_envelopes_of_an_aggregate_in_two_lanes_do_not_wait_for_each_other() -> None:
+    bench = Bench()
+    other = bench.new_lane()
+    bench.submit(envelope("1", "a"))
+    bench.submit(envelope("2", "a"), lane=other)
+
+    assert bench.flights() == [["1"], ["2"]]
+
+
+def test_a_publisher_that_keeps_order_by_itself_gets_all_of_an_aggregate_at_once() -> None:
+    bench = Bench(one_per_aggregate=False)
+    bench.submit(envelope("1", "a"), envelope("2", "a"))
+
+    assert bench.flights() == [["1", "2"]]
+
+
+# Lanes take turns
+
+
+def test_lanes_take_fair_turns() -> None:
+    bench = Bench(flight=2, window=1000)
+    lanes = {name: bench.new_lane() for name in "abc"}
+    for name, lane in lanes.items():
+        bench.submit(*(envelope(f"{name}{number}") for number in range(6)), lane=lane)
+
+    assert bench.flights() == [
+        ["a0", "a1"], ["b0", "b1"], ["c0", "c1"],
+        ["a2", "a3"], ["b2", "b3"], ["c2", "c3"],
+        ["a4", "a5"], ["b4", "b5"], ["c4", "c5"],
+    ]  # fmt: skip
+
+
+def test_a_lane_that_is_given_more_and_more_has_one_turn_like_the_others() -> None:
+    bench = Bench(flight=1, window=1000)
+    other = bench.new_lane()
+    for number in range(5):
+        bench.submit(envelope(f"a{number}"))
+    bench.submit(envelope("b0"), envelope("b1"), lane=other)
+    sent = []
+    for number in range(3):
+        sent.append(ids(bench.flight()))
+        bench.submit(envelope(f"a{5 + number}"))
+
+    assert sent == [["a0"], ["b0"], ["a1"]]
+
+
+def test_a_lane_whose_turn_ends_overdue_envelopes_still_has_one_turn() -> None:
+    bench = Bench(flight=1, delivery_timeout=10)
+    other = bench.new_lane()
+    bench.submit(envelope("1", "a"), envelope("2", "a"))
+    bench.now = 5.0
+    bench.submit(envelope("3", "a"), envelope("4"), envelope("5"))
+    bench.submit(envelope("x"), envelope("y"), envelope("z"), lane=other)
+    bench.now = 10.0
+
+    assert bench.flights() == [["4"], ["x"], ["5"], ["y"], ["3"], ["z"]]
+    assert bench.outcomes() == {"1": Outcome.UNKNOWN, "2": Outcome.UNKNOWN}
+
+
+def test_a_silent_lane_does_not_keep_another_from_sending() -> None:
+    bench = Bench()
+    other = bench.new_lane()
+    bench.submit(envelope("1", "a"), envelope("2", "a"))
+    bench.flight()
+    bench.submit(*(envelope(f"x{number}", "a") for number in range(3)), lane=other)
+    for _ in range(3):
+        flight = bench.flight()
+        bench.dispatch.acked(flight.number, 0, RECEIPT)
+
+    assert bench.outcomes() == dict.fromkeys(("x0", "x1", "x2"), Outcome.STORED)
+
+
+# Windows
+
+
+def test_no_more_messages_are_out_than_the_window_has_room_for() -> None:
+    bench = Bench(window=3, flight=2)
+    bench.submit(*(envelope(str(number)) for number in range(5)))
+    first, second = bench.flight(), bench.flight()
+    assert (ids(first), ids(second)) == (["0", "1"], ["2"])
+    assert bench.flights() == []
+    assert bench.dispatch.out == 3
+
+    bench.dispatch.acked(first.number, 1, RECEIPT)
+    assert bench.flights() == [["3"]]
+
+
+def test_no_more_bytes_are_out_than_the_window_has_room_for() -> None:
+    bench = Bench(window_bytes=100)
+    bench.submit(*(envelope(str(number), size=40) for number in range(5)))
+    first = bench.flight()
+    assert ids(first) == ["0", "1", "2"]  # the third begins below the limit
+    assert bench.flights() == []
+
+    bench.dispatch.acked(first.number, 0, RECEIPT)
+    assert bench.flights() == [["3"]]
+
+
+def test_a_message_larger_than_the_byte_window_is_sent_alone() -> None:
+    bench = Bench(window_bytes=100)
+    bench.submit(envelope("1", size=5000), envelope("2"))
+    first = bench.flight()
+    assert ids(first) == ["1"]
+    assert bench.flights() == []
+
+    bench.dispatch.acked(first.number, 0, RECEIPT)
+    assert bench.flights() == [["2"]]
+
+
+@pytest.mark.parametrize("end", ["ack", "refusal", "timeout", "disconnection", "closed lane", "abandoned"])
+def test_room_in_the_windows_comes_back_however_a_flight_ends(end: str) -> None:
+    bench = Bench()
+    bench.submit(envelope("1", size=10))
+    flight = bench.flight()
+    assert (bench.dispatch.out, bench.dispatch.out_bytes) == (1, 10)
+    match end:
+        case "ack":
+            bench.dispatch.acked(flight.number, 0, RECEIPT)
+        case "refusal":
+            bench.refused(flight, 0, Verdict.RETRY)
+        case "timeout":
+            bench.tick(5.0)
+        case "disconnection":
+            bench.dispatch.disconnected("gone")
+        case "closed lane":
+            bench.dispatch.remove_lane(bench.lane)
+        case _:
+            bench.dispatch.abandon("closed")
+
+    assert (bench.dispatch.out, bench.dispatch.out_bytes) == (0, 0)
+
+
+# Trying again
+
+
+def test_an_attempt_without_an_answer_is_made_again_after_the_ack_timeout_and_a_backoff() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    first = bench.flight()
+    bench.tick(4.999)
+    assert bench.flights() == []
+    assert bench.dispatch.out == 1
+    bench.tick(5.0)
+    assert bench.dispatch.out == 0
+    assert bench.flights() == []
+
+    bench.tick(5.0 + POLICY.first_backoff)
+    second = bench.flight()
+    assert first.entries == second.entries
+    assert second.number != first.number
+    assert bench.dispatch.retries == 1
+
+
+def test_only_what_is_unanswered_of_a_flight_is_tried_again() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"), envelope("2"), envelope("3"))
+    flight = bench.flight()
+    bench.dispatch.acked(flight.number, 1, RECEIPT)
+    bench.tick(5.0)
+    bench.tick(6.0)
+
+    assert sorted(bench.flights()[0]) == ["1", "3"]
+    assert bench.outcomes() == {"2": Outcome.STORED}
+
+
+def test_what_a_lost_connection_took_along_is_sent_again_first_and_in_order() -> None:
+    bench = Bench(flight=2)
+    bench.submit(*(envelope(str(number)) for number in range(6)))
+    bench.flight()
+    second = bench.flight()
+    bench.dispatch.acked(second.number, 0, RECEIPT)
+    bench.dispatch.disconnected("gone")
+    assert bench.flights() == []
+    bench.dispatch.connected()
+
+    assert bench.flights() == [["0", "1"], ["3", "4"], ["5"]]
+    assert bench.dispatch.retries == 3
+
+
+def test_a_backoff_grows_to_its_limit_and_is_jittered() -> None:
+    pauses: list[list[float]] = []
+    for _ in range(30):
+        bench = Bench(delivery_timeout=1000.0)
+        bench.dispatch._random.seed(len(pauses))
+        bench.submit(envelope("1"))
+        seen = []
+        for _ in range(9):
+            bench.refused(bench.flight(), 0, Verdict.RETRY)
+            due = bench.dispatch.next_tick()
+            seen.append(due - bench.now)
+            bench.tick(due)
+        pauses.append(seen)
+
+    for attempt, alike in enumerate(zip(*pauses, strict=True)):
+        longest = min(POLICY.longest_backoff, POLICY.first_backoff * 2**attempt)
+        assert all(longest / 2 - 1e-9 <= pause <= longest + 1e-9 for pause in alike)
+        assert len(set(alike)) == len(alike), "every pause is another one"
+
+
+def test_a_thousand_attempts_do_not_overflow_the_backoff() -> None:
+    bench = Bench(delivery_timeout=1e9)
+    bench.submit(envelope("1"))
+    for _ in range(1500):
+        bench.refused(bench.flight(), 0, Verdict.RETRY)
+        bench.tick(bench.dispatch.next_tick())
+
+    assert bench.now < 1500 * POLICY.longest_backoff
+
+
+def test_the_library_that_has_deadlines_of_its_own_is_given_none() -> None:
+    bench = Bench(ack_timeout=None)
+    bench.submit(envelope("1"))
+    flight = bench.flight()
+    bench.tick(59.0)
+    assert bench.dispatch.out == 1
+    assert flight.deadline == INFINITY
+
+
+# What a refusal means
+
+
+def test_what_is_refused_for_now_is_tried_again() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    bench.refused(bench.flight(), 0, Verdict.RETRY)
+    assert bench.settled() == []
+    bench.tick(1.0)
+
+    assert bench.flights() == [["1"]]
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.STOP])
+def test_what_is_refused_for_good_is_rejected_with_the_reason(verdict: Verdict) -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    bench.refused(bench.flight(), 0, verdict, "too large")
+
+    (settled,) = bench.settled()
+    assert settled.outcome is Outcome.REJECTED
+    assert settled.refusal == Refusal(verdict, "too large", 42)
+    assert bench.is_empty()
+
+
+def test_what_the_library_gave_up_is_unknown() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    bench.refused(bench.flight(), 0, Verdict.GIVE_UP, "timed out in the queue")
+
+    (settled,) = bench.settled()
+    assert settled.outcome is Outcome.UNKNOWN
+    assert settled.refusal == Refusal(Verdict.GIVE_UP, "timed out in the queue", 42)
+
+
+def _lose_the_answer(bench: Bench, how: str) -> Flight:
+    """Make an attempt whose answer does not come, and the next one."""
+    flight = bench.flight()
+    if how == "silence":
+        bench.tick(bench.now + 5.0)
+        bench.tick(bench.now + 5.0)
+    else:
+        bench.dispatch.disconnected("gone")
+        bench.dispatch.connected()
+    return flight
+
+
+@pytest.mark.parametrize("how", ["silence", "disconnection"])
+@pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.STOP])
+def test_a_refusal_after_an_unanswered_attempt_is_unknown_for_that_may_be_stored(how: str, verdict: Verdict) -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    _lose_the_answer(bench, how)
+    bench.refused(bench.flight(), 0, verdict, "no permission")
+
+    (settled,) = bench.settled()
+    assert settled.outcome is Outcome.UNKNOWN
+    assert settled.refusal is not None
+    assert settled.refusal.verdict is verdict
+    assert settled.refusal.reason == ("no permission; but an earlier attempt was never answered, so it may be stored")
+
+
+def test_a_late_refusal_takes_the_doubt_away() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    lost = _lose_the_answer(bench, "silence")
+    again = bench.flight()
+    bench.refused(lost, 0, Verdict.REJECT, "no permission")
+    bench.refused(lost, 0, Verdict.REJECT, "said twice")
+    assert bench.settled() == []
+    bench.refused(again, 0, Verdict.REJECT, "no permission")
+
+    assert bench.outcomes() == {"1": Outcome.REJECTED}
+
+
+def test_a_second_answer_to_one_attempt_changes_nothing() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"), envelope("2"))
+    flight = bench.flight()
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+    bench.refused(flight, 0, Verdict.REJECT)
+
+    assert bench.outcomes() == {"1": Outcome.STORED}
+    assert bench.dispatch.out == 1
+
+
+def test_an_answer_to_nothing_that_was_ever_sent_is_ignored() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    flight = bench.flight()
+    for number, index in [(flight.number, 1), (flight.number, -1), (99, 0), (0, 0)]:
+        bench.dispatch.acked(number, index, RECEIPT)
+        bench.dispatch.refused(number, index, LATER, bench.now)
+        assert bench.dispatch.envelope(number, index) is None
+    bench.tick(5.0)
+    bench.dispatch.acked(flight.number, 7, RECEIPT)
+    bench.dispatch.refused(flight.number, -1, LATER, bench.now)
+
+    assert bench.settled() == []
+    bench.tick(6.0)
+    assert bench.flights() == [["1"]]
+
+
+# Late answers
+
+
+@pytest.mark.parametrize("how", ["silence", "disconnection"])
+def test_a_late_ack_settles_and_the_retry_is_not_awaited(how: str) -> None:
+    bench = Bench()
+    bench.submit(envelope("1", "a"), envelope("2", "a"))
+    lost = _lose_the_answer(bench, how)
+    again = bench.flight()
+    bench.dispatch.acked(lost.number, 0, RECEIPT)
+
+    assert bench.outcomes() == {"1": Outcome.STORED}
+    assert bench.flights() == [["2"]], "the next of the aggregate follows"
+    bench.dispatch.acked(again.number, 0, RECEIPT._replace(duplicate=True))
+    assert bench.settled() == []
+    assert bench.dispatch.out == 1
+
+
+def test_a_late_ack_during_the_backoff_settles_without_a_retry() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    flight = bench.flight()
+    bench.tick(5.0)
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+    assert bench.outcomes() == {"1": Outcome.STORED}
+
+    bench.tick(10.0)
+    assert bench.flights() == []
+    assert bench.dispatch.late_acks == 1
+
+
+def test_a_late_ack_settles_what_waits_for_a_connection() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    flight = bench.flight()
+    bench.dispatch.disconnected("gone")
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+    bench.dispatch.connected()
+
+    assert bench.outcomes() == {"1": Outcome.STORED}
+    assert bench.flights() == []
+
+
+def test_what_is_kept_for_late_acks_is_let_go_when_all_is_settled() -> None:
+    bench = Bench(ack_timeout=None)
+    bench.submit(envelope("1"))
+    bench.flight()
+    bench.dispatch.disconnected("gone")
+    assert len(bench.dispatch._silent) == 1
+    bench.dispatch.connected()
+    bench.dispatch.acked(bench.flight().number, 0, RECEIPT)
+    bench.settled()
+    bench.tick(60.0)
+
+    assert bench.is_empty()
+
+
+# Deliveries that end without an answer
+
+
+def test_what_is_silent_until_the_delivery_timeout_is_unknown_and_never_rejected() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    bench.flights()
+    while not (settled := bench.settled()):
+        bench.tick(bench.dispatch.next_tick())
+        bench.flights()
+
+    assert [one.outcome for one in settled] == [Outcome.UNKNOWN]
+    assert settled[0].refusal is not None
+    assert settled[0].refusal.reason == (
+        f"not settled within 60 s and {settled[0].entry.attempts} attempts (no ack within 5 s): "
+        "see to the broker, then publish it again with the same event id"
+    )
+    assert 60.0 <= bench.now <= 65.1
+    assert bench.is_empty()
+
+
+def test_what_could_never_be_sent_is_unknown_at_the_delivery_timeout() -> None:
+    bench = Bench(connected=False)
+    bench.submit(envelope("1"))
+    bench.tick(59.9)
+    assert bench.settled() == []
+    bench.tick(60.0)
+
+    (settled,) = bench.settled()
+    assert settled.outcome is Outcome.UNKNOWN
+    assert settled.refusal is not None
+    assert "0 attempts (never sent: no connection, or no answer to what came before it)" in settled.refusal.reason
+
+
+def test_the_brokers_own_word_tells_more_than_a_later_silence() -> None:
+    bench = Bench(delivery_timeout=6.0)
+    bench.submit(envelope("1"))
+    bench.refused(bench.flight(), 0, Verdict.RETRY, "maximum messages exceeded")
+    bench.tick(1.0)
+    bench.flight()
+    bench.tick(6.0)
+
+    (settled,) = bench.settled()
+    assert settled.refusal is not None
+    assert "(maximum messages exceeded)" in settled.refusal.reason
+    assert settled.refusal.code == 42
+
+
+def test_what_is_refused_for_now_after_its_delivery_timeout_is_unknown() -> None:
+    bench = Bench(ack_timeout=None)
+    bench.submit(envelope("1"))
+    flight = bench.flight()
+    bench.now = 61.0
+    bench.refused(flight, 0, Verdict.RETRY)
+
+    assert bench.outcomes() == {"1": Outcome.UNKNOWN}
+
+
+def test_what_is_out_at_its_delivery_timeout_gets_its_answer_first() -> None:
+    bench = Bench(delivery_timeout=6.0)
+    bench.submit(envelope("1"))
+    bench.flight()
+    bench.tick(5.0)
+    bench.tick(5.5)
+    again = bench.flight()
+    bench.tick(6.0)
+    assert bench.settled() == []
+    bench.dispatch.acked(again.number, 0, RECEIPT)
+
+    assert bench.outcomes() == {"1": Outcome.STORED}
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_long_queue_of_one_aggregate_ends_together_when_its_time_is_over(connected: bool) -> None:
+    bench = Bench(connected=connected)
+    bench.submit(*(envelope(str(number), "a") for number in range(2000)))
+    while bench.now < 65.2:
+        bench.flights()
+        bench.tick(bench.dispatch.next_tick())
+        if bench.dispatch.next_tick() == INFINITY:
+            break
+    bench.flights()
+
+    assert bench.outcomes() == dict.fromkeys(map(str, range(2000)), Outcome.UNKNOWN)
+    bench.tick(bench.now + 0.1)
+    assert bench.is_empty()
+
+
+def test_what_is_overdue_is_not_sent_any_more() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    bench.now = 60.0
+
+    assert bench.flights() == []
+    assert bench.outcomes() == {"1": Outcome.UNKNOWN}
+
+
+# Lanes that end
+
+
+def test_a_closed_lane_settles_all_it_had_as_unknown_and_leaves_the_others_alone() -> None:
+    bench = Bench(flight=2)
+    other = bench.new_lane()
+    bench.submit(envelope("1", "a"), envelope("2"), envelope("3", "a"), envelope("4"))
+    bench.submit(envelope("x"), lane=other)
+    flight, untouched = bench.flight(), bench.flight()
+    bench.refused(flight, 1, Verdict.RETRY)
+    bench.dispatch.remove_lane(bench.lane)
+
+    assert bench.outcomes() == dict.fromkeys(("1", "2", "3", "4"), Outcome.UNKNOWN)
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+    assert bench.settled() == []
+    bench.dispatch.acked(untouched.number, 0, RECEIPT)
+    assert bench.outcomes() == {"x": Outcome.STORED}
+    assert bench.is_empty()
+
+
+def test_a_late_ack_for_a_closed_lane_is_nobodys() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    flight = bench.flight()
+    bench.tick(5.0)
+    bench.dispatch.remove_lane(bench.lane)
+    assert bench.outcomes() == {"1": Outcome.UNKNOWN}
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+
+    assert bench.settled() == []
+
+
+def test_abandoned_all_lanes_end_with_unknown_results_and_nothing_is_sent() -> None:
+    bench = Bench(flight=1)
+    other = bench.new_lane()
+    bench.submit(envelope("1", "a"), envelope("2", "a"))
+    bench.submit(envelope("x"), lane=other)
+    bench.flight()
+    bench.dispatch.abandon("the server is gone for good")
+
+    settled = bench.settled()
+    assert {one.entry.envelope.event_id for one in settled} == {"1", "2", "x"}
+    assert {one.outcome for one in settled} == {Outcome.UNKNOWN}
+    assert {one.refusal for one in settled} == {Refusal(Verdict.GIVE_UP, "the server is gone for good")}
+    assert bench.flights() == []
+    assert bench.is_empty()
+
+
+def test_closing_a_lane_twice_does_nothing_the_second_time() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"))
+    bench.dispatch.remove_lane(bench.lane)
+    bench.dispatch.remove_lane(bench.lane)
+
+    assert bench.outcomes() == {"1": Outcome.UNKNOWN}
+
+
+# When to look again
+
+
+def test_an_idle_dispatch_wants_no_tick() -> None:
+    bench = Bench()
+    assert bench.dispatch.next_tick() == INFINITY
+    bench.submit(envelope("1"))
+    bench.dispatch.acked(bench.flight().number, 0, RECEIPT)
+    bench.settled()
+    bench.tick(bench.dispatch.next_tick())
+
+    assert bench.dispatch.next_tick() == INFINITY
+
+
+def test_the_next_tick_is_the_first_of_ack_deadline_backoff_and_delivery_timeout() -> None:
+    bench = Bench(delivery_timeout=7.0)
+    bench.submit(envelope("1"), envelope("2"))
+    assert bench.dispatch.next_tick() == 7.0
+    flight = bench.flight()
+    assert bench.dispatch.next_tick() == 5.0
+    bench.refused(flight, 0, Verdict.RETRY)
+    assert 0.025 <= bench.dispatch.next_tick() <= 0.05
+    bench.tick(5.0)
+    bench.tick(5.5)
+    bench.flights()
+
+    assert bench.dispatch.next_tick() == 7.0
+
+
+def test_after_a_tick_the_next_is_never_due_already() -> None:
+    bench = Bench(delivery_timeout=6.0)
+    bench.submit(*(envelope(str(number), "a" if number % 2 else None) for number in range(9)))
+    while (due := bench.dispatch.next_tick()) != INFINITY:
+        bench.tick(due)
+        assert bench.dispatch.next_tick() > bench.now
+        bench.flights()
+
+    assert set(bench.outcomes().values()) == {Outcome.UNKNOWN}
+
+
+# What it tells
+
+
+def test_it_tells_what_is_out_where() -> None:
+    bench = Bench()
+    bench.submit(envelope("1", topic="a"), envelope("2", topic="b"), envelope("3", topic="a"))
+    flight = bench.flight()
+    bench.dispatch.acked(flight.number, 0, RECEIPT)
+
+    assert bench.dispatch.out_on("a") == [(flight.number, 2)]
+    found = bench.dispatch.envelope(flight.number, 1)
+    assert found is not None
+    assert found.event_id == "2"
+    assert bench.dispatch.envelope(flight.number, 0) is None
+
+
+def test_settled_envelopes_are_handed_out_once_by_lane_in_the_order_of_settlement() -> None:
+    bench = Bench(flight=3)
+    other = bench.new_lane()
+    bench.submit(envelope("1"), envelope("2"), envelope("3"))
+    bench.submit(envelope("x"), lane=other)
+    first, second = bench.flight(), bench.flight()
+    for flight, index in [(first, 2), (second, 0), (first, 0)]:
+        bench.dispatch.acked(flight.number, index, RECEIPT)
+
+    taken = [(lane, [one.entry.envelope.event_id for one in some]) for lane, some in bench.dispatch.take_settled()]
+    assert taken == [(bench.lane, ["3", "1"]), (other, ["x"])]
+    assert bench.dispatch.take_settled() == []
+
+
+def test_its_repr_tells_its_state() -> None:
+    bench = Bench()
+    bench.submit(envelope("1"), envelope("2"))
+    bench.refused(bench.flight(), 0, Verdict.RETRY)
+
+    assert repr(bench.dispatch) == "<Dispatch connected, 1 out, 1 backing off, 1 lanes>"
+    bench.dispatch.disconnected("gone")
+    assert repr(bench.dispatch) == "<Dispatch disconnected, 0 out, 1 backing off, 1 lanes>"

@@ -1,0 +1,83 @@
+import inspect
+import pickle
+from typing import Any, get_type_hints
+
+import pytest
+
+from bytewax_jetstream.envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
+
+ENVELOPE = Envelope("orders.new", b"{}", "order-1", "customer-1", "OrderPlaced", {"Trace": "1"}, 3, PublishOptions())
+RESULT = PublishResult(
+    outcome=Outcome.REJECTED,
+    event_id="order-1",
+    topic="orders.new",
+    aggregate_id="customer-1",
+    event_type="OrderPlaced",
+    broker="jetstream",
+    stream=None,
+    partition=None,
+    sequence=None,
+    duplicate=None,
+    attempts=1,
+    ack_seconds=0.1,
+    reason="too large",
+    code=10054,
+    envelope=ENVELOPE,
+    worker=1,
+    epoch=7,
+)
+CHECKPOINT = Checkpoint("publish", 1, "worker-1", 7, stored=3, duplicates=1, rejected=1, last_event_id="order-1")
+
+
+@pytest.mark.parametrize("value", [ENVELOPE, RESULT, CHECKPOINT, PublishOptions(expected_last_sequence=1)])
+def test_a_value_is_immutable(value: Any) -> None:
+    for field in value._fields:
+        with pytest.raises(AttributeError):
+            setattr(value, field, None)
+    with pytest.raises(AttributeError):
+        value.another = None
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("value", [ENVELOPE, RESULT, CHECKPOINT])
+def test_a_value_comes_out_of_a_pickle_as_it_went_in(value: Any, protocol: int) -> None:
+    copy = pickle.loads(pickle.dumps(value, protocol))
+
+    assert copy == value
+    assert type(copy) is type(value)
+
+
+def test_an_envelope_is_made_by_position_or_by_keyword() -> None:
+    by_keyword = Envelope(
+        topic="orders.new",
+        payload=b"{}",
+        event_id="order-1",
+        aggregate_id="customer-1",
+        event_type="OrderPlaced",
+        headers={"Trace": "1"},
+        partition=3,
+        options=PublishOptions(),
+    )
+
+    assert by_keyword == ENVELOPE
+
+
+def test_an_envelope_needs_a_topic_a_payload_and_an_event_id() -> None:
+    required = [
+        name
+        for name, parameter in inspect.signature(Envelope).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+    ]
+
+    assert required == ["topic", "payload", "event_id"]
+    assert Envelope("orders.new", b"", "1")[3:] == (None, None, None, None, None)
+
+
+@pytest.mark.parametrize("kind", [Envelope, PublishOptions, PublishResult, Checkpoint])
+def test_every_field_has_its_type(kind: type[tuple[Any, ...]]) -> None:
+    assert list(get_type_hints(kind)) == list(kind._fields)  # type: ignore[attr-defined]  # of a NamedTuple
+
+
+def test_an_outcome_reads_as_its_word() -> None:
+    assert [f"{outcome}" for outcome in Outcome] == ["stored", "rejected", "unknown"]
+    assert pickle.loads(pickle.dumps(Outcome.STORED)) is Outcome.STORED
