@@ -107,21 +107,21 @@ def size_of(envelope: Envelope) -> int:
 class Entry:
     """An envelope between its acceptance and its settlement."""
 
-    __slots__ = ("attempts", "batch", "done", "envelope", "in_doubt", "last", "size", "wire")
+    # Class attributes, not slots: most entries never change them, and are made at half the cost.
+    wire: Any = None
+    """What the publisher made of it, once for all attempts."""
+    attempts = 0
+    in_doubt = 0
+    """How many attempts got no answer: each may be stored, now or later."""
+    done = False
+    """Settled, maybe by the late answer to an earlier attempt; whoever still lists it passes over it."""
+    last: Refusal | None = None
+    """Why the last attempt did not do."""
 
     def __init__(self, envelope: Envelope, batch: Batch) -> None:
         self.envelope = envelope
         self.batch = batch
         self.size = size_of(envelope)
-        self.wire: Any = None
-        """What the publisher made of it, once for all attempts."""
-        self.attempts = 0
-        self.in_doubt = 0
-        """How many attempts got no answer: each may be stored, now or later."""
-        self.done = False
-        """Settled, maybe by the late answer to an earlier attempt; whoever still lists it passes over it."""
-        self.last: Refusal | None = None
-        """Why the last attempt did not do."""
 
 
 class Settled(NamedTuple):
@@ -267,6 +267,36 @@ class Dispatch:
         entry = self._answer(flight, index)
         if entry is not None:
             self._finish(flight.lane, entry, Outcome.STORED, receipt, None)
+
+    def acked_all(self, acks: Iterable[tuple[int, int, Receipt]]) -> None:
+        """The broker stored envelopes: flight, index and receipt of each.
+
+        The same as `acked` for each, written out because this is the path that every message takes.
+        """
+        flights, with_settled = self._flights, self._with_settled
+        for number, index, receipt in acks:
+            flight = flights.get(number)
+            entry = flight.at(index) if flight is not None else None
+            if flight is None or entry is None or entry.done:
+                self.acked(number, index, receipt)
+                continue
+            entry.done = True
+            flight.entries[index] = None
+            flight.open -= 1
+            if not flight.open:
+                del flights[number]
+            self.out -= 1
+            self.out_bytes -= entry.size
+            lane, aggregate = flight.lane, entry.envelope.aggregate_id
+            if aggregate in lane.held:
+                waiting = lane.held[aggregate]
+                if waiting:
+                    self._make_ready(lane, waiting.popleft(), first=False)
+                else:
+                    del lane.held[aggregate]
+            if not lane.settled:
+                with_settled.append(lane)
+            lane.settled.append(_new(Settled, (entry, Outcome.STORED, receipt, None)))
 
     def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
         """The broker did not store one envelope of a flight."""
@@ -523,3 +553,5 @@ class Dispatch:
 
 
 INFINITY = float("inf")
+_new = tuple.__new__
+"""Past a NamedTuple's keyword constructor, where it runs once a message: 0.1 us instead of 0.4."""

@@ -24,7 +24,7 @@ from bytewax.inputs import (
     StatelessSourcePartition,
 )
 
-__all__ = ["DrainingPartition", "deadline", "drain_on_signal", "install"]
+__all__ = ["DrainingPartition", "deadline", "drain_on_signal", "enter", "install", "leave"]
 
 log = logging.getLogger(__name__)
 X = TypeVar("X")
@@ -42,6 +42,7 @@ class _Drain:
         self.deadline = float("inf")
         self.timeout = 20.0
         self._parts = 0
+        """Partitions of sources and lanes to brokers that are open: while there is one, there is something to drain."""
         self._lock = threading.Lock()
 
     @property
@@ -49,7 +50,7 @@ class _Drain:
         return self.deadline != float("inf")
 
     def enter(self) -> None:
-        """A partition starts; the first one of a run forgets an earlier run's signal."""
+        """A partition or a lane opens; the first one of a run forgets an earlier run's signal."""
         with self._lock:
             if self._parts == 0:
                 self.deadline = float("inf")
@@ -68,7 +69,7 @@ class _Drain:
                 raise KeyboardInterrupt
             os.kill(os.getpid(), number)
         elif self.requested:
-            self.deadline = 0.0
+            self.deadline = 0.0  # ends the waits of other threads
             raise KeyboardInterrupt("a second signal, or the drain took too long: what is in flight is replayed")
         else:
             self.deadline = time.monotonic() + self.timeout
@@ -83,6 +84,16 @@ class _Drain:
 
 
 _drain = _Drain()
+
+
+def enter() -> None:
+    """There is one more thing that a signal must not cut off."""
+    _drain.enter()
+
+
+def leave() -> None:
+    """It has ended."""
+    _drain.leave()
 
 
 def deadline() -> float:

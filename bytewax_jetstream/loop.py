@@ -94,15 +94,17 @@ class LoopThread:
         self._loop.set_exception_handler(self._on_error)
         try:
             self._loop.run_forever()
-            left = asyncio.all_tasks(self._loop)
-            for task in left:
-                task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         except BaseException as error:
             self.crash = error
             raise
         finally:
-            self._loop.close()
+            try:
+                left = asyncio.all_tasks(self._loop)
+                for task in left:
+                    task.cancel()
+                self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            finally:
+                self._loop.close()
 
     def _on_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from enum import StrEnum
 from random import Random
 from types import TracebackType
@@ -126,7 +126,7 @@ class Lane:
     ever dropped. A lane outlives neither its pool nor a fork.
     """
 
-    def __init__(self, pool: "AckPool", link: "_Link", name: str, worker: int) -> None:
+    def __init__(self, pool: "AckPool", link: "_Link", name: str, worker: int, deadline: Callable[[], float]) -> None:
         self.name = name
         self.worker = worker
         self.queue = LaneQueue(self)
@@ -136,6 +136,7 @@ class Lane:
         self._news = threading.Condition()
         self._unsettled = 0
         self._stop_reason: str | None = None
+        self._deadline = deadline
         self._closed = False
 
     def __repr__(self) -> str:
@@ -199,6 +200,7 @@ class Lane:
                 if left <= 0:
                     return False
                 self._pool.check(settling=True)
+                self._check_deadline()
                 self._news.wait(min(left, SLICE))
         return True
 
@@ -221,7 +223,15 @@ class Lane:
         """Raise when nothing can be submitted any more."""
         if self._closed:
             raise PoolClosedError(f"lane {self.name} is closed: open another")
+        self._check_deadline()
         self._pool.check()
+
+    def _check_deadline(self) -> None:
+        if time.monotonic() > self._deadline():
+            raise SettleTimeoutError(
+                f"{self._unsettled} envelopes of lane {self.name} are not settled in time: see whether the broker "
+                "answers; they are published again when the epoch is replayed"
+            )
 
     def close(self) -> None:
         """Leave the pool, without waiting; never raises. Whatever is unsettled becomes unknown: flush first."""
@@ -273,6 +283,9 @@ class _Link:
 
     def acked(self, flight: int, index: int, receipt: Receipt) -> None:
         self.dispatch.acked(flight, index, receipt)
+
+    def acked_all(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
+        self.dispatch.acked_all(acks)
 
     def refused(self, flight: int, index: int, refusal: Refusal) -> None:
         self.dispatch.refused(flight, index, refusal, time.monotonic())
@@ -414,17 +427,20 @@ class AckPool:
 
     # For users of one pool
 
-    def lane(self, publisher: Publisher, *, name: str, worker: int = 0) -> Lane:
+    def lane(
+        self, publisher: Publisher, *, name: str, worker: int = 0, deadline: Callable[[], float] = lambda: float("inf")
+    ) -> Lane:
         """Open an ordered queue to a broker; connects, and makes or checks streams, when it is the first.
 
         :arg publisher: Publishers of equal settings share the first one's connection.
         :arg name: Shown in logs, results and checkpoints.
+        :arg deadline: Says by when (`time.monotonic`) waits of this lane must end, whatever is unsettled then.
         :raises ConnectError: when the broker cannot be used within its connect timeout.
         :raises StreamError: when a stream or topic is not what the settings ask.
         """
         self._start(publisher.broker)
         link = self.run(self._open(publisher), "opening a connection")
-        lane = Lane(self, link, name, worker)
+        lane = Lane(self, link, name, worker, deadline)
         self._thread.call(lambda: link.dispatch.add_lane(lane.queue))
         return lane
 
@@ -649,8 +665,7 @@ class AckPool:
         for _ in self._workers:
             self.tasks.put_nowait(None)
         await asyncio.gather(*self._workers, return_exceptions=True)
-        for link in self._links.values():
-            await link.close()
+        await asyncio.gather(*(link.close() for link in self._links.values()))
         self._links.clear()
         await asyncio.gather(*self._closing, return_exceptions=True)
         log.info("ACK pool closed: %s", self._counts)

@@ -3,7 +3,7 @@
 A `Protocol`, not a base class: a publisher shares nothing with its sibling but this shape.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from .dispatch import Flight, Policy, Receipt, Refusal
@@ -23,6 +23,9 @@ class PublisherEvents(Protocol):
 
     def acked(self, flight: int, index: int, receipt: Receipt) -> None:
         """The broker has stored envelope `index` of that flight."""
+
+    def acked_all(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
+        """The broker has stored all of these: flight, index and receipt of each."""
 
     def refused(self, flight: int, index: int, refusal: Refusal) -> None:
         """The broker has not stored envelope `index` of that flight."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
+from . import drain
 from .envelope import Envelope, Outcome
 from .errors import PublishError
 from .pool import AckPool, Lane
@@ -33,16 +34,19 @@ class Outlet:
     def __init__(self, settings: BrokerSettings, *, lane: str, worker: int) -> None:
         pool = AckPool.borrow(settings.pool)
         try:
-            self.lane: Lane = pool.lane(publisher_for(settings), name=lane, worker=worker)
+            self.lane: Lane = pool.lane(publisher_for(settings), name=lane, worker=worker, deadline=drain.deadline)
         except BaseException:
             AckPool.give_back()
             raise
+        # Sources close before what they emitted is settled, so a signal finds a lane to drain when they are gone.
+        drain.enter()
         self._open = True
 
     def close(self) -> None:
         """Leave the pool; what is unsettled gets no result."""
         if self._open:
             self._open = False
+            drain.leave()
             self.lane.close()
             AckPool.give_back()
 

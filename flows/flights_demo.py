@@ -75,7 +75,7 @@ def _run(settings: FlightsSettings, workers: int, *, fresh: bool) -> int:
     if not resumes:
         _clear(settings.run_dir)
         recovery.mkdir()
-        init_db_dir(recovery, 1)  # type: ignore[no-untyped-call] # Bytewax has no types for it
+        init_db_dir(recovery, 1)
     jetstream = broker(settings)
     source = FlightsSource(settings.partitions, settings.limit)
     lines = rows()[: settings.limit]
@@ -124,8 +124,8 @@ def _run(settings: FlightsSettings, workers: int, *, fresh: bool) -> int:
 def _execute(flow: Dataflow, workers: int, recovery: Path) -> None:
     """Run the flow to the end of its input or to a signal, on this thread, which is where signals arrive."""
     try:
-        config = RecoveryConfig(str(recovery))  # type: ignore[no-untyped-call] # Bytewax has no types for these
-        cli_main(flow, workers_per_process=workers, epoch_interval=EPOCH, recovery_config=config)  # type: ignore[no-untyped-call]
+        config = RecoveryConfig(str(recovery))
+        cli_main(flow, workers_per_process=workers, epoch_interval=EPOCH, recovery_config=config)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of the engine is no Exception

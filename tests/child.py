@@ -20,6 +20,7 @@ import bytewax_jetstream.operators as jop
 from bytewax_jetstream.drain import drain_on_signal
 from bytewax_jetstream.envelope import Envelope, PublishResult
 from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
+from bytewax_jetstream.sinks import JetStreamSink
 from tests.dataflows import Envelopes
 from tests.streams import envelopes
 
@@ -37,15 +38,17 @@ class Told(NamedTuple):
 
     url: str
     folder: str
-    count: int = 2_000
+    messages: int = 2_000
     source: str = "fixed"
     """`fixed`: has partitions and state; `dynamic`: has neither; `sleeping`: has, and sleeps after its first batch."""
+    step: str = "publish"
+    """`publish`, or `sink` for a `JetStreamSink`, which gives no results."""
     drain_timeout: float = 20
-    pool: dict[str, Any] = {}
+    pool: dict[str, Any] | None = None
 
     @property
     def envelopes(self) -> list[Envelope]:
-        return envelopes(self.count, TOPIC)
+        return envelopes(self.messages, TOPIC)
 
     @property
     def emitted(self) -> list[str]:
@@ -154,7 +157,7 @@ def _source(told: Told) -> Source[Envelope]:
 
 
 def _flow(told: Told) -> Dataflow:
-    settings = JetStreamSettings(servers=(told.url,), pool=PoolSettings(**told.pool))
+    settings = JetStreamSettings(servers=(told.url,), pool=PoolSettings(**(told.pool or {})))
 
     def note(batch: list[Envelope]) -> list[Envelope]:
         told.write("emitted", [envelope.event_id for envelope in batch])
@@ -162,8 +165,11 @@ def _flow(told: Told) -> Dataflow:
 
     flow = Dataflow("child")
     up = op.input("in", flow, drain_on_signal(_source(told), timeout=told.drain_timeout))
-    out = jop.publish("publish", op.flat_map_batch("note", up, note), settings)
-    op.output("results", out.oks, _Results(told))
+    noted = op.flat_map_batch("note", up, note)
+    if told.step == "sink":
+        op.output("sink", noted, JetStreamSink(settings))
+    else:
+        op.output("results", jop.publish("publish", noted, settings).oks, _Results(told))
     return flow
 
 

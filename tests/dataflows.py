@@ -17,7 +17,7 @@ import bytewax_jetstream.operators as jop
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
 from bytewax_jetstream.settings import JetStreamSettings
 
-__all__ = ["Crash", "Envelopes", "Ledger", "Publishing", "publishing", "recovery_store", "root_cause", "run"]
+__all__ = ["CrashError", "Envelopes", "Ledger", "Publishing", "publishing", "recovery_store", "root_cause", "run"]
 
 EPOCH = timedelta(seconds=0.05)
 
@@ -146,7 +146,7 @@ class _LedgerPart(StatefulSinkPartition[Any, dict[Any, int]]):
         self._ledger.counts = dict(self._counts)
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Ends a run on purpose."""
 
 

@@ -27,7 +27,7 @@ from nats.errors import TimeoutError as NatsTimeoutError
 
 from ..errors import ConnectError
 from ..settings import JetStreamSettings
-from .parser import MessageHandler, Parser
+from .parser import BulkReader, MessageHandler, Parser
 
 __all__ = ["DENIED_PUBLISH", "Connection", "JetStreamApiError"]
 
@@ -63,6 +63,7 @@ class _Client(Client):
         self._owner = owner
         self._wants_tls = wants_tls
         self.handlers: dict[int, MessageHandler] = {}
+        self.take_bulk = owner.take_bulk
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def lose(self, reason: str) -> None:
@@ -165,6 +166,7 @@ class Connection:
     :arg on_up: Called when a new connection stands and the subscriptions are made.
     :arg on_down: Called with the reason when it is lost; everything that was written may be lost too.
     :arg on_read: Called after each read, when all of its messages were handled.
+    :arg take_bulk: Takes what comes by the thousand straight out of what was read; see `parser`.
     """
 
     def __init__(
@@ -175,12 +177,14 @@ class Connection:
         on_down: Callable[[str], None],
         on_read: Callable[[], None] = lambda: None,
         on_denied: Callable[[str], None] = lambda what: None,
+        take_bulk: BulkReader | None = None,
     ) -> None:
         self._settings = settings
         self._on_up = on_up
         self._on_down = on_down
         self._on_denied = on_denied
         self.on_read = on_read
+        self.take_bulk = take_bulk
         self._client: _Client | None = None
         self._servers = list(settings.servers)
         self._subscriptions: dict[str, tuple[MessageHandler, int]] = {}
@@ -303,7 +307,8 @@ class Connection:
         self._asked.setdefault(full, set()).add(denied)
         asked = asyncio.ensure_future(client.request(full, payload, timeout=seconds))
         try:
-            await asyncio.wait({asked, denied}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {asked, denied}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if denied.done():
                 raise ConnectError(f"{denied.result()}: grant this user the JetStream API, or use stream_strategy=skip")
             message = asked.result()

@@ -13,10 +13,13 @@ from typing import Any, Protocol
 
 from nats.errors import Error as NatsError
 
-__all__ = ["MessageHandler", "Parser", "ProtocolError"]
+__all__ = ["BulkReader", "MessageHandler", "Parser", "ProtocolError"]
 
 MessageHandler = Callable[[bytes, bytes, bytes | None, bytes], None]
 """Called with subject, reply subject, header block (None without) and payload; must not raise or block."""
+
+BulkReader = Callable[[bytes, int], int]
+"""Called with what was read and a place in it; returns the place behind the whole messages it took there."""
 
 MAX_LINE = 64 * 1024
 """Longer lines are no NATS server's: INFO with many cluster URLs is the longest there is."""
@@ -31,6 +34,9 @@ class Receiver(Protocol):
 
     handlers: dict[int, MessageHandler]
     """Subscriptions whose messages go to a handler, without a task or an object for each."""
+
+    take_bulk: BulkReader | None
+    """Who may take what comes by the thousand off the wire, before it is looked at line by line."""
 
     async def on_message(self, sid: int, subject: bytes, reply: bytes, payload: bytes, header: bytes | None) -> None:
         """A message of any other subscription."""
@@ -75,7 +81,10 @@ class Parser:
             data = b"".join(self._rest)
             self.reset()
         receiver, handlers = self._receiver, self._receiver.handlers
+        take_bulk = receiver.take_bulk
         at, needed = 0, 0
+        if take_bulk is not None:
+            at = take_bulk(data, at)
         while (end := data.find(b"\r\n", at)) >= 0:
             line = data[at:end]
             if line.startswith((b"MSG ", b"HMSG ")):
@@ -95,6 +104,8 @@ class Parser:
                     handler(subject, reply, header, payload)
                 else:
                     await receiver.on_message(sid, subject, reply, payload, header)
+                if take_bulk is not None:
+                    at = take_bulk(data, at)
                 continue
             at = end + 2
             if line == b"PING":

@@ -38,7 +38,9 @@ KNOWN_TOPICS = 100_000
 REFRESH_SECONDS = 1.0
 """The coverage is read again at most this often, and only when a topic turns out not to be covered."""
 
-PUB_ACK = re.compile(rb'\{"stream":\s?"([^"\\]+)",\s?"seq":\s?(\d+)(,\s?"duplicate":\s?true)?\}').fullmatch
+PUB_ACK = rb'(\{"stream":\s?"([^"\\]+)",\s?"seq":\s?(\d+)(,\s?"duplicate":\s?true)?\})'
+
+NEVER = re.compile(rb"(?!)").match
 
 RETRY_CODES = frozenset(
     {
@@ -75,6 +77,10 @@ attempt whose ack was lost, or on a replay, the message that is in the way may b
 NO_MESSAGE = 10037
 
 
+_new = tuple.__new__
+"""As in `dispatch`: this runs once a message."""
+
+
 def classify(code: int, status: int, description: str) -> Refusal:
     """What an error reply means for its message.
 
@@ -99,7 +105,7 @@ class _Doubt(NamedTuple):
     """A refusal that may be owed to the envelope's own earlier success."""
 
     flight: int
-    index: int
+    place: int
     stream: str
     refusal: Refusal
 
@@ -120,6 +126,8 @@ class JetStreamPublisher:
         self._connection: Connection
         self._started = False
         self._inbox = b""
+        self._ack = NEVER
+        """Matches a PubAck with its message line, as the server writes it."""
         self._coverage: Coverage | None = None
         self._heads: dict[str, bytes] = {}
         """For each topic that was checked, how its frames begin."""
@@ -164,10 +172,12 @@ class JetStreamPublisher:
             on_down=events.disconnected,
             on_read=self._read,
             on_denied=self._denied,
+            take_bulk=self._take_acks,
         )
         await self._connection.open()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode() + b"."
+        self._ack = re.compile(rb"MSG %s(\d+)\.(\d+) \d+ (\d+)\r\n%s\r\n" % (re.escape(self._inbox), PUB_ACK)).match
         await self._connection.subscribe(f"{inbox}.*.*", self._answered)
         try:
             self._coverage = await ensure_streams(self._connection, self._settings)
@@ -220,6 +230,21 @@ class JetStreamPublisher:
             self._read_coverage_again()
             self._events.connected()
 
+    def _take_acks(self, data: bytes, at: int) -> int:
+        """PubAcks come one behind the other, one a message: read in one go, each with one match."""
+        acks: list[tuple[int, int, Receipt]] = []
+        match, streams = self._ack, self._streams
+        while (ack := match(data, at)) is not None:
+            flight, index, size, payload, name, sequence, duplicate = ack.groups()
+            stream = streams.get(name)
+            if stream is None or len(payload) != int(size):
+                break  # seldom: it is looked at as any other answer
+            acks.append((int(flight), int(index), _new(Receipt, (stream, None, int(sequence), duplicate is not None))))
+            at = ack.end()
+        if acks:
+            self._events.acked_all(acks)
+        return at
+
     def _answered(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         """A PubAck, an error, or the server's word that nobody listens on that subject."""
         try:
@@ -227,13 +252,7 @@ class JetStreamPublisher:
         except ValueError:
             log.warning("ignored an answer on %r: not one of ours", subject[:80])
             return
-        ack = PUB_ACK(payload)
-        if ack is not None:
-            name, sequence, duplicate = ack.groups()
-            stream = self._streams.get(name) or self._stream(name.decode())
-            if stream is not None:
-                self._events.acked(flight, index, Receipt(stream, None, int(sequence), duplicate is not None))
-        elif not payload and header is not None and header.startswith(b"NATS/1.0 503"):
+        if not payload and header is not None and header.startswith(b"NATS/1.0 503"):
             self._nobody_there(flight, index)
         else:
             self._answered_at_length(flight, index, payload)
@@ -292,19 +311,19 @@ class JetStreamPublisher:
         """Read the messages that are in the way, one after the other."""
         while self._doubts:
             doubt = self._doubts.popleft()
-            envelope = self._events.envelope(doubt.flight, doubt.index)
+            envelope = self._events.envelope(doubt.flight, doubt.place)
             if envelope is None:
                 continue  # answered otherwise, or tried again by now
             try:
                 sequence = await self._own_message(envelope, doubt.stream)
             except (ConnectError, JetStreamApiError) as error:
                 reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
-                self._events.refused(doubt.flight, doubt.index, Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code))
+                self._events.refused(doubt.flight, doubt.place, Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code))
             else:
                 if sequence is None:
-                    self._events.refused(doubt.flight, doubt.index, doubt.refusal)
+                    self._events.refused(doubt.flight, doubt.place, doubt.refusal)
                 else:
-                    self._events.acked(doubt.flight, doubt.index, Receipt(doubt.stream, None, sequence, True))
+                    self._events.acked(doubt.flight, doubt.place, Receipt(doubt.stream, None, sequence, True))
             self._events.turn()
 
     async def _own_message(self, envelope: Envelope, stream: str) -> int | None:

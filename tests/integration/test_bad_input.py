@@ -123,7 +123,8 @@ def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(nats_s
     assert len(results) == len(mixed)
     rejected = {str(result.envelope): result for result in results if result.outcome is Outcome.REJECTED}
     for bad, says in BAD_ENVELOPES:
-        shown = bad._replace(payload=b"x") if isinstance(bad.payload, memoryview) else bad  # it cannot be pickled
+        payload: object = bad.payload
+        shown = bad._replace(payload=b"x") if isinstance(payload, memoryview) else bad  # it cannot be pickled
         result = rejected.pop(str(shown))
         assert says in str(result.reason)
         assert len(str(result.reason)) < 300

@@ -9,6 +9,7 @@ import pytest
 from bytewax_jetstream.testing import NatsServer
 from tests.child import Child, Told
 from tests.dataflows import recovery_store
+from tests.proxy import Proxy
 from tests.streams import FLAWLESS, audit, make_stream, stored
 from tests.waiting import until
 
@@ -39,15 +40,15 @@ def test_a_signal_settles_everything_that_was_emitted_and_commits_it(
         child.signal(number)
         assert child.wait(20) == 0, child.log
     emitted = told.emitted
-    assert 500 < len(emitted) < told.count, "the signal did not come in the middle"
+    assert 500 < len(emitted) < told.messages, "the signal did not come in the middle"
     assert _stored_ids(own_nats_server) == set(emitted)
     assert sorted(each for each, _, _ in told.results) == sorted(emitted)
 
     _runs_to_its_end(told, workers, store)
 
-    assert len(told.emitted) == told.count, "something was read twice"
+    assert len(told.emitted) == told.messages, "something was read twice"
     assert [result for result in told.results if result[1:] != ["stored", "False"]] == []
-    assert len(told.results) == told.count
+    assert len(told.results) == told.messages
     assert audit(own_nats_server.url, "CHILD", told.envelopes) == FLAWLESS
 
 
@@ -61,7 +62,7 @@ def test_a_source_without_partitions_drains_too(own_nats_server: NatsServer, tmp
         child.signal(signal.SIGTERM)
         assert child.wait(20) == 0, child.log
 
-    assert 200 < len(told.emitted) < told.count
+    assert 200 < len(told.emitted) < told.messages
     assert _stored_ids(own_nats_server) == set(told.emitted)
     assert sorted(each for each, _, _ in told.results) == sorted(told.emitted)
 
@@ -93,17 +94,48 @@ def test_a_signal_before_the_source_starts_ends_the_process(tmp_path: Path, work
 
 
 @workers_1_2
-def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
+def test_a_signal_after_the_sources_have_ended_still_waits_for_what_they_emitted(
     own_nats_server: NatsServer, tmp_path: Path, workers: int
+) -> None:
+    make_stream(own_nats_server.url, "CHILD", "child")
+    with Proxy(own_nats_server.url) as proxy:
+        told = Told(proxy.url, str(tmp_path), messages=200, pool={"ack_timeout": 0.3})
+        proxy.answers.loses = lambda frame: b'"stream":"CHILD", "seq"' in frame
+        store = recovery_store(tmp_path / "store")
+
+        with Child.of(told, workers=workers, store=store) as child:
+            # Long after the last envelope was emitted, all are sent again.
+            until(lambda: proxy.requests.messages_to(b"child") > 1_000 or not child.running)
+            child.signal(signal.SIGTERM)
+            until(lambda: "draining for at most" in child.log or not child.running)
+            proxy.answers.loses = lambda frame: False
+            assert child.wait(20) == 0, child.log
+
+        assert proxy.answers.lost > 0
+        _runs_to_its_end(told, workers, store)
+    assert len(told.emitted) == told.messages, "the last epoch was not committed"
+    assert audit(own_nats_server.url, "CHILD", told.envelopes) == FLAWLESS
+
+
+@workers_1_2
+@pytest.mark.parametrize(
+    ("step", "pool"),
+    [("publish", {}), ("publish", {"budget_messages": 100}), ("sink", {})],
+    ids=["in the barrier", "behind a full budget", "in a sink"],
+)
+def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
+    own_nats_server: NatsServer, tmp_path: Path, workers: int, step: str, pool: dict[str, int]
 ) -> None:
     server = own_nats_server
     make_stream(server.url, "CHILD", "child")
-    told = Told(server.url, str(tmp_path), drain_timeout=1)
+    told = Told(server.url, str(tmp_path), step=step, drain_timeout=1, pool=pool)
     store = recovery_store(tmp_path / "store")
 
     with Child.of(told, workers=workers, store=store) as child:
         until(lambda: len(told.emitted) > 500 or not child.running)
         server.pause()
+        emitted = len(told.emitted)
+        until(lambda: len(told.emitted) > emitted)  # so something is in flight
         child.signal(signal.SIGTERM)
         assert child.wait(15) > 0, child.log
         assert "are not settled in time: see whether the broker answers" in child.log
@@ -114,7 +146,8 @@ def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
     _runs_to_its_end(told, workers, store)
 
     assert set(told.emitted[first:]) >= unsettled
-    assert {each for each, _, _ in told.results} == {envelope.event_id for envelope in told.envelopes}
+    if step == "publish":
+        assert {each for each, _, _ in told.results} == {envelope.event_id for envelope in told.envelopes}
     assert audit(server.url, "CHILD", told.envelopes) == FLAWLESS
 
 
@@ -131,6 +164,8 @@ def test_a_second_signal_aborts_at_once(
     with Child.of(told, workers=workers, store=store) as child:
         until(lambda: len(told.emitted) > 500 or not child.running)
         server.pause()
+        emitted = len(told.emitted)
+        until(lambda: len(told.emitted) > emitted)  # so something is in flight
         child.signal(number)
         until(lambda: "draining for at most 300 s" in child.log)
         began = time.monotonic()

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import nats
 import pytest
@@ -16,7 +15,7 @@ from bytewax_jetstream.errors import PublishError
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsCluster, NatsServer
 from tests.dataflows import Envelopes, Publishing, publishing, recovery_store, root_cause, run
-from tests.lanes import broker_of, jetstream, opened, publish, settle
+from tests.lanes import broker_of, jetstream, opened, publish
 from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
 from tests.waiting import until
 

@@ -4,6 +4,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bytewax_jetstream.pool import AckPool
 from bytewax_jetstream.settings import JetStreamSettings
 from bytewax_jetstream.sinks import JetStreamSink
 from bytewax_jetstream.testing import NatsServer
-from tests.dataflows import Crash, Envelopes, Ledger, publishing, recovery_store, root_cause, run
+from tests.dataflows import CrashError, Envelopes, Ledger, publishing, recovery_store, root_cause, run
 from tests.lanes import jetstream
 from tests.proxy import Proxy
 from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
@@ -155,7 +156,7 @@ def test_results_and_checkpoints_survive_crashes_at_the_commit_of_an_epoch(
     def before(index: int) -> None:
         asked.append(index)
         if index > asked[0] and crashing:
-            raise Crash(str(index))
+            raise CrashError(str(index))
 
     flow = Dataflow("flow")
     source = Envelopes(*_parts(batch), batch_size=3, before=before)
@@ -170,7 +171,7 @@ def test_results_and_checkpoints_survive_crashes_at_the_commit_of_an_epoch(
         asked.clear()
         with pytest.raises(BytewaxRuntimeError) as crashed:
             run(flow, workers=number, store=store, epoch=EVERY_BATCH)
-        assert isinstance(root_cause(crashed.value), Crash)
+        assert isinstance(root_cause(crashed.value), CrashError)
         assert min(asked) == 3 * started, "the epoch before the crash was not committed, so nothing was to survive"
     crashing = False
     proxy.answers.delay = 0
@@ -191,7 +192,7 @@ def test_a_crash_at_any_batch_loses_and_doubles_nothing(
 
     def before(index: int) -> None:
         if next(calls) == fatal:
-            raise Crash(str(index))
+            raise CrashError(str(index))
 
     flow = Dataflow("flow")
     source = Envelopes(*_parts(batch), before=before)
@@ -199,16 +200,20 @@ def test_a_crash_at_any_batch_loses_and_doubles_nothing(
     results = Ledger()
     op.output("results", op.map("id", out.oks, lambda result: ("all", result.event_id)), results)
     store = recovery_store(tmp_path / "store")
-    for fatal in (2, 20, 3, 30):
+    for fatal in (2, 20, 3, 30):  # noqa: B007  # read by `before`
         calls = count()
         with pytest.raises(BytewaxRuntimeError) as crashed:
             run(flow, workers=workers, store=store, epoch=EVERY_BATCH)
-        assert isinstance(root_cause(crashed.value), Crash)
+        assert isinstance(root_cause(crashed.value), CrashError)
     fatal = -1
     run(flow, workers=workers, store=store, epoch=EVERY_BATCH)
 
     assert results.counts == {envelope.event_id: 1 for envelope in batch}
     assert audit(nats_server.url, stream, batch) == FLAWLESS
+
+
+def _as_own(number: int, envelope: Envelope) -> Envelope:
+    return envelope._replace(event_id=f"{number}-{envelope.event_id}")
 
 
 def _again(result: PublishResult) -> Envelope:
@@ -245,9 +250,7 @@ def test_a_small_budget_does_not_stall_two_publish_steps_side_by_side(
     oks: list[PublishResult] = []
     for number, name in enumerate(clients):
         settings = jetstream(nats_server.url, name=name, pool={"budget_messages": 10})
-        mine = op.map(
-            f"own-{number}", up, lambda each, number=number: each._replace(event_id=f"{number}-{each.event_id}")
-        )
+        mine = op.map(f"own-{number}", up, partial(_as_own, number))
         op.output(f"oks-{number}", jop.publish(f"publish-{number}", mine, settings).oks, TestingSink(oks))
 
     run(flow, workers=workers)
@@ -336,7 +339,7 @@ def test_dataflows_run_one_after_the_other_in_one_process_and_leave_nothing(
 def test_a_dataflow_that_fails_leaves_nothing_either(nats_server: NatsServer, stream: str) -> None:
     def crash(index: int) -> None:
         if index == 100:
-            raise Crash(str(index))
+            raise CrashError(str(index))
 
     before = _left()
     for workers in (1, 2, 1, 2):

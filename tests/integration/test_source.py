@@ -259,10 +259,10 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(url: str, names: Names, tmp_p
     streams = [names(), names()]
     for stream in streams:
         make_stream(url, stream, stream)
-        put(url, stream, numbered(stream, 2000))
+        put(url, stream, numbered(stream, 600))
     store = recovery_store(tmp_path / "store", 2)
     seen: list[tuple[str, int]] = []
-    limit = 1500
+    limit = 500
 
     def look(_: str, item: JetStreamMessage | JetStreamError) -> None:
         if len(seen) >= limit:
@@ -283,7 +283,7 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(url: str, names: Names, tmp_p
     run(flow(), workers=workers, store=store, epoch=timedelta(0))
 
     counts = Counter(seen)
-    assert set(counts) == {(stream, number) for stream in streams for number in range(1, 2001)}
+    assert set(counts) == {(stream, number) for stream in streams for number in range(1, 601)}
     repeated = sum(counts.values()) - len(counts)
     assert repeated < len(crashed_at)
     seen.clear()

@@ -159,8 +159,8 @@ def test_a_client_with_its_certificate_is_let_in_and_one_without_is_not(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     with NatsServer(config=certificates.block("verify: true")) as server:
-        settings = {"tls_ca_file": certificates.ca, "streams": (STREAM,), "connect_timeout": 1}
-        own = {"tls_cert_file": certificates.client, "tls_key_file": certificates.client}
+        settings: dict[str, Any] = {"tls_ca_file": certificates.ca, "streams": (STREAM,), "connect_timeout": 1}
+        own: dict[str, Any] = {"tls_cert_file": certificates.client, "tls_key_file": certificates.client}
 
         assert _publishes(jetstream(server.url, **settings, **own))
         words = _refused(jetstream(server.url, **settings, user="amy", password=CANARY), caplog)
@@ -193,7 +193,7 @@ def test_a_server_of_another_name_is_refused_unless_the_settings_name_it(
 def test_a_certificate_that_is_not_there_is_named(
     certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str
 ) -> None:
-    files = {
+    files: dict[str, Any] = {
         "tls_ca_file": certificates.ca,
         "tls_cert_file": certificates.client,
         "tls_key_file": certificates.client,

@@ -6,6 +6,7 @@ The file gets what an epoch read when the epoch ends, so a message that the sour
 import json
 import os
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -72,6 +73,7 @@ class _Part(StatefulSinkPartition[str, None]):
 
 def line(item: JetStreamMessage | JetStreamError) -> tuple[str, str]:
     assert isinstance(item, JetStreamMessage)
+    time.sleep(0.0005)  # the work a message makes, so that an epoch has several batches
     return item.subject, f"{item.subject} {item.sequence}\n"
 
 
@@ -87,7 +89,7 @@ def main(orders: SourceOrders) -> None:
     )
     flow = Dataflow("flow")
     op.output("out", op.map("line", op.input("in", flow, source), line), Lines(orders.file))
-    run(flow, workers=orders.workers, store=Path(orders.store), epoch=timedelta(milliseconds=10))
+    run(flow, workers=orders.workers, store=Path(orders.store), epoch=timedelta(milliseconds=50))
 
 
 if __name__ == "__main__":

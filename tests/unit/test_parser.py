@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.errors import Error as NatsError
 
-from bytewax_jetstream.jetstream.parser import MAX_LINE, MessageHandler, Parser, ProtocolError
+from bytewax_jetstream.jetstream.parser import MAX_LINE, BulkReader, MessageHandler, Parser, ProtocolError
 
 Event = tuple[Any, ...]
 HANDLED = 7
@@ -21,6 +21,7 @@ class Recorder:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.handlers: dict[int, MessageHandler] = {HANDLED: self._handle}
+        self.take_bulk: BulkReader | None = None
 
     def _handle(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         self.events.append(("message", HANDLED, subject, reply, header, payload))

@@ -74,9 +74,7 @@ def _workers_of(keys: list[str], workers: int) -> dict[str, int]:
     keyed = op.key_on("key", stream, lambda key: key)
     passed = op.stateful_batch("stay", keyed, lambda state: _Passing())
     op.output("out", passed, witness)
-    cluster_main(  # type: ignore[no-untyped-call]  # Bytewax leaves its types to the reader
-        flow, [], 0, epoch_interval=timedelta(0), worker_count_per_proc=workers
-    )
+    cluster_main(flow, [], 0, epoch_interval=timedelta(0), worker_count_per_proc=workers)
     return witness.seen
 
 
