@@ -279,7 +279,7 @@ class JetStreamPublisher:
 
     def _stream(self, name: str) -> str | None:
         """The stream of an ack, if there is one by that name: anybody who listens on a topic could answer."""
-        if self._coverage is not None and name not in self._coverage.streams:
+        if self._coverage is not None and not self._coverage.knows(name):
             log.warning("ignored an ack of stream %r, which was not there when last looked", name[:80])
             self._read_coverage_again()
             return None
@@ -293,7 +293,7 @@ class JetStreamPublisher:
         topic, now = envelope.topic, time.monotonic()
         since = self._uncovered_since.setdefault(topic, now)
         self._read_coverage_again()
-        gone = self._coverage is not None and self._coverage.of(topic) is None
+        gone = self._coverage is not None and self._coverage.lacks(topic)
         if gone and now - since > self._settings.pool.ack_timeout:
             refusal = Refusal(Verdict.STOP, f"no stream covers topic {topic} any more: {REMEDY}, and run again", 503)
         else:
@@ -369,8 +369,9 @@ class JetStreamPublisher:
             covered = self._coverage.of(topic)
             if covered is None:
                 self._read_coverage_again()
-                raise EnvelopeError(f"no stream covers topic {topic}: {REMEDY}")
-            if covered.weakness is not None:
+                if self._coverage.lacks(topic):
+                    raise EnvelopeError(f"no stream covers topic {topic}: {REMEDY}")
+            elif covered.weakness is not None:
                 raise EnvelopeError(f"topic {topic}: {covered.weakness}")
         if len(self._heads) >= KNOWN_TOPICS:
             self._heads.clear()
@@ -385,10 +386,10 @@ class JetStreamPublisher:
 
     async def _refresh_coverage(self) -> None:
         try:
-            coverage = await read_coverage(self._connection)
+            coverage = await read_coverage(self._connection, self._coverage)
         except (ConnectError, JetStreamApiError) as error:
             log.warning("the streams could not be listed again: %s", error)
             return
         self._coverage = coverage
-        self._uncovered_since = {t: at for t, at in self._uncovered_since.items() if coverage.of(t) is None}
+        self._uncovered_since = {t: at for t, at in self._uncovered_since.items() if coverage.lacks(t)}
         self._streams.clear()

@@ -4,7 +4,7 @@ Requests are raw JSON: what this package and nats-py do not know in a stream's c
 survive an update, so a change is merged into the server's own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
@@ -39,7 +39,10 @@ class Covered(NamedTuple):
 class Coverage:
     """Which stream stores which topic, from the subjects all streams of the account listen on."""
 
-    def __init__(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, configs: Mapping[str, Mapping[str, Any]], silent: Iterable[str] = ()) -> None:
+        self.configs = configs
+        self.silent = frozenset(silent)
+        """Streams without a leader of which nothing is known: each may store any topic."""
         self._exact: dict[str, Covered] = {}
         self._patterns: list[tuple[tuple[str, ...], Covered]] = []
         for name, config in configs.items():
@@ -49,7 +52,14 @@ class Coverage:
                     self._patterns.append((tuple(subject.split(".")), covered))
                 else:
                     self._exact[subject] = covered
-        self.streams = frozenset(configs)
+
+    def knows(self, stream: str) -> bool:
+        """Whether there is a stream of that name."""
+        return stream in self.configs or stream in self.silent
+
+    def lacks(self, topic: str) -> bool:
+        """Whether surely no stream stores a topic."""
+        return not self.silent and self.of(topic) is None
 
     def of(self, topic: str) -> Covered | None:
         """The stream that stores a topic; None when no stream does. No two streams may overlap."""
@@ -88,15 +98,25 @@ def weakness_of(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-async def read_coverage(api: Api) -> Coverage:
-    """One paged listing of the account's streams; never asked for a message."""
-    configs: dict[str, dict[str, Any]] = {}
+async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
+    """One paged listing of the account's streams; never asked for a message.
+
+    A cluster lists a stream that has no leader at the moment by its name alone: what was known of it holds.
+    """
+    configs: dict[str, Mapping[str, Any]] = {}
+    silent: set[str] = set()
+    offset = 0
     while True:
-        page = await api.request("STREAM.LIST", {"offset": len(configs)})
-        for stream in page.get("streams") or ():
-            configs[stream["config"]["name"]] = stream["config"]
-        if not page.get("streams") or len(configs) >= page.get("total", 0):
-            return Coverage(configs)
+        page = await api.request("STREAM.LIST", {"offset": offset})
+        streams, missing = page.get("streams") or (), page.get("missing") or ()
+        configs.update((stream["config"]["name"], stream["config"]) for stream in streams)
+        silent.update(missing)
+        offset += len(streams) + len(missing)
+        if not (streams or missing) or offset >= page.get("total", 0):
+            break
+    if known is not None:
+        configs.update((name, known.configs[name]) for name in silent & known.configs.keys())
+    return Coverage(configs, silent - configs.keys())
 
 
 async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | None:
@@ -113,7 +133,8 @@ async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | No
     for topic in settings.topics:
         covered = coverage.of(topic)
         if covered is None:
-            raise StreamError(f"no stream covers topic {topic}: {REMEDY}")
+            silent = f" (no leader answers for {', '.join(sorted(coverage.silent))})" if coverage.silent else ""
+            raise StreamError(f"no stream covers topic {topic}{silent}: {REMEDY}")
         if covered.weakness is not None:
             raise StreamError(f"topic {topic}: {covered.weakness}")
     return coverage

@@ -104,6 +104,8 @@ class Server:
 class Denials:
     """What a client tells its owner."""
 
+    take_bulk = None
+
     def __init__(self) -> None:
         self.denied: list[str] = []
         self.reads = 0

@@ -129,7 +129,8 @@ def test_coverage_knows_streams_without_subjects() -> None:
     coverage = Coverage({"MIRROR": {"name": "MIRROR", "mirror": {"name": "ORDERS"}}, "S": {"subjects": None}})
 
     assert coverage.of("orders") is None
-    assert coverage.streams == {"MIRROR", "S"}
+    assert coverage.knows("MIRROR")
+    assert coverage.knows("S")
 
 
 # What is too weak
@@ -396,7 +397,7 @@ def test_all_pages_of_the_streams_are_read_and_no_more(count: int) -> None:
     api = Api(*({"name": f"S{number}", "subjects": [f"s.{number}"]} for number in range(count)), page=2)
     coverage = asyncio.run(read_coverage(api))
 
-    assert coverage.streams == {f"S{number}" for number in range(count)}
+    assert set(coverage.configs) == {f"S{number}" for number in range(count)}
     assert len(api.asked) == max(1, (count + 1) // 2)
 
 
@@ -413,3 +414,29 @@ def test_a_stream_deleted_between_two_pages_does_not_keep_us_reading() -> None:
     asyncio.run(read_coverage(api))
 
     assert len(api.asked) <= 3
+
+
+def test_a_stream_that_has_no_leader_for_now_still_covers_what_it_covered() -> None:
+    """As a cluster of nats-server 2.15.1 lists it: by name, in `missing`."""
+
+    class Leaderless(Api):
+        async def request(
+            self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
+        ) -> dict[str, Any]:
+            self.asked.append((subject, body))
+            return {"total": 2, "offset": 0, "limit": 256, "streams": [], "missing": ["ORDERS", "OTHER"]}
+
+    api = Leaderless()
+    known = Coverage({"ORDERS": {"name": "ORDERS", "subjects": ["orders.>"]}})
+    coverage = asyncio.run(read_coverage(api, known))
+
+    assert [subject for subject, _ in api.asked] == ["STREAM.LIST"]
+    covered = coverage.of("orders.new")
+    assert covered is not None
+    assert covered.stream == "ORDERS"
+    assert coverage.silent == {"OTHER"}
+    assert coverage.knows("OTHER")
+    assert not coverage.lacks("bills"), "OTHER may cover it"
+    assert refusal(api, topics=("bills",)).startswith(
+        "no stream covers topic bills (no leader answers for ORDERS, OTHER): "
+    )
