@@ -23,9 +23,10 @@ from random import Random
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
-from .dispatch import Dispatch, LaneQueue, Receipt, Refusal, Settled, Verdict, size_of
+from .dispatch import Dispatch
 from .envelope import Envelope, Outcome, PublishResult, picklable
 from .errors import ConnectError, PoolClosedError, SettleTimeoutError
+from .flight import LaneQueue, Receipt, Refusal, Settled, Stored, Verdict, size_of
 from .loop import LoopThread
 from .publisher import Publisher
 from .settings import PoolSettings
@@ -254,7 +255,7 @@ class AckTask(NamedTuple):
 
     lane: Lane
     broker: str
-    settled: list[Settled]
+    settled: list[Settled | Stored]
     at: float
 
 
@@ -268,7 +269,7 @@ class _Link:
         self.ready: asyncio.Task[None] | None = None
         self._pool = pool
         self._timer: asyncio.TimerHandle | None = None
-        self.dispatch = Dispatch(publisher.policy, publisher.prepare, Random())
+        self.dispatch = Dispatch(publisher.policy, publisher.prepare, Random(), publisher.route)
 
     # PublisherEvents
 
@@ -286,6 +287,15 @@ class _Link:
 
     def acked_all(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
         self.dispatch.acked_all(acks)
+
+    def stored_through(self, flight: int, places: int) -> None:
+        self.dispatch.stored_through(flight, places)
+
+    def ended(self, flight: int, places: int) -> None:
+        self.dispatch.ended(flight, places, time.monotonic())
+
+    def returned(self, flight: int, places: int, *, duplicate: bool | None = None) -> None:
+        self.dispatch.returned(flight, places, duplicate=duplicate)
 
     def refused(self, flight: int, index: int, refusal: Refusal) -> None:
         self.dispatch.refused(flight, index, refusal, time.monotonic())
@@ -571,7 +581,13 @@ class AckPool:
         worker, stop, size, duplicates = lane.worker, None, 0, 0
         oks: list[PublishResult] = []
         errs: list[PublishResult] = []
-        for entry, outcome, receipt, refusal in settled:
+        for one in settled:
+            if isinstance(one, Stored):
+                oks += _results(one, broker, at, worker)
+                size += sum([entry.size for entry in one.entries])
+                duplicates += bool(one.receipt.duplicate) * len(one.entries)
+                continue
+            entry, outcome, receipt, refusal = one
             envelope, batch = entry.envelope, entry.batch
             size += entry.size
             stream, partition, sequence, duplicate = receipt or NOWHERE
@@ -598,8 +614,10 @@ class AckPool:
             )  # fmt: skip
         unknown = sum(result.outcome is Outcome.UNKNOWN for result in errs)
         self._count(stored=len(oks), duplicates=duplicates, rejected=len(errs) - unknown, unknown=unknown)
-        lane.deliver(Delivery(oks, errs, duplicates, settled[-1].entry.envelope.event_id), stop)
-        self.budget.release(len(settled), size)
+        last = settled[-1]
+        entry = last.entries[-1] if isinstance(last, Stored) else last.entry
+        lane.deliver(Delivery(oks, errs, duplicates, entry.envelope.event_id), stop)
+        self.budget.release(len(oks) + len(errs), size)
 
     def _count(self, **numbers: int) -> None:
         for name, number in numbers.items():
@@ -669,6 +687,23 @@ class AckPool:
         self._links.clear()
         await asyncio.gather(*self._closing, return_exceptions=True)
         log.info("ACK pool closed: %s", self._counts)
+
+
+def _results(stored: Stored, broker: str, at: float, worker: int) -> list[PublishResult]:
+    """As above, with all that does not differ between the messages looked up once."""
+    (stream, partition, sequence, duplicate), new, kind, outcome = stored.receipt, _new, PublishResult, Outcome.STORED
+    return [
+        new(
+            kind,
+            (
+                outcome, envelope[2], envelope[0], envelope[3], envelope[4],
+                broker, stream, partition, sequence, duplicate, entry.attempts, at - entry.batch.submitted,
+                None, None, None, worker, entry.batch.epoch,
+            ),
+        )
+        for entry in stored.entries
+        for envelope in (entry.envelope,)
+    ]  # fmt: skip
 
 
 _new = tuple.__new__

@@ -6,8 +6,8 @@ A `Protocol`, not a base class: a publisher shares nothing with its sibling but 
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
-from .dispatch import Flight, Policy, Receipt, Refusal
 from .envelope import Envelope
+from .flight import Flight, Policy, Receipt, Refusal, Route
 
 __all__ = ["Publisher", "PublisherEvents"]
 
@@ -26,6 +26,15 @@ class PublisherEvents(Protocol):
 
     def acked_all(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
         """The broker has stored all of these: flight, index and receipt of each."""
+
+    def stored_through(self, flight: int, places: int) -> None:
+        """The broker has stored the first envelopes of a whole flight."""
+
+    def ended(self, flight: int, places: int) -> None:
+        """A whole flight is over after its first places: at a refusal, or for no reason that was given."""
+
+    def returned(self, flight: int, places: int, *, duplicate: bool | None = None) -> None:
+        """A whole flight is over; what is behind its first places is surely not stored, and must go one by one."""
 
     def refused(self, flight: int, index: int, refusal: Refusal) -> None:
         """The broker has not stored envelope `index` of that flight."""
@@ -63,14 +72,17 @@ class Publisher(Protocol):
     async def start(self, events: PublisherEvents) -> None:
         """Connect, make or check what the topics need; raises when that fails within its deadline."""
 
-    def prepare(self, envelope: Envelope) -> Any:
-        """Check an envelope and encode it once, for all of its attempts.
+    def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
+        """Check envelopes and encode each once, for all of its attempts.
 
-        :raises EnvelopeError: when it can never be stored as it is.
+        :returns: For each its wire form, or an `EnvelopeError` when it can never be stored as it is.
         """
 
+    def route(self, envelope: Envelope) -> Route | None:
+        """The route that takes an envelope as part of a whole flight; None if it has to go alone."""
+
     def send(self, flight: Flight) -> None:
-        """Put a flight on the wire; the answers come through the events."""
+        """Put a flight on the wire, whole if it has a route; the answers come through the events."""
 
     async def close(self) -> None:
         """Let go of the connection within a bounded time; nothing is waited for."""

@@ -141,6 +141,8 @@ class StreamSettings(BaseModel):
     """How long the server knows an event id; must not be below the delivery timeout."""
     allow_message_ttl: bool = False
     """Needed for envelopes with `PublishOptions(ttl=…)`."""
+    allow_batched: bool = True
+    """Let the stream take whole flights with one ack, where the server can (2.14 and later)."""
 
 
 class JetStreamSettings(_Settings):
@@ -178,6 +180,9 @@ class JetStreamSettings(_Settings):
     stream_strategy: StreamStrategy = "create"
     """`create` makes what is missing and checks what is there; `create_or_update` also mends it;
     `validate` only checks; `skip` asks the server nothing (for users without that permission)."""
+    dedupe: bool = True
+    """Whether the server is to know event ids (`Nats-Msg-Id`) and drop what it has already. Without, the id travels
+    in `Event-Id` only: that is faster, and a retry after an unanswered attempt, or a replay, may be stored twice."""
     pool: PoolSettings = Field(default_factory=PoolSettings)
 
     @field_validator("servers")

@@ -1,12 +1,12 @@
 """A broker inside the process, for tests of the pool: it answers, keeps silent, refuses or breaks as told."""
 
 import asyncio
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
-from bytewax_jetstream.dispatch import Flight, Policy, Receipt, Refusal
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.errors import EnvelopeError
+from bytewax_jetstream.flight import Flight, Policy, Receipt, Refusal, Route, prepare_each
 from bytewax_jetstream.publisher import PublisherEvents
 
 __all__ = ["POLICY", "FakePublisher", "silent", "stored"]
@@ -91,7 +91,13 @@ class FakePublisher:
         if self._connects:
             events.connected()
 
-    def prepare(self, envelope: Envelope) -> bytes:
+    def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
+        return prepare_each(self._prepare, envelopes)
+
+    def route(self, envelope: Envelope) -> Route | None:
+        return None
+
+    def _prepare(self, envelope: Envelope) -> bytes:
         if envelope.topic == "bad":
             raise EnvelopeError("the topic is bad: choose another")
         return envelope.payload

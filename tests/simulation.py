@@ -14,9 +14,10 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
-from bytewax_jetstream.dispatch import Dispatch, Flight, LaneQueue, Policy, Receipt, Refusal, Settled, Verdict
+from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
+from bytewax_jetstream.flight import Flight, LaneQueue, Policy, Receipt, Refusal, Settled, Verdict, prepare_each
 
 __all__ = ["Faults", "World"]
 
@@ -115,7 +116,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         self._tick_at = float("inf")
-        self._dispatch = dispatch(self.policy, self._prepare, Random(seed + 1))
+        self._dispatch = dispatch(self.policy, partial(prepare_each, self._prepare), Random(seed + 1))
         self._lanes = [LaneQueue(number) for number in range(random.randint(1, 3))]
         self._closed: set[LaneQueue] = set()
         self._failed = False

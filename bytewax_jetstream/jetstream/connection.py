@@ -147,6 +147,10 @@ class _Client(Client):
     def _stream(self) -> asyncio.WriteTransport:
         return cast(asyncio.WriteTransport, cast(Any, self._transport)._io_writer.transport)  # noqa: SLF001  # see above
 
+    @property
+    def is_clustered(self) -> bool:
+        return bool(self._server_info.get("cluster"))
+
     def known_servers(self) -> list[str]:
         return [server.uri.geturl() for server in self._server_pool]
 
@@ -207,6 +211,17 @@ class Connection:
     def max_payload(self) -> int:
         """The server's limit for headers and payload together."""
         return self._client.max_payload if self._client is not None else 1024 * 1024
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the server knows the batch protocol (nats-server 2.14)."""
+        version = self._live().connected_server_version
+        return (version.major, version.minor) >= (2, 14)
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether the server has others beside it."""
+        return self._live().is_clustered
 
     def new_inbox(self) -> str:
         """A subject that nobody else can guess."""

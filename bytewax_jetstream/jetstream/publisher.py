@@ -1,8 +1,12 @@
-"""Publishes flights to JetStream, one PubAck for each message.
+"""Publishes flights to JetStream: whole ones by its batch protocol, others with one PubAck for each message.
 
 Every message carries a reply subject below one private inbox that names its flight and its place in it,
 so an answer finds its attempt without a future or a task a message. Deadlines and retries are the
 dispatch's; this module knows the wire and what the server's answers mean.
+
+A whole flight is one fast-ingest batch in gap mode `fail`, written in one burst with its commit: the server
+stores its messages in order and, from the first that is missing or refused, none.
+Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.go`.
 """
 
 import asyncio
@@ -10,21 +14,23 @@ import base64
 import json
 import logging
 import re
-import time
 from collections import deque
-from collections.abc import Hashable
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from itertools import chain, repeat
+from typing import Any, NamedTuple
 
-from ..dispatch import Flight, Policy, Receipt, Refusal, Verdict
 from ..envelope import Envelope
-from ..errors import ConnectError, EnvelopeError, StreamError
+from ..errors import ConnectError, StreamError
+from ..flight import Flight, Policy, Receipt, Refusal, Route, Verdict, prepare_each
 from ..publisher import PublisherEvents
 from ..settings import JetStreamSettings
+from .codes import NO_FLIGHTS, NO_MESSAGE, TOO_MANY_FLIGHTS, UNKNOWN_FLIGHT, UNMET_CODES, classify
 from .connection import DENIED_PUBLISH, Connection, JetStreamApiError
-from .streams import REMEDY, Coverage, ensure_streams, read_coverage
-from .wire import Wire, check_topic, encode, message_id
+from .streams import REMEDY
+from .topics import Topics
+from .wire import Wire, encode, encode_all, message_id
 
-__all__ = ["JetStreamPublisher", "classify"]
+__all__ = ["JetStreamPublisher"]
 
 log = logging.getLogger(__name__)
 
@@ -32,73 +38,22 @@ WINDOW = 8_192
 """Messages out at once: several round trips' worth at any rate, and settled well within an ack timeout."""
 WINDOW_BYTES = 8 * 1024 * 1024
 FLIGHT = 512
-"""Messages a lane sends in its turn, in one write."""
-KNOWN_TOPICS = 100_000
-"""Topics remembered as checked; beyond it the memory is emptied and they are checked again."""
-REFRESH_SECONDS = 1.0
-"""The coverage is read again at most this often, and only when a topic turns out not to be covered."""
+"""Messages a lane sends in its turn, in one write, when each has an ack of its own."""
+WHOLE_FLIGHT = 2_000
+"""Messages of a whole flight: see the README's design page for the measurement."""
+FLOW = 500
+"""The server says how far it is after so many messages; it allows no more."""
 
 PUB_ACK = rb'(\{"stream":\s?"([^"\\]+)",\s?"seq":\s?(\d+)(,\s?"duplicate":\s?true)?\})'
-
 NEVER = re.compile(rb"(?!)").match
 
-RETRY_CODES = frozenset(
-    {
-        10002,  # account limits, 10023 insufficient resources, 10028 and 10047 memory and storage exceeded:
-        10023,  # these may pass; at the delivery timeout they stop the run
-        10028,
-        10047,
-        10008,  # JetStream temporarily unavailable
-        10009,  # not the leader
-        10063,  # sequence mismatch inside the cluster
-        10118,  # stream offline
-        10194,
-        10158,  # this id is in process
-        10163,  # last sequence by subject not ready
-        10167,  # too many requests
-        10210,  # too many batches in flight
-        10211,
-    }
-)
-STOP_CODES = frozenset(
-    {
-        10039,  # JetStream not enabled for the account
-        10076,  # JetStream not enabled
-        10060,  # not the expected stream
-        10109,  # stream sealed
-        10185,  # API level
-    }
-)
-STORE_FAILED = 10077
-"""A catch-all of the server that has to be told apart by its text."""
-UNMET_CODES = frozenset({10071, 10164})
-"""The expected last sequence is another. The server looks at that before it looks at the event id, so after an
-attempt whose ack was lost, or on a replay, the message that is in the way may be this very one."""
-NO_MESSAGE = 10037
-
+START, APPEND, END = 0, 1, 3
+"""Operations of the batch protocol: the first message, another, and the commit, which is no message itself."""
+PLACES = [b"%d.%d.$FI" % (place + 1, START if place == 0 else APPEND) for place in range(WHOLE_FLIGHT)]
+"""How the reply subjects in a whole flight end."""
 
 _new = tuple.__new__
 """As in `dispatch`: this runs once a message."""
-
-
-def classify(code: int, status: int, description: str) -> Refusal:
-    """What an error reply means for its message.
-
-    Source: nats-server `server/errors.json`, tried against 2.15.1 where a test names the code.
-
-    :arg code: The server's `err_code`.
-    :arg status: Its HTTP-like `code`.
-    """
-    reason = f"the server refused it: {description} ({code})"
-    if code in STOP_CODES:
-        return Refusal(Verdict.STOP, f"{reason}: mend the stream or the account, then run again", code)
-    if code == STORE_FAILED:
-        passing = "exceeded" in description or "closed" in description
-        verdict = Verdict.RETRY if passing and "message size" not in description else Verdict.REJECT
-        return Refusal(verdict, f"{reason}: make room in the stream or raise its limits", code)
-    if code in RETRY_CODES or status == 429 or (status >= 500 and code not in RETRY_CODES):
-        return Refusal(Verdict.RETRY, reason, code)
-    return Refusal(Verdict.REJECT, reason, code)
 
 
 class _Doubt(NamedTuple):
@@ -124,18 +79,13 @@ class JetStreamPublisher:
         self._settings = settings
         self._events: PublisherEvents
         self._connection: Connection
+        self._topics: Topics
         self._started = False
         self._inbox = b""
         self._ack = NEVER
         """Matches a PubAck with its message line, as the server writes it."""
-        self._coverage: Coverage | None = None
-        self._heads: dict[str, bytes] = {}
-        """For each topic that was checked, how its frames begin."""
-        self._streams: dict[bytes, str] = {}
-        """Names of streams that acknowledged, as they stand in acks."""
-        self._uncovered_since: dict[str, float] = {}
-        self._refresh: asyncio.Task[None] | None = None
-        self._refreshed = 0.0
+        self._batch = b""
+        """How the batch ids of whole flights begin: the server knows them by nothing else."""
         self._denied_topics: set[str] = set()
         """Topics that the server refused in the current read."""
         self._doubts: deque[_Doubt] = deque()
@@ -157,6 +107,7 @@ class JetStreamPublisher:
             window=WINDOW,
             window_bytes=WINDOW_BYTES,
             flight=FLIGHT,
+            whole_flight=WHOLE_FLIGHT,
         )
 
     async def start(self, events: PublisherEvents) -> None:
@@ -174,43 +125,47 @@ class JetStreamPublisher:
             on_denied=self._denied,
             take_bulk=self._take_acks,
         )
+        self._topics = Topics(self._connection, self._settings)
         await self._connection.open()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode() + b"."
+        self._batch = inbox.rpartition(".")[2].encode()[-40:] + b"-"
         self._ack = re.compile(rb"MSG %s(\d+)\.(\d+) \d+ (\d+)\r\n%s\r\n" % (re.escape(self._inbox), PUB_ACK)).match
-        await self._connection.subscribe(f"{inbox}.*.*", self._answered)
+        await self._connection.subscribe(f"{inbox}.>", self._answered)
         try:
-            self._coverage = await ensure_streams(self._connection, self._settings)
+            await self._topics.ensure()
         except JetStreamApiError as error:
             raise StreamError(f"the JetStream API answered: {error}") from None
         self._started = True
         if self._connection.is_up:
             events.connected()
 
-    def prepare(self, envelope: Envelope) -> Wire:
-        """Check an envelope against the topics known and the server's limits, and encode it."""
-        topic = envelope.topic
-        try:
-            head = self._heads[topic]
-        except (KeyError, TypeError):
-            head = self._check(topic)
-        return encode(envelope, head, self._connection.max_payload)
+    def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
+        """Check envelopes against the topics known and the server's limits, and encode them."""
+        wires = encode_all(envelopes, self._topics.heads, self._connection.max_payload, dedupe=self._settings.dedupe)
+        return prepare_each(self._prepare, envelopes) if wires is None else wires
+
+    def route(self, envelope: Envelope) -> Route | None:
+        """The stream that takes it as part of a whole flight."""
+        return self._topics.route(envelope)
 
     def send(self, flight: Flight) -> None:
         """Write a flight in one piece."""
+        wires = [entry.wire for entry in flight.entries if entry is not None]
+        if flight.route is not None:
+            self._send_whole(flight.number, wires)
+            return
         inbox, number = self._inbox, flight.number
-        frames = []
-        for index, entry in enumerate(flight.entries):
-            assert entry is not None, "a new flight has no answered entries"
-            head, tail = entry.wire
-            frames.append(b"%s%s%d.%d%s" % (head, inbox, number, index, tail))
-        self._connection.write(b"".join(frames))
+        self._connection.write(
+            b"".join([b"%s%s%d.%d%s" % (head, inbox, number, index, tail) for index, (head, tail) in enumerate(wires)])
+        )
 
     async def close(self) -> None:
         """Let go of the connection within a bounded time."""
-        for task in (self._refresh, self._look_up):
-            if task is not None:
-                task.cancel()
+        if self._started:
+            self._topics.close()
+        if self._look_up is not None:
+            self._look_up.cancel()
         await self._connection.close()
 
     def statistics(self) -> dict[str, int]:
@@ -221,22 +176,23 @@ class JetStreamPublisher:
             "management_requests": connection.requests,
             "socket_writes": connection.writes,
             "bytes_written": connection.bytes_written,
+            "streams_without_flights": self._topics.without_flights,
         }
 
     # What the connection reports
 
     def _up(self) -> None:
         if self._started:
-            self._read_coverage_again()
+            self._topics.read_again()
             self._events.connected()
 
     def _take_acks(self, data: bytes, at: int) -> int:
         """PubAcks come one behind the other, one a message: read in one go, each with one match."""
         acks: list[tuple[int, int, Receipt]] = []
-        match, streams = self._ack, self._streams
+        match, streams = self._ack, self._topics
         while (ack := match(data, at)) is not None:
             flight, index, size, payload, name, sequence, duplicate = ack.groups()
-            stream = streams.get(name)
+            stream = streams.stream(name)
             if stream is None or len(payload) != int(size):
                 break  # seldom: it is looked at as any other answer
             acks.append((int(flight), int(index), _new(Receipt, (stream, None, int(sequence), duplicate is not None))))
@@ -247,60 +203,93 @@ class JetStreamPublisher:
 
     def _answered(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         """A PubAck, an error, or the server's word that nobody listens on that subject."""
+        tokens = subject[len(self._inbox) :].split(b".")
+        nobody = not payload and header is not None and header.startswith(b"NATS/1.0 503")
         try:
-            flight, index = map(int, subject[len(self._inbox) :].split(b"."))
-        except ValueError:
-            log.warning("ignored an answer on %r: not one of ours", subject[:80])
-            return
-        if not payload and header is not None and header.startswith(b"NATS/1.0 503"):
-            self._nobody_there(flight, index)
+            if tokens[-1] == b"$FI":
+                flight, place = int(tokens[0][len(self._batch) :]), int(tokens[3]) - 1
+            else:
+                flight, place = map(int, tokens)
+            answer = {} if nobody else json.loads(payload)
+            if tokens[-1] != b"$FI":
+                self._one_answered(flight, place, answer)
+            elif nobody:
+                self._events.ended(flight, 0)
+            else:
+                self._whole_answered(flight, place, answer)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            # Whatever is not the server's form is not believed, and the deadline decides.
+            log.warning("ignored an answer on %r that is none (%s): %r", subject[:80], error, payload[:200])
+
+    def _one_answered(self, flight: int, place: int, answer: dict[str, Any]) -> None:
+        if not answer:
+            self._nobody_there(flight, place)
+        elif error := answer.get("error"):
+            refusal = classify(error.get("err_code", 0), error.get("code", 0), str(error.get("description")))
+            if refusal.code in UNMET_CODES and isinstance(answer.get("stream"), str):
+                self._doubt(_Doubt(flight, place, answer["stream"], refusal))
+            else:
+                self._events.refused(flight, place, refusal)
         else:
-            self._answered_at_length(flight, index, payload)
+            sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
+            if type(sequence) is not int:
+                raise ValueError("no sequence")
+            if stream is not None:
+                self._events.acked(flight, place, Receipt(stream, None, sequence, bool(answer.get("duplicate"))))
 
-    def _answered_at_length(self, flight: int, index: int, payload: bytes) -> None:
-        """The rarer answers; whatever is not the server's form is not believed, and the deadline decides."""
-        try:
-            answer = json.loads(payload)
-            if error := answer.get("error"):
-                refusal = classify(error.get("err_code", 0), error.get("code", 0), str(error.get("description")))
-                if refusal.code in UNMET_CODES and isinstance(answer.get("stream"), str):
-                    self._doubt(_Doubt(flight, index, answer["stream"], refusal))
-                else:
-                    self._events.refused(flight, index, refusal)
+    def _whole_answered(self, flight: int, place: int, answer: dict[str, Any]) -> None:
+        """What the server says of a whole flight; the dispatch knows what that is to its envelopes."""
+        kind, error = answer.get("type"), answer.get("error")
+        if kind == "ack":
+            self._events.stored_through(flight, int(answer["seq"]))
+        elif kind == "gap":
+            pass  # the end that follows says how far it came
+        elif error is None:
+            if self._topics.stream(answer["stream"].encode()) is None:
                 return
-            stream, sequence = answer["stream"], answer["seq"]
-            if not isinstance(stream, str) or type(sequence) is not int:
-                raise ValueError("no stream or no sequence")
-        except (ValueError, KeyError, TypeError, AttributeError) as error_in_answer:
-            log.warning("ignored an answer that is no PubAck (%s): %r", error_in_answer, payload[:200])
-            return
-        if self._stream(stream) is not None:
-            self._events.acked(flight, index, Receipt(stream, None, sequence, bool(answer.get("duplicate"))))
+            if answer.get("duplicate"):
+                # It ends at once when its first message is known: probably all are, so each is asked for.
+                self._events.returned(flight, int(answer["count"]), duplicate=True)
+            else:
+                self._events.ended(flight, int(answer["count"]))
+        else:
+            code = error.get("err_code", 0)
+            refusal = classify(code, error.get("code", 0), str(error.get("description")))
+            if kind == "err":
+                self._events.refused(flight, int(answer["seq"]) - 1, refusal)
+            elif code == UNKNOWN_FLIGHT:
+                self._events.ended(flight, 0)
+            elif code in NO_FLIGHTS:
+                self._topics.takes_no_flights(answer.get("stream") or "of this account", refusal.reason)
+                self._events.returned(flight, 0)
+            elif code == TOO_MANY_FLIGHTS:
+                self._events.returned(flight, 0)
+            else:
+                self._events.refused(flight, place, refusal)
+                if place == 0:
+                    self._events.ended(flight, 0)  # it never began
 
-    def _stream(self, name: str) -> str | None:
-        """The stream of an ack, if there is one by that name: anybody who listens on a topic could answer."""
-        if self._coverage is not None and not self._coverage.knows(name):
-            log.warning("ignored an ack of stream %r, which was not there when last looked", name[:80])
-            self._read_coverage_again()
-            return None
-        return self._streams.setdefault(name.encode(), name)
+    def _send_whole(self, number: int, wires: list[Wire]) -> None:
+        reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch, number, FLOW)
+        heads, tails = zip(*wires, strict=True)
+        frames = chain.from_iterable(zip(heads, repeat(reply), PLACES, tails, strict=False))
+        # `HPUB topic ` is `PUB topic ` with a letter before it.
+        end = b"%s%s%d.%d.$FI 0\r\n\r\n" % (heads[-1][1:], reply, len(wires) + 1, END)
+        self._connection.write(b"".join(frames) + end)
 
-    def _nobody_there(self, flight: int, index: int) -> None:
+    def _nobody_there(self, flight: int, place: int) -> None:
         """No stream listens on the topic, or its leader is being elected: only a look at the streams can tell."""
-        envelope = self._events.envelope(flight, index)
+        envelope = self._events.envelope(flight, place)
         if envelope is None:
             return
-        topic, now = envelope.topic, time.monotonic()
-        since = self._uncovered_since.setdefault(topic, now)
-        self._read_coverage_again()
-        gone = self._coverage is not None and self._coverage.lacks(topic)
-        if gone and now - since > self._settings.pool.ack_timeout:
+        topic = envelope.topic
+        if self._topics.is_gone(topic):
             refusal = Refusal(Verdict.STOP, f"no stream covers topic {topic} any more: {REMEDY}, and run again", 503)
         else:
             refusal = Refusal(
                 Verdict.RETRY, f"nobody listens on topic {topic}: no stream covers it, or it has no leader", 503
             )
-        self._events.refused(flight, index, refusal)
+        self._events.refused(flight, place, refusal)
 
     def _doubt(self, doubt: _Doubt) -> None:
         self._doubts.append(doubt)
@@ -360,36 +349,10 @@ class JetStreamPublisher:
             self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
         self._events.turn()
 
-    # Topics and streams
-
-    def _check(self, topic: str) -> bytes:
-        """The first look at a topic: its form, and the stream that covers it."""
-        check_topic(topic)
-        if self._coverage is not None:
-            covered = self._coverage.of(topic)
-            if covered is None:
-                self._read_coverage_again()
-                if self._coverage.lacks(topic):
-                    raise EnvelopeError(f"no stream covers topic {topic}: {REMEDY}")
-            elif covered.weakness is not None:
-                raise EnvelopeError(f"topic {topic}: {covered.weakness}")
-        if len(self._heads) >= KNOWN_TOPICS:
-            self._heads.clear()
-        head = self._heads[topic] = b"HPUB %s " % topic.encode()
-        return head
-
-    def _read_coverage_again(self) -> None:
-        if self._coverage is None or time.monotonic() - self._refreshed < REFRESH_SECONDS:
-            return
-        self._refreshed = time.monotonic()
-        self._refresh = asyncio.get_running_loop().create_task(self._refresh_coverage())
-
-    async def _refresh_coverage(self) -> None:
+    def _prepare(self, envelope: Envelope) -> Wire:
+        topic = envelope.topic
         try:
-            coverage = await read_coverage(self._connection, self._coverage)
-        except (ConnectError, JetStreamApiError) as error:
-            log.warning("the streams could not be listed again: %s", error)
-            return
-        self._coverage = coverage
-        self._uncovered_since = {t: at for t, at in self._uncovered_since.items() if coverage.lacks(t)}
-        self._streams.clear()
+            head = self._topics.heads[topic]
+        except (KeyError, TypeError):
+            head = self._topics.check(topic)
+        return encode(envelope, head, self._connection.max_payload, dedupe=self._settings.dedupe)

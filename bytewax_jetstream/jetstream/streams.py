@@ -23,6 +23,9 @@ STORAGE_STRENGTH = {"memory": 0, "file": 1}
 class Api(Protocol):
     """What this module needs of a connection."""
 
+    @property
+    def takes_batches(self) -> bool: ...
+
     async def request(
         self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
     ) -> dict[str, Any]: ...
@@ -39,10 +42,14 @@ class Covered(NamedTuple):
 class Coverage:
     """Which stream stores which topic, from the subjects all streams of the account listen on."""
 
-    def __init__(self, configs: Mapping[str, Mapping[str, Any]], silent: Iterable[str] = ()) -> None:
+    def __init__(
+        self, configs: Mapping[str, Mapping[str, Any]], silent: Iterable[str] = (), created: Iterable[str] = ()
+    ) -> None:
         self.configs = configs
         self.silent = frozenset(silent)
         """Streams without a leader of which nothing is known: each may store any topic."""
+        self.created = frozenset(created)
+        """Streams that were not there before, so that nobody else has anything under way to them."""
         self._exact: dict[str, Covered] = {}
         self._patterns: list[tuple[tuple[str, ...], Covered]] = []
         for name, config in configs.items():
@@ -116,7 +123,7 @@ async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
             break
     if known is not None:
         configs.update((name, known.configs[name]) for name in silent & known.configs.keys())
-    return Coverage(configs, silent - configs.keys())
+    return Coverage(configs, silent - configs.keys(), known.created if known is not None else ())
 
 
 async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | None:
@@ -127,9 +134,8 @@ async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | No
     strategy = settings.stream_strategy
     if strategy == "skip":
         return None
-    for stream in settings.streams:
-        await _ensure_stream(api, stream, strategy)
-    coverage = await read_coverage(api)
+    created = [stream.name for stream in settings.streams if await _ensure_stream(api, stream, strategy)]
+    coverage = await read_coverage(api, Coverage({}, created=created))
     for topic in settings.topics:
         covered = coverage.of(topic)
         if covered is None:
@@ -143,7 +149,9 @@ async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | No
 REMEDY = "add it to the subjects of a stream, or declare a StreamSettings for it with stream_strategy=create"
 
 
-async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> None:
+async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> bool:
+    """Make or check one stream; returns whether it was not there before."""
+    created = False
     try:
         info = await api.request(f"STREAM.INFO.{wanted.name}")
     except JetStreamApiError as error:
@@ -152,8 +160,9 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> Non
         if strategy == "validate":
             raise StreamError(f"stream {wanted.name} is missing: create it, or use stream_strategy=create") from None
         info = await _create(api, wanted)
+        created = True
     config = info["config"]
-    if strategy == "create_or_update" and (changes := _changes(config, wanted)):
+    if strategy == "create_or_update" and (changes := _changes(config, wanted, api.takes_batches)):
         try:
             info = await api.request(f"STREAM.UPDATE.{wanted.name}", {**config, **changes})
         except JetStreamApiError as error:
@@ -166,11 +175,12 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> Non
             f"stream {wanted.name} is weaker than the settings ask: {'; '.join(shortcomings.values())}: "
             "change the stream (stream_strategy=create_or_update does it where the server allows) or the settings"
         )
+    return created
 
 
 async def _create(api: Api, wanted: StreamSettings) -> dict[str, Any]:
     try:
-        return await api.request(f"STREAM.CREATE.{wanted.name}", _as_json(wanted))
+        return await api.request(f"STREAM.CREATE.{wanted.name}", _as_json(wanted, api.takes_batches))
     except JetStreamApiError as error:
         if error.code == STREAM_NAME_IN_USE:  # another process was quicker: what it made is checked like any other
             return await api.request(f"STREAM.INFO.{wanted.name}")
@@ -181,7 +191,7 @@ def _nanoseconds(duration: timedelta) -> int:
     return round(duration.total_seconds() * 1e9)
 
 
-def _as_json(wanted: StreamSettings) -> dict[str, Any]:
+def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
     """The settings in the server's words; what is None is left to the server."""
     config: dict[str, Any] = {
         "name": wanted.name,
@@ -196,20 +206,25 @@ def _as_json(wanted: StreamSettings) -> dict[str, Any]:
         "max_msg_size": wanted.max_message_size,
         "max_age": _nanoseconds(wanted.max_age) if wanted.max_age is not None else None,
         "allow_msg_ttl": wanted.allow_message_ttl or None,
+        # Not a promise to anybody, so a stream without it falls short of nothing.
+        "allow_batched": (wanted.allow_batched and takes_batches) or None,
     }
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _changes(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str, Any]:
+def _changes(config: Mapping[str, Any], wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
     """What to set in the server's own configuration so that nothing falls short; nothing else is touched.
 
     Whatever keeps more than the settings ask stays: a default must not cost a stream its replicas.
     """
-    asked = _as_json(wanted)
+    asked = _as_json(wanted, takes_batches)
     have = list(config.get("subjects") or ())
     missing = [subject for subject in wanted.subjects if not any(covers(pattern, subject) for pattern in have)]
     asked["subjects"] = [subject for subject in have if not any(covers(new, subject) for new in missing)] + missing
-    return {key: asked[key] for key in _shortcomings(config, wanted) if key in asked}
+    changes = {key: asked[key] for key in _shortcomings(config, wanted) if key in asked}
+    if asked.get("allow_batched") and not config.get("allow_batched"):
+        changes["allow_batched"] = True
+    return changes
 
 
 def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str, str]:

@@ -6,7 +6,7 @@ Source: NATS client protocol; header names of JetStream from ADR-4, ADR-8, ADR-4
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..envelope import Envelope, PublishOptions
 from ..errors import EnvelopeError
 
-__all__ = ["Wire", "check_topic", "encode", "message_id"]
+__all__ = ["Wire", "check_topic", "encode", "encode_all", "message_id"]
 
 HEADER_LINE = b"NATS/1.0\r\n"
 MAX_HEADERS = 64 * 1024 - 1
@@ -28,6 +28,7 @@ MAX_SEQUENCE = (1 << 63) - 1
 """The server takes a larger one for something else, and ignores the expectation."""
 
 PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
+PLAIN_ID_BYTES = bytes(byte for byte in range(128) if PLAIN_ID(chr(byte)))
 BAD_TOPIC = re.compile(r"[\x00-\x20\x7f*>]").search
 HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 RESERVED = re.compile(r"nats-|status$|description$|event-id$|event-type$|aggregate-id$", re.IGNORECASE).match
@@ -64,23 +65,63 @@ def check_topic(topic: object) -> None:
         raise EnvelopeError(f"topic {shown} belongs to the server: choose one without leading $ or _INBOX")
 
 
-def message_id(event_id: object) -> bytes:
+def message_id(event_id: object, *, dedupe: bool = True) -> bytes:
     """The `Nats-Msg-Id` line of an event id, with `Event-Id` where the id itself cannot be one.
 
     Servers and clients strip and rewrite header values, so two ids that differ in a blank could become
     one, and the second message a silent duplicate: what is not plain goes as its SHA-256.
+
+    :arg dedupe: Otherwise just the `Event-Id` line, of which the server makes nothing.
     """
     if event_id is not None and not isinstance(event_id, str):
         raise EnvelopeError(f"the event id is a {type(event_id).__name__}: give a str")
     if not event_id:
         raise EnvelopeError("the event id is missing: without it a retry would be stored twice")
+    if not dedupe:
+        return b"Event-Id: %s\r\n" % _value("event id", event_id)
     if PLAIN_ID(event_id):
         return b"Nats-Msg-Id: %s\r\n" % event_id.encode()
     value = _value("event id", event_id)
     return b"Nats-Msg-Id: ~%s\r\nEvent-Id: %s\r\n" % (sha256(value).hexdigest().encode(), value)
 
 
-def encode(envelope: Envelope, head: bytes, max_payload: int) -> Wire:
+def encode_all(
+    envelopes: Sequence[Envelope], heads: Mapping[str, bytes], max_payload: int, *, dedupe: bool = True
+) -> list[Wire] | None:
+    """The same as `encode` for each, at a third of the cost; None when any of them needs a closer look.
+
+    That is: a topic that was not checked, headers or options of its own, an id that cannot go as it is, or
+    anything wrong. The columns are checked as wholes, so that next to nothing runs once a message in Python.
+    """
+    if set(map(type, envelopes)) != {Envelope}:
+        return None
+    topics, payloads, ids, aggregates, types, headers, _, options = zip(*envelopes, strict=True)
+    number = len(topics)
+    if set(map(type, payloads)) != {bytes} or headers.count(None) != number or options.count(None) != number:
+        return None
+    try:
+        joined = "\n".join(ids).encode()
+        lengths = set(map(len, ids))
+        lines = list(map(_known_lines, aggregates, types))
+        starts = [heads[topic] for topic in topics]
+    except (KeyError, TypeError, UnicodeError, EnvelopeError):
+        return None
+    if joined.translate(None, PLAIN_ID_BYTES) != b"\n" * (number - 1) or min(lengths) < 1 or max(lengths) > 128:
+        return None
+    name = b"Nats-Msg-Id" if dedupe else b"Event-Id"
+    own = len(HEADER_LINE) + len(name) + 6  # a colon, a blank and two line ends
+    if own + max(lengths) + max(map(len, lines)) > MAX_HEADERS or max(map(len, payloads)) > max_payload - MAX_HEADERS:
+        return None
+    frame = b" %%d %%d\r\n%s%s: %%b\r\n%%b\r\n%%b\r\n" % (HEADER_LINE, name)
+    wires = []
+    for start, event_id, line, payload in zip(starts, joined.split(b"\n"), lines, payloads, strict=True):
+        header_size = own + len(event_id) + len(line)
+        tail = frame % (header_size, header_size + len(payload), event_id, line, payload)
+        wires.append(_new(Wire, (start, tail)))
+    return wires
+
+
+def encode(envelope: Envelope, head: bytes, max_payload: int, *, dedupe: bool = True) -> Wire:
     """Check and encode an envelope whose topic was checked and encoded into `head`.
 
     :raises EnvelopeError: with what is wrong and what to do.
@@ -88,12 +129,9 @@ def encode(envelope: Envelope, head: bytes, max_payload: int) -> Wire:
     payload = envelope.payload
     if type(payload) is not bytes:
         raise EnvelopeError(f"the payload is a {type(payload).__name__}: give bytes")
-    lines = message_id(envelope.event_id)
+    lines = message_id(envelope.event_id, dedupe=dedupe)
     try:
-        if envelope.aggregate_id is not None:
-            lines += _known_line("Aggregate-Id", envelope.aggregate_id)
-        if envelope.event_type is not None:
-            lines += _known_line("Event-Type", envelope.event_type)
+        lines += _known_lines(envelope.aggregate_id, envelope.event_type)
     except TypeError:  # from the cache: it cannot even be hashed
         raise EnvelopeError("the aggregate id or the event type is not a str: give a str") from None
     if envelope.headers is not None:
@@ -112,10 +150,15 @@ def encode(envelope: Envelope, head: bytes, max_payload: int) -> Wire:
     return Wire(head, b" %d %d\r\n%s%s\r\n%s\r\n" % (header_size, size, HEADER_LINE, lines, payload))
 
 
-@lru_cache(maxsize=16_384)
-def _known_line(name: str, value: str) -> bytes:
+@lru_cache(maxsize=65_536)
+def _known_lines(aggregate_id: str | None, event_type: str | None) -> bytes:
     """Aggregate ids and event types recur, so their lines are kept."""
-    return b"%s: %s\r\n" % (name.encode(), _value(name, value))
+    lines = b""
+    if aggregate_id is not None:
+        lines += b"Aggregate-Id: %s\r\n" % _value("Aggregate-Id", aggregate_id)
+    if event_type is not None:
+        lines += b"Event-Type: %s\r\n" % _value("Event-Type", event_type)
+    return lines
 
 
 def _value(what: str, value: object) -> bytes:
@@ -162,3 +205,7 @@ def _option_lines(options: PublishOptions) -> bytes:
                 raise EnvelopeError("the expected last sequence is not one: give 0 or a stream sequence")
             lines += b"%s: %d\r\n" % (name, value)
     return lines
+
+
+_new = tuple.__new__
+"""As in `dispatch`: this runs once a message."""

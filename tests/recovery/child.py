@@ -26,8 +26,8 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream import operators
-from bytewax_jetstream.dispatch import Flight
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
+from bytewax_jetstream.flight import Flight
 from bytewax_jetstream.jetstream import wire
 from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
 from bytewax_jetstream.pool import Lane

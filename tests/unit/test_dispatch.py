@@ -1,13 +1,15 @@
 """Each rule of the dispatch by itself; `test_dispatch_simulation.py` has them all at once."""
 
+from functools import partial
 from random import Random
 from typing import Any
 
 import pytest
 
-from bytewax_jetstream.dispatch import Dispatch, Flight, LaneQueue, Policy, Receipt, Refusal, Settled, Verdict
+from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
+from bytewax_jetstream.flight import Flight, LaneQueue, Policy, Receipt, Refusal, Settled, Verdict, prepare_each
 
 POLICY = Policy(
     delivery_timeout=60.0,
@@ -27,7 +29,7 @@ class Bench:
 
     def __init__(self, connected: bool = True, **policy: Any) -> None:
         self.prepared: list[str] = []
-        self.dispatch = Dispatch(POLICY._replace(**policy), self._prepare, Random(1))
+        self.dispatch = Dispatch(POLICY._replace(**policy), partial(prepare_each, self._prepare), Random(1))
         self.lane = self.new_lane()
         self.now = 0.0
         if connected:

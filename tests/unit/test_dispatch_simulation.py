@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import pytest
 
-from bytewax_jetstream.dispatch import Dispatch, Entry, LaneQueue, Receipt, Refusal
+from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Outcome
+from bytewax_jetstream.flight import Entry, LaneQueue, Receipt, Refusal
 from tests.simulation import Faults, World
 
 SEEDS = 2_000

@@ -17,9 +17,9 @@ import pytest
 
 from bytewax_jetstream import loop as loop_module
 from bytewax_jetstream import pool as pool_module
-from bytewax_jetstream.dispatch import Receipt, Refusal, Verdict
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
 from bytewax_jetstream.errors import PoolClosedError, SettleTimeoutError
+from bytewax_jetstream.flight import Receipt, Refusal, Verdict
 from bytewax_jetstream.pool import AckPool, Budget, Lane, PoolState
 from bytewax_jetstream.settings import PoolSettings
 from tests.fake_publisher import POLICY, FakePublisher, silent, stored

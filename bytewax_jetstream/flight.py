@@ -1,0 +1,221 @@
+"""The words in which the dispatch, the pool and the publishers talk of what is sent and what became of it."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+from .envelope import Envelope, Outcome
+from .errors import EnvelopeError
+
+__all__ = [
+    "INFINITY",
+    "Batch",
+    "Entry",
+    "Flight",
+    "LaneQueue",
+    "Policy",
+    "Receipt",
+    "Refusal",
+    "Route",
+    "Settled",
+    "Stored",
+    "Verdict",
+    "prepare_each",
+    "size_of",
+]
+
+INFINITY = float("inf")
+
+
+class Policy(NamedTuple):
+    """How flights for one broker are formed and retried."""
+
+    delivery_timeout: float
+    ack_timeout: float | None
+    """Seconds an attempt may wait; None where the broker's library retries and gives up by itself."""
+    one_per_aggregate: bool
+    """Whether a second envelope of an aggregate must wait until the first is settled."""
+    window: int
+    """How many messages may be out at once, all lanes together."""
+    window_bytes: int
+    """How many payload bytes may be out at once: more than a slow link carries in an ack timeout is no use."""
+    flight: int
+    """How many messages a lane may send when it is its turn."""
+    whole_flight: int = 0
+    """How many messages a flight may have that the broker takes whole and in order; 0 where it takes none."""
+    first_backoff: float = 0.05
+    longest_backoff: float = 2.0
+
+
+class Route(NamedTuple):
+    """What takes flights whole at the broker: it stores their envelopes in order, and none after a refused one."""
+
+    name: str
+    replicated: bool
+    """Whether it counts an id as stored that is only in process there, and may yet be lost."""
+    fresh: bool
+    """Made by this publisher, so nothing of an earlier run can be in process there."""
+
+
+class Receipt(NamedTuple):
+    """Where the broker stored an envelope."""
+
+    stream: str | None = None
+    partition: int | None = None
+    sequence: int | None = None
+    duplicate: bool | None = None
+
+
+class Verdict(Enum):
+    """What a refusal means for the envelope."""
+
+    RETRY = "retry"
+    """Not now: try again with the same event id."""
+    REJECT = "reject"
+    """Never, this one: the others are not concerned."""
+    STOP = "stop"
+    """Never, and others will fare the same: a dataflow must stop rather than dead-letter everything."""
+    GIVE_UP = "give up"
+    """The broker's library has given up; whether it is stored nobody knows."""
+
+
+class Refusal(NamedTuple):
+    """Why the broker did not store an envelope."""
+
+    verdict: Verdict
+    reason: str
+    code: int | None = None
+
+
+class Batch(NamedTuple):
+    """What a lane was given in one hand-off."""
+
+    submitted: float
+    expires: float
+    epoch: int
+
+
+def size_of(envelope: Envelope) -> int:
+    """Payload bytes an envelope takes from budget and window; a payload that is not bytes is rejected anyway."""
+    payload = envelope.payload
+    return len(payload) if type(payload) is bytes else 0
+
+
+class Entry:
+    """An envelope between its acceptance and its settlement."""
+
+    # Class attributes, not slots: most entries never change them, and are made at half the cost.
+    attempts = 0
+    in_doubt = 0
+    """How many attempts got no answer: each may be stored, now or later."""
+    done = False
+    """Settled, maybe by the late answer to an earlier attempt; whoever still lists it passes over it."""
+    last: Refusal | None = None
+    """Why the last attempt did not do."""
+
+    def __init__(self, envelope: Envelope, batch: Batch, wire: Any) -> None:
+        self.envelope = envelope
+        self.batch = batch
+        self.wire = wire
+        """What the publisher made of it, once for all attempts."""
+        self.size = size_of(envelope)
+
+
+class Settled(NamedTuple):
+    """An envelope's end."""
+
+    entry: Entry
+    outcome: Outcome
+    receipt: Receipt | None
+    refusal: Refusal | None
+
+
+class Stored(NamedTuple):
+    """Envelopes that were stored together, with one receipt for all."""
+
+    entries: list[Entry]
+    receipt: Receipt
+
+
+class LaneQueue:
+    """The envelopes of one lane that wait for their turn, in order.
+
+    They wait in `waiting` until it is decided how they go: whole flights, or one by one. Those that go one by
+    one are `ready`, held behind one of their aggregate, out, or backing off.
+    """
+
+    __slots__ = ("held", "in_turn", "one_by_one", "owner", "pausing", "ready", "settled", "waiting", "whole")
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        """Whose queue it is; passed through."""
+        self.waiting: deque[Entry] = deque()
+        """Accepted, and never sent or surely not stored."""
+        self.ready: deque[Entry] = deque()
+        """May be sent one by one."""
+        self.in_turn = False
+        """Among those that wait for their turn, or just having it."""
+        self.held: dict[str, deque[Entry] | None] = {}
+        """For each aggregate that has an envelope ready, out or backing off: those that wait behind it."""
+        self.one_by_one = 0
+        """How many go one by one and are not settled."""
+        self.pausing = 0
+        """How many of them are backing off."""
+        self.whole = 0
+        """How many whole flights are out."""
+        self.settled: list[Settled | Stored] = []
+
+
+class Flight:
+    """Envelopes of one lane that were sent together.
+
+    Of one without a route each is answered by itself, and an index is None once it is. One with a route is
+    stored from its beginning to wherever it ends.
+    """
+
+    __slots__ = ("deadline", "entries", "lane", "number", "open", "refusal", "route", "sent")
+
+    def __init__(
+        self,
+        number: int,
+        lane: LaneQueue,
+        entries: list[Entry | None],
+        now: float,
+        deadline: float,
+        route: Route | None,
+    ) -> None:
+        self.number = number
+        self.lane = lane
+        self.entries = entries
+        self.sent = now
+        self.deadline = deadline
+        self.route = route
+        self.open = len(entries)
+        """How many are not answered."""
+        self.refusal: tuple[int, Refusal] | None = None
+        """The first place that a route refused; it stores none from there on."""
+
+    def at(self, index: int) -> Entry | None:
+        """What is waited for at a place; an answer can name any."""
+        return self.entries[index] if 0 <= index < len(self.entries) else None
+
+    def unanswered(self) -> list[Entry]:
+        """What is still waited for."""
+        return [entry for entry in self.entries if entry is not None and not entry.done]
+
+
+def prepare_each(prepare: Callable[[Envelope], Any], envelopes: Iterable[Envelope]) -> Sequence[Any]:
+    """For each envelope its wire form, or the `EnvelopeError` that says why it can have none."""
+    prepared = []
+    for envelope in envelopes:
+        try:
+            wire = prepare(envelope)
+        except EnvelopeError as error:
+            wire = error
+        except Exception as error:  # a value nobody thought of must harm its own envelope only
+            wire = EnvelopeError(
+                f"it cannot be encoded ({type(error).__name__}): give its fields the types Envelope names"
+            )
+        prepared.append(wire)
+    return prepared
