@@ -28,7 +28,7 @@ The rules, all of them:
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from itertools import count
+from itertools import accumulate, count, groupby, islice
 from random import Random
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ from .flight import (
     Entry,
     Flight,
     LaneQueue,
+    Parcel,
     Policy,
     Receipt,
     Refusal,
@@ -47,6 +48,7 @@ from .flight import (
     Settled,
     Stored,
     Verdict,
+    WholeFlight,
 )
 
 __all__ = ["Dispatch"]
@@ -65,7 +67,7 @@ class Dispatch:
     """The decisions for one publisher.
 
     :arg prepare: Makes of envelopes what the publisher sends, or an `EnvelopeError`, for each.
-    :arg route: Which route takes an envelope as part of a whole flight, if one does; may change its answer.
+    :arg route: Which route takes envelopes of a topic in whole flights, if one does; may change its answer.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Dispatch:
         policy: Policy,
         prepare: Callable[[Sequence[Envelope]], Sequence[Any]],
         random: Random,
-        route: Callable[[Envelope], Route | None] = lambda envelope: None,
+        route: Callable[[str], Route | None] = lambda topic: None,
     ) -> None:
         self._policy = policy
         self._prepare = prepare
@@ -84,10 +86,11 @@ class Dispatch:
         self._lanes: dict[LaneQueue, None] = {}
         self._turns: deque[LaneQueue] = deque()
         """Lanes with something to send, the next first."""
-        self._departing: deque[Flight] = deque()
+        self._departing: deque[Flight | WholeFlight] = deque()
         """Formed together, to be sent now."""
         self._flights: dict[int, Flight] = {}
-        """Out and awaited, oldest first."""
+        """Out and awaited, oldest first; so are the whole ones."""
+        self._whole: dict[int, WholeFlight] = {}
         self._silent: dict[int, Flight] = {}
         """Given up, oldest first, until all is settled: a late ack still says that an envelope is stored."""
         self._backing_off: list[tuple[float, int, LaneQueue, Entry]] = []
@@ -129,13 +132,10 @@ class Dispatch:
         self._now = now
         batch = Batch(now, now + self._policy.delivery_timeout, epoch)
         self._next_expiry = min(self._next_expiry, batch.expires)
-        accept = lane.waiting.append
-        for envelope, wire in zip(envelopes, self._prepare(envelopes), strict=True):
-            entry = Entry(envelope, batch, wire)
-            if type(wire) is EnvelopeError:
-                self._settle(lane, entry, Outcome.REJECTED, None, Refusal(Verdict.REJECT, str(wire)))
-            else:
-                accept(entry)
+        parcel = Parcel(batch, list(envelopes), list(self._prepare(envelopes)))
+        if EnvelopeError in set(map(type, parcel.wires)):
+            self._reject_bad(lane, parcel)
+        lane.waiting += _by_company(parcel)
         self._admit(lane)
 
     def connected(self) -> None:
@@ -147,23 +147,18 @@ class Dispatch:
         self._connected = False
         refusal = Refusal(Verdict.RETRY, reason)
         flights, self._flights = self._flights, {}
+        whole, self._whole = self._whole, {}
         self._silent |= flights
         self._departing.clear()
         for flight in reversed(flights.values()):
             self._land(flight)
-            unanswered = flight.unanswered()
-            self.retries += len(unanswered)
-            self._doubt(flight, unanswered)
-            for entry in unanswered:
-                entry.last = refusal
-                entry.in_doubt += 1
-            if flight.route is None:
-                for entry in reversed(unanswered):
-                    self._make_ready(flight.lane, entry, first=True)
-            else:
-                flight.lane.whole -= 1
-                for entry in unanswered:
-                    self._go_one_by_one(flight.lane, entry)
+            for entry in reversed(self._unanswered(flight, refusal)):
+                self._make_ready(flight.lane, entry, first=True)
+        for one in whole.values():
+            self._land_whole(one)
+            one.lane.whole -= 1
+            for entry in self._unanswered(one, refusal):
+                self._go_one_by_one(one.lane, entry)
         for lane in self._lanes:
             self._admit(lane)
 
@@ -215,78 +210,59 @@ class Dispatch:
 
     def stored_through(self, number: int, places: int, *, duplicate: bool | None = None) -> None:
         """The broker stored the envelopes at the first places of a whole flight."""
-        flight = self._flights.get(number)
-        awaited = flight is not None
-        if flight is None and places:
-            self.late_acks += 1
-            flight = self._silent.get(number)
-        if flight is None or flight.route is None or flight.lane not in self._lanes:
+        flight = self._whole.get(number)
+        if flight is None:
+            self.late_acks += bool(places)
             return
-        receipt = Receipt(flight.route.name, duplicate=duplicate)
         if flight.refusal is not None:
             places = min(places, flight.refusal[0])
-        first = len(flight.entries) - flight.open
-        stored = [entry for entry in flight.entries[first:places] if entry is not None]
-        flight.entries[first:places] = [None] * len(stored)
-        flight.open -= len(stored)
-        lane = flight.lane
-        if not awaited:  # so each goes one by one by now
-            for entry in stored:
-                if not entry.done:
-                    self._finish(lane, entry, Outcome.STORED, receipt, None)
-            return
-        if stored:
-            self.out -= len(stored)
-            for entry in stored:
-                entry.done = True
-                self.out_bytes -= entry.size
-            if self._in_process:
-                self._in_process.difference_update([entry.envelope.event_id for entry in stored])
-            if not lane.settled:
-                self._with_settled.append(lane)
-            lane.settled.append(Stored(stored, receipt))
-        if not flight.open:
+        self._store(flight, min(places, flight.places) - flight.stored, Receipt(flight.route.name, duplicate=duplicate))
+        if flight.stored == flight.places:
             self._end(flight)
-            self._admit(lane)
 
     def ended(self, number: int, places: int, now: float) -> None:
         """A whole flight is over: its first places are stored; it ended at a refusal, or nobody knows why."""
         self.stored_through(number, places)
-        flight = self._flights.get(number)
+        flight = self._whole.get(number)
         if flight is None:
             return
         lane = flight.lane
-        self._end(flight)
-        if flight.refusal is not None and flight.refusal[0] == len(flight.entries) - flight.open:
-            refused, *untouched = flight.unanswered()
-            lane.waiting.extendleft(reversed(untouched))
+        if flight.refusal is not None and flight.refusal[0] == flight.stored:
+            self._land_whole(flight)
+            (entry,) = flight.parcels[0].split(1).entries()
+            lane.waiting.extendleft(parcel for parcel in reversed(flight.parcels) if parcel)
             lane.one_by_one += 1
-            if not self._held_back(lane, refused):
-                self._refuse(lane, refused, flight.refusal[1], now)
+            if not self._held_back(lane, entry):
+                self._refuse(lane, entry, flight.refusal[1], now)
         else:
             self._lose(flight, Refusal(Verdict.RETRY, "its flight ended before it"), now)
-        self._admit(lane)
+        self._end(flight)
 
     def returned(self, number: int, places: int, *, duplicate: bool | None = None) -> None:
         """A whole flight is over: its first places are stored, the others surely not: they go one by one."""
         self.stored_through(number, places, duplicate=duplicate)
-        flight = self._flights.get(number)
+        flight = self._whole.get(number)
         if flight is not None:
+            self._land_whole(flight)
+            for parcel in flight.parcels:
+                for entry in parcel.entries():
+                    self._go_one_by_one(flight.lane, entry)
             self._end(flight)
-            for entry in flight.unanswered():
-                self._go_one_by_one(flight.lane, entry)
 
     def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
         """The broker did not store one envelope of a flight; a whole one, nothing from there on, and will say so."""
+        whole = self._whole.get(number)
+        if whole is not None:
+            if index >= 0 and (whole.refusal is None or index < whole.refusal[0]):
+                whole.refusal = index, refusal
+            return
         flight = self._flights.get(number)
         if flight is None:
             self._refused_late(number, index)
-        elif flight.route is None:
-            entry = self._answer(flight, index)
-            if entry is not None:
-                self._refuse(flight.lane, entry, refusal, now)
-        elif flight.refusal is None or index < flight.refusal[0]:
-            flight.refusal = index, refusal
+            return
+        entry = self._answer(flight, index)
+        if entry is not None:
+            self._refuse(flight.lane, entry, refusal, now)
 
     def tick(self, now: float) -> None:
         """Time has passed: end silent attempts, backoffs and deliveries that are due."""
@@ -309,7 +285,7 @@ class Dispatch:
 
     # What it answers
 
-    def next_flight(self, now: float) -> Flight | None:
+    def next_flight(self, now: float) -> Flight | WholeFlight | None:
         """The next envelopes to send, or None while there are none, no connection or no room."""
         self._now = now
         policy = self._policy
@@ -322,8 +298,8 @@ class Dispatch:
             if lane.ready:
                 self._send_ready(lane, now)
             elif lane.waiting and not lane.whole and not lane.one_by_one:
-                if self.out and policy.window - self.out < min(policy.whole_flight, len(lane.waiting)):
-                    self._turns.appendleft(lane)  # a part of a flight would cost the broker as much
+                if self.out and policy.window - self.out < policy.whole_flight:
+                    self._turns.appendleft(lane)  # when there is room for a whole one
                     return None
                 self._send_whole(lane, now)
             lane.in_turn = False
@@ -347,6 +323,8 @@ class Dispatch:
         due = self._next_expiry
         if self._flights:
             due = min(due, next(iter(self._flights.values())).deadline)
+        if self._whole:
+            due = min(due, next(iter(self._whole.values())).deadline)
         if self._backing_off:
             due = min(due, self._backing_off[0][0])
         return due
@@ -359,37 +337,39 @@ class Dispatch:
 
     def out_on(self, topic: str) -> list[tuple[int, int]]:
         """Flight and index of all that is out on a topic."""
-        return [
+        found = [
             (flight.number, index)
             for flight in self._flights.values()
             for index, entry in enumerate(flight.entries)
             if entry is not None and entry.envelope.topic == topic
         ]
+        for whole in self._whole.values():
+            places = enumerate(whole.topics(), start=whole.stored)
+            found += [(whole.number, index) for index, each in places if each == topic]
+        return found
 
     # How it goes
 
     def _admit(self, lane: LaneQueue) -> None:
         """Decide for what waits, in order, how it goes, as far as that can be said now."""
         policy, waiting = self._policy, lane.waiting
-        if not policy.whole_flight and not policy.one_per_aggregate:
-            lane.one_by_one += len(waiting)
-            lane.ready += waiting
-            waiting.clear()
-        while waiting and not lane.whole:
-            entry = waiting[0]
-            route = self._route(entry.envelope) if policy.whole_flight else None
-            if route is not None:
-                if self._is_in_doubt(route):
-                    if lane.one_by_one >= policy.window:
-                        return  # by then it may not be in doubt any more
-                elif not lane.one_by_one:
+        while waiting and not lane.whole and lane.one_by_one < policy.window:
+            if self._may_go_whole(waiting[0]):
+                if not lane.one_by_one:
                     break  # it begins the next whole flight
-                elif not lane.pausing:
+                if not lane.pausing:
                     return  # those that are out will be settled soon, and a flight carries more
-            waiting.popleft()
-            self._go_one_by_one(lane, entry)
-        if lane.ready or (waiting and not lane.whole):
+            for entry in waiting.popleft().entries():
+                self._go_one_by_one(lane, entry)
+        if lane.ready or (waiting and not lane.whole and not lane.one_by_one):
             self._await_turn(lane)
+
+    def _may_go_whole(self, parcel: Parcel) -> bool:
+        """Whether anything of a parcel may."""
+        if not self._policy.whole_flight or parcel.alone:
+            return False
+        routes = map(self._route, {envelope[0] for envelope in parcel.envelopes})
+        return any(route is not None and not self._is_in_doubt(route) for route in routes)
 
     def _go_one_by_one(self, lane: LaneQueue, entry: Entry) -> None:
         lane.one_by_one += 1
@@ -429,63 +409,108 @@ class Dispatch:
             if self._seen:
                 self._note_in_process(entry)
         if entries:
-            self._depart(lane, entries, size, None, now)
+            self._depart(lane, entries, size, now)
 
     def _send_whole(self, lane: LaneQueue, now: float) -> None:
-        """Let the next of what waits depart in whole flights, one for each route; single ones go one by one."""
+        """Let the next of what waits depart in a whole flight, or in one for each route; single ones go one by one."""
         policy, waiting = self._policy, lane.waiting
-        limit = min(policy.whole_flight, policy.window - self.out)
-        size = self.out_bytes
-        homes: dict[str, Route] = {}
-        flights: dict[Route, list[Entry | None]] = {}
-        taken = 0
-        while waiting and taken < limit and size < policy.window_bytes:
-            entry = waiting[0]
-            envelope = entry.envelope
-            if entry.batch.expires <= now:
-                waiting.popleft()
-                self._give_up_waiting(lane, entry)
+        room = min(policy.whole_flight, policy.window - self.out)
+        room_bytes = policy.window_bytes - self.out_bytes
+        flights: dict[Route, list[Parcel]] = {}
+        while waiting and room > 0 and room_bytes > 0:
+            parcel = waiting[0]
+            if parcel.batch.expires <= now:
+                self._give_up_waiting(lane, waiting.popleft())
                 continue
-            route = self._route(envelope)
+            waiting.popleft()
+            if len(parcel) > room or parcel.size > room_bytes:
+                waiting.appendleft(parcel)
+                parcel = parcel.split(_fitting(parcel, room, room_bytes))
+            route = self._route_of_all(parcel)
+            if route is None and not flights:
+                flights = self._sort(lane, parcel)
+                break
+            if route is None or (flights and route not in flights):
+                waiting.appendleft(parcel)
+                break
+            if route.replicated:
+                self._in_process.update(envelope[2] for envelope in parcel.envelopes)
+            flights.setdefault(route, []).append(parcel)
+            room -= len(parcel)
+            room_bytes -= parcel.size
+        for route, parcels in flights.items():
+            self._depart_whole(lane, parcels, route, now)
+
+    def _route_of_all(self, parcel: Parcel) -> Route | None:
+        """The one route that takes all of a parcel as it is, if there is one."""
+        if parcel.alone:
+            return None
+        routes = set(map(self._route, {envelope[0] for envelope in parcel.envelopes}))
+        route = routes.pop()
+        if routes or route is None or self._is_in_doubt(route):
+            return None
+        if route.replicated:
+            ids = [envelope[2] for envelope in parcel.envelopes]
+            if len(set(ids)) < len(ids) or not self._in_process.isdisjoint(ids):
+                return None
+        return route
+
+    def _sort(self, lane: LaneQueue, parcel: Parcel) -> dict[Route, list[Parcel]]:
+        """Tell the envelopes of a parcel apart by route, as far as flights that do not wait for each other may go.
+
+        An aggregate has its order over all routes, so it ends where one would be in two of them, and where an id
+        may be in process already. What does not go in a flight waits, or goes one by one.
+        """
+        sorted_: dict[Route, Parcel] = {}
+        homes: dict[str, Route] = {}
+        taken = 0
+        for envelope, wire in zip(parcel.envelopes, parcel.wires, strict=True):
+            route = None if parcel.alone else self._route(envelope.topic)
             if route is None or self._is_in_doubt(route):
                 break
             if envelope.aggregate_id is not None and homes.setdefault(envelope.aggregate_id, route) is not route:
-                break  # flights do not wait for each other, and an aggregate has its order everywhere
+                break
             if route.replicated:
                 if envelope.event_id in self._in_process:
                     break
                 self._in_process.add(envelope.event_id)
-            waiting.popleft()
-            size += entry.size
+            if route not in sorted_:
+                sorted_[route] = Parcel(parcel.batch, [], [], attempts=parcel.attempts)
+            sorted_[route].envelopes.append(envelope)
+            sorted_[route].wires.append(wire)
             taken += 1
-            if route in flights:
-                flights[route].append(entry)
-            else:
-                flights[route] = [entry]
-        if not taken and waiting:
-            self._go_one_by_one(lane, waiting.popleft())
-        for route, entries in flights.items():
-            single = entries[0]
-            if len(entries) == 1 and single is not None:
-                self._go_one_by_one(lane, single)
-                continue
-            for each in entries:
-                assert each is not None
-                each.attempts += 1
-            lane.whole += 1
-            self.whole_flights += 1
-            self.in_whole_flights += len(entries)
-            self._depart(lane, entries, self.out_bytes + sum(e.size for e in entries if e is not None), route, now)
+        if not taken:
+            (entry,) = parcel.split(1).entries()
+            self._go_one_by_one(lane, entry)
+        else:
+            parcel.split(taken)
+        if parcel:
+            lane.waiting.appendleft(parcel)
+        return {route: [part] for route, part in sorted_.items()}
 
-    def _depart(
-        self, lane: LaneQueue, entries: list[Entry | None], out_bytes: int, route: Route | None, now: float
-    ) -> None:
+    def _depart(self, lane: LaneQueue, entries: list[Entry | None], out_bytes: int, now: float) -> None:
         self._last = next(self._numbers)
-        flight = Flight(self._last, lane, entries, now, now + (self._policy.ack_timeout or INFINITY), route)
+        flight = Flight(self._last, lane, entries, now, now + (self._policy.ack_timeout or INFINITY))
         self._flights[flight.number] = flight
         self._departing.append(flight)
         self.out += len(entries)
         self.out_bytes = out_bytes
+
+    def _depart_whole(self, lane: LaneQueue, parcels: list[Parcel], route: Route, now: float) -> None:
+        if len(parcels) == 1 and len(parcels[0]) == 1:  # which costs less with an ack of its own
+            self._go_one_by_one(lane, *parcels[0].entries())
+            return
+        for parcel in parcels:
+            parcel.attempts += 1
+        self._last = next(self._numbers)
+        flight = WholeFlight(self._last, lane, parcels, route, now + (self._policy.ack_timeout or INFINITY))
+        self._whole[flight.number] = flight
+        self._departing.append(flight)
+        lane.whole += 1
+        self.out += flight.places
+        self.out_bytes += sum(parcel.size for parcel in parcels)
+        self.whole_flights += 1
+        self.in_whole_flights += flight.places
 
     # What may be in process
 
@@ -499,19 +524,25 @@ class Dispatch:
         return route.name in self._doubts
 
     def _note_in_process(self, entry: Entry) -> None:
-        route = self._route(entry.envelope)
+        route = self._route(entry.envelope.topic)
         if route is not None and route.replicated:
             self._in_process.add(entry.envelope.event_id)
 
-    def _doubt(self, flight: Flight, unanswered: Iterable[Entry]) -> None:
-        """Attempts will not be answered: where they went, they may be in process for long."""
-        if not self._seen:
-            return
-        routes = {flight.route} if flight.route else {self._route(entry.envelope) for entry in unanswered}
-        for route in routes:
+    def _unanswered(self, flight: Flight | WholeFlight, refusal: Refusal) -> list[Entry]:
+        """What of a flight gets no answer, in order: each may be stored, and their routes are in doubt."""
+        if isinstance(flight, Flight):
+            entries = flight.unanswered()
+        else:
+            entries = [entry for parcel in flight.parcels for entry in parcel.entries()]
+        for entry in entries:
+            entry.last = refusal
+            entry.in_doubt += 1
+        self.retries += len(entries)
+        for route in map(self._route, {entry.envelope.topic for entry in entries}) if self._seen else ():
             if route is not None and route.replicated:
                 before = self._doubts.get(route.name)
                 self._doubts[route.name] = _Doubt(self._last, before.until if before else 0.0)
+        return entries
 
     def _reassure(self, flight: Flight, receipt: Receipt) -> None:
         """An envelope was stored that the route had not before: what was in process before it is no more."""
@@ -526,7 +557,7 @@ class Dispatch:
     def _answer(self, flight: Flight, index: int) -> Entry | None:
         """Take an entry out of its flight; None when it was answered or settled before."""
         entry = flight.at(index)
-        if entry is None or flight.route is not None:
+        if entry is None:
             self.late_acks += 1
             return None
         flight.entries[index] = None
@@ -543,14 +574,14 @@ class Dispatch:
     def _acked_late(self, number: int, index: int, receipt: Receipt) -> None:
         self.late_acks += 1
         flight = self._silent.get(number)
-        entry = flight.at(index) if flight is not None and flight.route is None else None
+        entry = flight.at(index) if flight is not None else None
         if flight is not None and entry is not None and not entry.done and flight.lane in self._lanes:
             self._finish(flight.lane, entry, Outcome.STORED, receipt, None)
 
     def _refused_late(self, number: int, index: int) -> None:
         """A later attempt decides, but this one is in doubt no more."""
         flight = self._silent.get(number)
-        entry = flight.at(index) if flight is not None and flight.route is None else None
+        entry = flight.at(index) if flight is not None else None
         if flight is not None and entry is not None:
             flight.entries[index] = None
             entry.in_doubt -= 1
@@ -574,26 +605,45 @@ class Dispatch:
                 self.out -= 1
                 self.out_bytes -= entry.size
 
-    def _end(self, flight: Flight) -> None:
-        """A whole flight is over."""
-        del self._flights[flight.number]
-        flight.lane.whole -= 1
-        self._land(flight)
+    def _land_whole(self, flight: WholeFlight) -> None:
+        self.out -= flight.places - flight.stored
+        self.out_bytes -= sum(parcel.size for parcel in flight.parcels)
 
-    def _lose(self, flight: Flight, refusal: Refusal, now: float) -> None:
-        """What is unanswered of a flight that is not awaited any more may be stored: it is tried again, one by one."""
-        self._silent[flight.number] = flight
-        unanswered = flight.unanswered()
-        self._doubt(flight, unanswered)
-        for entry in unanswered:
-            # The broker's own word on an earlier attempt tells more than this silence.
-            entry.last = entry.last or refusal
-            entry.in_doubt += 1
-            if flight.route is not None:
-                flight.lane.one_by_one += 1
-                if self._held_back(flight.lane, entry):
-                    continue
-            self._back_off(flight.lane, entry, now)
+    def _store(self, flight: WholeFlight, count: int, receipt: Receipt) -> None:
+        """The next so many places of a whole flight are stored."""
+        lane = flight.lane
+        while count > 0:
+            parcel = flight.parcels[0].split(count) if len(flight.parcels[0]) > count else flight.parcels.pop(0)
+            count -= len(parcel)
+            flight.stored += len(parcel)
+            self.out -= len(parcel)
+            self.out_bytes -= parcel.size
+            if self._in_process:
+                self._in_process.difference_update([envelope[2] for envelope in parcel.envelopes])
+            if not lane.settled:
+                self._with_settled.append(lane)
+            lane.settled.append(Stored(parcel, receipt))
+
+    def _end(self, flight: WholeFlight) -> None:
+        """A whole flight is over, and what it carried taken care of."""
+        del self._whole[flight.number]
+        flight.lane.whole -= 1
+        self._admit(flight.lane)
+
+    def _lose(self, flight: Flight | WholeFlight, refusal: Refusal, now: float) -> None:
+        """A flight is not awaited any more: what of it is unanswered is tried again, one by one."""
+        lane = flight.lane
+        if isinstance(flight, Flight):
+            self._land(flight)
+            self._silent[flight.number] = flight
+            for entry in self._unanswered(flight, refusal):
+                self._back_off(lane, entry, now)
+            return
+        self._land_whole(flight)
+        for entry in self._unanswered(flight, refusal):
+            lane.one_by_one += 1
+            if not self._held_back(lane, entry):
+                self._back_off(lane, entry, now)
 
     def _make_ready(self, lane: LaneQueue, entry: Entry, *, first: bool) -> None:
         if first:
@@ -622,17 +672,11 @@ class Dispatch:
     def _end_silent_attempts(self, now: float) -> None:
         """Flights carry deadlines in the order of their numbers, so the oldest decides."""
         silence = Refusal(Verdict.RETRY, f"no ack within {self._policy.ack_timeout or 0:g} s")
-        while self._flights:
-            flight = next(iter(self._flights.values()))
-            if flight.deadline > now:
-                break
-            if flight.route is not None:
-                self._end(flight)
-            else:
-                del self._flights[flight.number]
-                self._land(flight)
+        while self._flights and next(iter(self._flights.values())).deadline <= now:
+            self._lose(self._flights.pop(next(iter(self._flights))), silence, now)
+        while self._whole and (flight := next(iter(self._whole.values()))).deadline <= now:
             self._lose(flight, silence, now)
-            self._admit(flight.lane)
+            self._end(flight)
 
     def _expire(self, now: float) -> None:
         """End the deliveries that are due and not out; those that are out get their answer first."""
@@ -652,6 +696,7 @@ class Dispatch:
                 self._give_up_waiting(lane, lane.waiting.popleft())
         self._only_live()
         left = min((entry.batch.expires for _, entry in self._unsettled(self._lanes.keys())), default=INFINITY)
+        left = min([left, *(parcel.batch.expires for _, parcel in self._unsettled_parcels(self._lanes.keys()))])
         # Who is out past its time is looked at again soon, but must not keep the pool busy until then.
         self._next_expiry = max(left, now + 0.1)
 
@@ -671,11 +716,18 @@ class Dispatch:
         for lane in lanes:
             listed += [(lane, entry) for entry in lane.ready]
             listed += [(lane, entry) for held in lane.held.values() if held for entry in held]
-            listed += [(lane, entry) for entry in lane.waiting]
         return ((lane, entry) for lane, entry in listed if lane in lanes and not entry.done)
 
+    def _unsettled_parcels(self, lanes: Set[LaneQueue]) -> list[tuple[LaneQueue, Parcel]]:
+        listed = [(flight.lane, parcel) for flight in self._whole.values() for parcel in flight.parcels]
+        return listed + [(lane, parcel) for lane in lanes for parcel in lane.waiting]
+
     def _abandon(self, lanes: Set[LaneQueue], refusal: Refusal) -> None:
-        for lane, entry in self._unsettled(lanes):
+        left = list(self._unsettled(lanes))
+        left += [
+            (lane, e) for lane, parcel in self._unsettled_parcels(lanes) if lane in lanes for e in parcel.entries()
+        ]
+        for lane, entry in left:
             self._settle(lane, entry, Outcome.UNKNOWN, None, refusal)
         for lane in lanes:
             lane.waiting.clear()
@@ -684,14 +736,26 @@ class Dispatch:
             lane.one_by_one = lane.whole = 0
         for flight in [flight for flight in self._flights.values() if flight.lane in lanes]:
             self._land(self._flights.pop(flight.number))
+        for whole in [whole for whole in self._whole.values() if whole.lane in lanes]:
+            self._land_whole(self._whole.pop(whole.number))
         self._departing = deque(flight for flight in self._departing if flight.lane not in lanes)
         self._only_live()
 
     def _give_up(self, lane: LaneQueue, entry: Entry) -> None:
         self._finish(lane, entry, Outcome.UNKNOWN, None, self._not_settled_in_time(entry))
 
-    def _give_up_waiting(self, lane: LaneQueue, entry: Entry) -> None:
-        self._settle(lane, entry, Outcome.UNKNOWN, None, self._not_settled_in_time(entry))
+    def _give_up_waiting(self, lane: LaneQueue, parcel: Parcel) -> None:
+        for entry in parcel.entries():
+            self._settle(lane, entry, Outcome.UNKNOWN, None, self._not_settled_in_time(entry))
+
+    def _reject_bad(self, lane: LaneQueue, parcel: Parcel) -> None:
+        """Settle what can never be stored as it is, and leave the rest in the parcel."""
+        for entry in parcel.entries():
+            if type(entry.wire) is EnvelopeError:
+                refusal = Refusal(Verdict.REJECT, str(entry.wire))
+                self._settle(lane, entry, Outcome.REJECTED, None, refusal)
+        pairs = [(e, w) for e, w in zip(parcel.envelopes, parcel.wires, strict=True) if type(w) is not EnvelopeError]
+        parcel.envelopes, parcel.wires = [e for e, _ in pairs], [w for _, w in pairs]
 
     def _not_settled_in_time(self, entry: Entry) -> Refusal:
         last = entry.last.reason if entry.last else "never sent: no connection, or no answer to what came before it"
@@ -725,6 +789,25 @@ class Dispatch:
         if not lane.settled:
             self._with_settled.append(lane)
         lane.settled.append(Settled(entry, outcome, receipt, refusal))
+
+
+def _by_company(parcel: Parcel) -> list[Parcel]:
+    """Split a parcel so that what has options, and so needs an answer of its own, is not among the others."""
+    if not any(envelope[7] for envelope in parcel.envelopes):
+        return [parcel] if parcel else []
+    parts = []
+    for alone, group in groupby(
+        zip(parcel.envelopes, parcel.wires, strict=True), key=lambda pair: pair[0].options is not None
+    ):
+        envelopes, wires = zip(*group, strict=True)
+        parts.append(Parcel(parcel.batch, list(envelopes), list(wires), alone=alone))
+    return parts
+
+
+def _fitting(parcel: Parcel, room: int, room_bytes: int) -> int:
+    """How many of its first envelopes fit, at least one: the byte window is for many, not against a large one."""
+    sizes = accumulate(len(envelope[1]) for envelope in parcel.envelopes)
+    return max(1, sum(size <= room_bytes for size in islice(sizes, room)))
 
 
 _new = tuple.__new__

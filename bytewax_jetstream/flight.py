@@ -1,7 +1,7 @@
 """The words in which the dispatch, the pool and the publishers talk of what is sent and what became of it."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ __all__ = [
     "Entry",
     "Flight",
     "LaneQueue",
+    "Parcel",
     "Policy",
     "Receipt",
     "Refusal",
@@ -21,6 +22,7 @@ __all__ = [
     "Settled",
     "Stored",
     "Verdict",
+    "WholeFlight",
     "prepare_each",
     "size_of",
 ]
@@ -122,6 +124,50 @@ class Entry:
         self.size = size_of(envelope)
 
 
+class Parcel:
+    """Envelopes of one hand-off that wait together or go together, in order.
+
+    Most never need to be told apart, so nothing is made of each: what has no part in the garbage collector's
+    work cannot slow it down.
+    """
+
+    __slots__ = ("alone", "attempts", "batch", "envelopes", "wires")
+
+    def __init__(
+        self, batch: Batch, envelopes: list[Envelope], wires: list[Any], *, alone: bool = False, attempts: int = 0
+    ) -> None:
+        self.batch = batch
+        self.envelopes = envelopes
+        self.wires = wires
+        """Of each envelope what the publisher made of it."""
+        self.alone = alone
+        """Whether each has to go alone, for what it asks of the broker."""
+        self.attempts = attempts
+
+    def __len__(self) -> int:
+        return len(self.envelopes)
+
+    @property
+    def size(self) -> int:
+        """Payload bytes."""
+        return sum([len(envelope[1]) for envelope in self.envelopes])
+
+    def split(self, count: int) -> "Parcel":
+        """Take the first ones out."""
+        first = Parcel(self.batch, self.envelopes[:count], self.wires[:count], alone=self.alone, attempts=self.attempts)
+        del self.envelopes[:count], self.wires[:count]
+        return first
+
+    def entries(self) -> list[Entry]:
+        """Tell them apart from now on."""
+        entries = []
+        for envelope, wire in zip(self.envelopes, self.wires, strict=True):
+            entry = Entry(envelope, self.batch, wire)
+            entry.attempts = self.attempts
+            entries.append(entry)
+        return entries
+
+
 class Settled(NamedTuple):
     """An envelope's end."""
 
@@ -134,15 +180,15 @@ class Settled(NamedTuple):
 class Stored(NamedTuple):
     """Envelopes that were stored together, with one receipt for all."""
 
-    entries: list[Entry]
+    parcel: Parcel
     receipt: Receipt
 
 
 class LaneQueue:
-    """The envelopes of one lane that wait for their turn, in order.
+    """The envelopes of one lane, in order.
 
-    They wait in `waiting` until it is decided how they go: whole flights, or one by one. Those that go one by
-    one are `ready`, held behind one of their aggregate, out, or backing off.
+    They wait in parcels until it is decided how they go: in whole flights, or one by one. Those that go one by
+    one are ready, held behind one of their aggregate, out, or backing off.
     """
 
     __slots__ = ("held", "in_turn", "one_by_one", "owner", "pausing", "ready", "settled", "waiting", "whole")
@@ -150,8 +196,8 @@ class LaneQueue:
     def __init__(self, owner: Any) -> None:
         self.owner = owner
         """Whose queue it is; passed through."""
-        self.waiting: deque[Entry] = deque()
-        """Accepted, and never sent or surely not stored."""
+        self.waiting: deque[Parcel] = deque()
+        """Accepted, and never sent or surely not stored; no parcel is empty."""
         self.ready: deque[Entry] = deque()
         """May be sent one by one."""
         self.in_turn = False
@@ -168,33 +214,18 @@ class LaneQueue:
 
 
 class Flight:
-    """Envelopes of one lane that were sent together.
+    """Envelopes of one lane that were sent together, each to be answered by itself; then its index is None."""
 
-    Of one without a route each is answered by itself, and an index is None once it is. One with a route is
-    stored from its beginning to wherever it ends.
-    """
+    __slots__ = ("deadline", "entries", "lane", "number", "open", "sent")
 
-    __slots__ = ("deadline", "entries", "lane", "number", "open", "refusal", "route", "sent")
-
-    def __init__(
-        self,
-        number: int,
-        lane: LaneQueue,
-        entries: list[Entry | None],
-        now: float,
-        deadline: float,
-        route: Route | None,
-    ) -> None:
+    def __init__(self, number: int, lane: LaneQueue, entries: list[Entry | None], sent: float, deadline: float) -> None:
         self.number = number
         self.lane = lane
         self.entries = entries
-        self.sent = now
+        self.sent = sent
         self.deadline = deadline
-        self.route = route
         self.open = len(entries)
         """How many are not answered."""
-        self.refusal: tuple[int, Refusal] | None = None
-        """The first place that a route refused; it stores none from there on."""
 
     def at(self, index: int) -> Entry | None:
         """What is waited for at a place; an answer can name any."""
@@ -205,7 +236,30 @@ class Flight:
         return [entry for entry in self.entries if entry is not None and not entry.done]
 
 
-def prepare_each(prepare: Callable[[Envelope], Any], envelopes: Iterable[Envelope]) -> Sequence[Any]:
+class WholeFlight:
+    """Envelopes of one lane that a route takes together: from the first to wherever it ends, it has stored them."""
+
+    __slots__ = ("deadline", "lane", "number", "parcels", "places", "refusal", "route", "stored")
+
+    def __init__(self, number: int, lane: LaneQueue, parcels: list[Parcel], route: Route, deadline: float) -> None:
+        self.number = number
+        self.lane = lane
+        self.parcels = parcels
+        """What is not known to be stored."""
+        self.route = route
+        self.deadline = deadline
+        self.places = sum(map(len, parcels))
+        self.stored = 0
+        """How many are known to be."""
+        self.refusal: tuple[int, Refusal] | None = None
+        """The first place that the route refused; it stores none from there on."""
+
+    def topics(self) -> list[str]:
+        """Of each place, those that are known to be stored left out."""
+        return [envelope[0] for parcel in self.parcels for envelope in parcel.envelopes]
+
+
+def prepare_each(prepare: Callable[[Envelope], Any], envelopes: Iterable[Envelope]) -> list[Any]:
     """For each envelope its wire form, or the `EnvelopeError` that says why it can have none."""
     prepared = []
     for envelope in envelopes:

@@ -584,8 +584,8 @@ class AckPool:
         for one in settled:
             if isinstance(one, Stored):
                 oks += _results(one, broker, at, worker)
-                size += sum([entry.size for entry in one.entries])
-                duplicates += bool(one.receipt.duplicate) * len(one.entries)
+                size += one.parcel.size
+                duplicates += bool(one.receipt.duplicate) * len(one.parcel)
                 continue
             entry, outcome, receipt, refusal = one
             envelope, batch = entry.envelope, entry.batch
@@ -615,8 +615,8 @@ class AckPool:
         unknown = sum(result.outcome is Outcome.UNKNOWN for result in errs)
         self._count(stored=len(oks), duplicates=duplicates, rejected=len(errs) - unknown, unknown=unknown)
         last = settled[-1]
-        entry = last.entries[-1] if isinstance(last, Stored) else last.entry
-        lane.deliver(Delivery(oks, errs, duplicates, entry.envelope.event_id), stop)
+        envelope = last.parcel.envelopes[-1] if isinstance(last, Stored) else last.entry.envelope
+        lane.deliver(Delivery(oks, errs, duplicates, envelope.event_id), stop)
         self.budget.release(len(oks) + len(errs), size)
 
     def _count(self, **numbers: int) -> None:
@@ -691,18 +691,18 @@ class AckPool:
 
 def _results(stored: Stored, broker: str, at: float, worker: int) -> list[PublishResult]:
     """As above, with all that does not differ between the messages looked up once."""
-    (stream, partition, sequence, duplicate), new, kind, outcome = stored.receipt, _new, PublishResult, Outcome.STORED
+    (stream, partition, sequence, duplicate), parcel = stored.receipt, stored.parcel
+    kind, new, outcome, attempts = PublishResult, _new, Outcome.STORED, parcel.attempts
+    ack_seconds, epoch = at - parcel.batch.submitted, parcel.batch.epoch
     return [
         new(
             kind,
             (
-                outcome, envelope[2], envelope[0], envelope[3], envelope[4],
-                broker, stream, partition, sequence, duplicate, entry.attempts, at - entry.batch.submitted,
-                None, None, None, worker, entry.batch.epoch,
+                outcome, event_id, topic, aggregate_id, event_type, broker, stream, partition, sequence, duplicate,
+                attempts, ack_seconds, None, None, None, worker, epoch,
             ),
         )
-        for entry in stored.entries
-        for envelope in (entry.envelope,)
+        for topic, _, event_id, aggregate_id, event_type, _, _, _ in parcel.envelopes
     ]  # fmt: skip
 
 

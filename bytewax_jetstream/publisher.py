@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from .envelope import Envelope
-from .flight import Flight, Policy, Receipt, Refusal, Route
+from .flight import Flight, Policy, Receipt, Refusal, Route, WholeFlight
 
 __all__ = ["Publisher", "PublisherEvents"]
 
@@ -78,11 +78,11 @@ class Publisher(Protocol):
         :returns: For each its wire form, or an `EnvelopeError` when it can never be stored as it is.
         """
 
-    def route(self, envelope: Envelope) -> Route | None:
-        """The route that takes an envelope as part of a whole flight; None if it has to go alone."""
+    def route(self, topic: str) -> Route | None:
+        """The route that takes envelopes of a topic in whole flights; None if each has to go alone."""
 
-    def send(self, flight: Flight) -> None:
-        """Put a flight on the wire, whole if it has a route; the answers come through the events."""
+    def send(self, flight: Flight | WholeFlight) -> None:
+        """Put a flight on the wire; the answers come through the events."""
 
     async def close(self) -> None:
         """Let go of the connection within a bounded time; nothing is waited for."""

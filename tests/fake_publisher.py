@@ -94,7 +94,7 @@ class FakePublisher:
     def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
         return prepare_each(self._prepare, envelopes)
 
-    def route(self, envelope: Envelope) -> Route | None:
+    def route(self, topic: str) -> Route | None:
         return None
 
     def _prepare(self, envelope: Envelope) -> bytes:

@@ -1,14 +1,16 @@
 """A dispatch between simulated lanes and a simulated broker, under a simulated clock, all from one seed.
 
 The broker loses, delays and repeats requests, loses, repeats and re-orders answers, refuses, drops the
-connection and starts again; what it stored and which event ids it knows survives, as with JetStream.
+connection and starts again; what it stored and which event ids it knows survives, as with JetStream. It takes
+whole flights; where it is replicated it loses its quorum, and then counts ids as stored that are only in
+process, and may elect a leader that never heard of them.
 `World(seed).run()` plays one run to its end and returns what was broken, as sentences; the same seed
 plays the same run.
 """
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import count
 from random import Random
@@ -17,7 +19,19 @@ from typing import NamedTuple
 from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.flight import Flight, LaneQueue, Policy, Receipt, Refusal, Settled, Verdict, prepare_each
+from bytewax_jetstream.flight import (
+    Flight,
+    LaneQueue,
+    Policy,
+    Receipt,
+    Refusal,
+    Route,
+    Settled,
+    Stored,
+    Verdict,
+    WholeFlight,
+    prepare_each,
+)
 
 __all__ = ["Faults", "World"]
 
@@ -43,6 +57,8 @@ class Faults(NamedTuple):
     mean_uptime: float
     restart: float
     """That a lost connection was the broker's end: what it had received and not stored is gone."""
+    mean_quorum: float = 1000.0
+    """Seconds until a replicated broker loses its quorum for some time."""
 
 
 def _some_faults(random: Random) -> Faults:
@@ -60,6 +76,7 @@ def _some_faults(random: Random) -> Faults:
         delay=random.choice((0.001, 0.05, 0.5, 3.0)),
         mean_uptime=random.choice((0.3, 2.0, 5.0, 1000.0)),
         restart=random.random(),
+        mean_quorum=random.choice((0.5, 2.0, 1000.0)),
     )
 
 
@@ -69,6 +86,21 @@ class Request(NamedTuple):
     flight: int
     place: int
     envelope: Envelope
+
+
+class Burst(NamedTuple):
+    """What arrives of a whole flight: places and envelopes, and whether the end does."""
+
+    flight: int
+    messages: list[tuple[int, Envelope]]
+    ends: bool
+
+
+class Proposal(NamedTuple):
+    """An envelope that is in process, and what to answer when it is stored."""
+
+    event_id: str
+    answer: Callable[[], None]
 
 
 class Accepted(NamedTuple):
@@ -85,6 +117,8 @@ class World:
     :arg dispatch: The class under test.
     :arg one_per_aggregate: As in `Policy`; without it, retries re-order.
     :arg dedupe: Whether the broker knows event ids; without it, retries are stored twice.
+    :arg whole: Whether there are whole flights; drawn from the seed when not given.
+    :arg replicated: Whether the broker is; drawn from the seed when not given.
     :arg faults: Drawn from the seed when not given.
     """
 
@@ -95,6 +129,8 @@ class World:
         dispatch: type[Dispatch] = Dispatch,
         one_per_aggregate: bool = True,
         dedupe: bool = True,
+        whole: bool | None = None,
+        replicated: bool | None = None,
         faults: Faults | None = None,
     ) -> None:
         random = self.random = Random(seed)
@@ -108,7 +144,10 @@ class World:
             window=random.choice((1, 4, 16, 1000)),
             window_bytes=random.choice((100, 1000, 1_000_000)),
             flight=random.choice((1, 3, 64)),
+            whole_flight=random.choice((3, 64)) if (random.random() < 0.7 if whole is None else whole) else 0,
         )
+        several = random.random() < 0.5 if replicated is None else replicated
+        self._routes = {topic: Route(f"S-{topic}", several, fresh=False) for topic in ("good", "other")}
         self.now = 0.0
         self.disconnections = 0
         self.problems: list[str] = []
@@ -116,7 +155,7 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         self._tick_at = float("inf")
-        self._dispatch = dispatch(self.policy, partial(prepare_each, self._prepare), Random(seed + 1))
+        self._dispatch = dispatch(self.policy, partial(prepare_each, self._prepare), Random(seed + 1), self._routes.get)
         self._lanes = [LaneQueue(number) for number in range(random.randint(1, 3))]
         self._closed: set[LaneQueue] = set()
         self._failed = False
@@ -130,6 +169,12 @@ class World:
         """Which attempts it refused, or gave up, for good, by event id."""
         self._connected = False
         self._last_arrival = 0.0
+        self._several = several
+        self._quorum = True
+        self._proposed: dict[str, Proposal] = {}
+        """In process, in order, by event id."""
+        self.dropped = 0
+        """Proposals that a new leader never heard of."""
 
     def run(self) -> list[str]:
         """Play to the end; returns what was broken."""
@@ -140,6 +185,8 @@ class World:
             if self.random.random() < 0.1:
                 self._at(self.random.uniform(0, 1.5 * LAST_SUBMISSION), partial(self._close, lane))
         self._at(self.random.uniform(0, 2), self._connect)
+        if self._several:
+            self._at(self.random.expovariate(1 / self.faults.mean_quorum), self._lose_quorum)
         if self.random.random() < 0.05:
             self._at(self.random.uniform(0, HEALED), self._fail)
         for _ in range(MOST_EVENTS):
@@ -172,7 +219,7 @@ class World:
         random, envelopes = self.random, []
         for _ in range(random.choice((1, 5, 30))):
             envelope = Envelope(
-                topic="bad" if random.random() < 0.02 else "good",
+                topic="bad" if random.random() < 0.02 else random.choice(("good", "good", "good", "other")),
                 payload=b"." * random.choice((0, 10, 90, 300)),
                 event_id=f"e{len(self._accepted)}",
                 aggregate_id=random.choice((None, "a", "b", "c")),
@@ -198,7 +245,7 @@ class World:
         while (flight := dispatch.next_flight(self.now)) is not None:
             self._send(flight)
         for lane, settled in dispatch.take_settled():
-            for one in settled:
+            for one in (each for group in settled for each in _one_by_one(group)):
                 event_id = one.entry.envelope.event_id
                 self._results[event_id].append((self.now, one))
                 if self._accepted[event_id].lane is not lane:
@@ -244,7 +291,10 @@ class World:
         self._dispatch.disconnected("the connection is lost")
         self._at(self.now + self.random.choice((0.01, 0.5, 3.0)), self._connect)
 
-    def _send(self, flight: Flight) -> None:
+    def _send(self, flight: Flight | WholeFlight) -> None:
+        if isinstance(flight, WholeFlight):
+            self._send_whole(flight)
+            return
         aggregates: set[str] = set()
         for index, entry in enumerate(flight.entries):
             assert entry is not None
@@ -257,7 +307,20 @@ class World:
             if self._happens(self.faults.repeat_request):
                 self._post(request)
 
-    def _post(self, request: Request) -> None:
+    def _send_whole(self, flight: WholeFlight) -> None:
+        homes: dict[str, str] = {}
+        for other in [*self._dispatch._whole.values()]:
+            for envelope in (each for parcel in other.parcels for each in parcel.envelopes):
+                key = f"{id(other.lane)} {envelope.aggregate_id}"
+                if envelope.aggregate_id and homes.setdefault(key, other.route.name) != other.route.name:
+                    self.problems.append(f"aggregate {envelope.aggregate_id} is out on two routes")
+        envelopes = [envelope for parcel in flight.parcels for envelope in parcel.envelopes]
+        kept = [
+            (place, each) for place, each in enumerate(envelopes) if not self._happens(self.faults.drop_request / 9)
+        ]
+        self._post(Burst(flight.number, kept, not self._happens(self.faults.drop_request / 3)))
+
+    def _post(self, request: Request | Burst) -> None:
         """Requests of one connection arrive in their order; those of a lost one whenever they do."""
         delay = self.random.uniform(0, self.faults.delay if self.now < HEALED else 0.01)
         self._last_arrival = max(self._last_arrival, self.now + delay)
@@ -270,6 +333,17 @@ class World:
                 delay = self.random.uniform(0, self.faults.delay if self.now < HEALED else 0.01)
                 self._at(self.now + delay, partial(self._deliver, request, answer))
 
+    def _tell(self, *happen: Callable[[], None]) -> None:
+        """An answer in several words, which keep their order."""
+        if not self._happens(self.faults.drop_answer):
+            delay = self.random.uniform(0, self.faults.delay if self.now < HEALED else 0.01)
+            self._at(self.now + delay, partial(self._hear, happen))
+
+    def _hear(self, happen: Iterable[Callable[[], None]]) -> None:
+        if self._connected:
+            for one in happen:
+                one()
+
     def _deliver(self, request: Request, answer: Receipt | Refusal) -> None:
         if not self._connected:
             return
@@ -280,11 +354,18 @@ class World:
 
     # The broker
 
-    def arrive(self, request: Request) -> None:
-        """Store a message, or refuse it, and answer."""
+    def arrive(self, request: Request | Burst) -> None:
+        """Store what comes, or refuse it, and answer."""
+        if isinstance(request, Burst):
+            self._arrive_whole(request)
+            return None
         event_id = request.envelope.event_id
         if self._dedupe and event_id in self._places:
-            return self._answer(request, Receipt("S", sequence=self._places[event_id], duplicate=True))
+            return self._answer(
+                request, Receipt(self._stream(event_id), sequence=self._places[event_id], duplicate=True)
+            )
+        if event_id in self._proposed:
+            return self._answer(request, Refusal(Verdict.RETRY, "this id is in process"))
         if (request.flight, request.place) in self._refused[event_id]:
             return self._answer(request, Refusal(Verdict.REJECT, "never, as said"))
         if self._happens(self.faults.retry):
@@ -296,9 +377,75 @@ class World:
         if self._happens(self.faults.give_up):
             self._refused[event_id].add((request.flight, request.place))
             return self._answer(request, Refusal(Verdict.GIVE_UP, "the library gave up"))
+        return self._store(event_id, lambda: self._answer(request, self._receipt(event_id)))
+
+    def _arrive_whole(self, burst: Burst) -> None:
+        """As fast-ingest in gap mode `fail`: nothing is stored after the first that is missing or refused."""
+        dispatch, number, through, pending = self._dispatch, burst.flight, 0, ""
+        words: list[Callable[[], None]] = []
+        for place, envelope in burst.messages:
+            event_id = envelope.event_id
+            if place != through:
+                break
+            if self._dedupe and event_id in self._places:
+                if place == 0:
+                    self._tell(lambda: dispatch.returned(number, 1, duplicate=True))
+                    return
+            elif event_id in self._proposed:
+                if place == 0:
+                    words.append(partial(dispatch.refused, number, 0, Refusal(Verdict.RETRY, "in process"), self.now))
+                    break
+            elif self._happens(self.faults.retry / 9) or self._happens(self.faults.reject / 9):
+                verdict = self.random.choice((Verdict.RETRY, Verdict.REJECT, Verdict.STOP))
+                if verdict is not Verdict.RETRY:
+                    self._refused[event_id].add((number, place))
+                words.append(partial(dispatch.refused, number, place, Refusal(verdict, "no"), self.now))
+                break
+            else:
+                self._store(event_id, lambda: None)
+                pending = event_id
+            through += 1
+            if self.random.random() < 0.05 and not self._proposed:
+                self._tell(partial(dispatch.stored_through, number, through))
+        if not burst.ends and through == len(burst.messages):
+            return  # it waits for more
+        words.append(lambda: dispatch.ended(number, through, self.now))
+        if pending in self._proposed:
+            self._proposed[pending] = Proposal(pending, lambda: self._tell(*words))
+        else:
+            self._tell(*words)
+
+    def _store(self, event_id: str, answer: Callable[[], None]) -> None:
+        if not self._quorum:
+            self._proposed[event_id] = Proposal(event_id, answer)
+            return
         self._places.setdefault(event_id, len(self._log))
         self._log.append(event_id)
-        return self._answer(request, Receipt("S", sequence=len(self._log) - 1, duplicate=False))
+        answer()
+
+    def _receipt(self, event_id: str) -> Receipt:
+        return Receipt(self._stream(event_id), sequence=len(self._log) - 1, duplicate=False)
+
+    def _stream(self, event_id: str) -> str:
+        return f"S-{self._accepted[event_id].envelope.topic}"
+
+    def _lose_quorum(self) -> None:
+        """For some time nothing is stored; then all that is in process is, or a new leader knows nothing of it."""
+        if self.now >= HEALED:
+            return
+        self._quorum = False
+        length = min(self.random.choice((0.1, 1.0, 5.0)), HEALED - self.now)
+        self._at(self.now + length, self._regain_quorum)
+        self._at(self.now + length + self.random.expovariate(1 / self.faults.mean_quorum), self._lose_quorum)
+
+    def _regain_quorum(self) -> None:
+        self._quorum = True
+        proposed, self._proposed = self._proposed, {}
+        if self.random.random() < 0.5:
+            self.dropped += len(proposed)
+            return
+        for proposal in proposed.values():
+            self._store(proposal.event_id, proposal.answer)
 
     # What must be true at the end
 
@@ -320,6 +467,10 @@ class World:
             "out": dispatch.out,
             "out_bytes": dispatch.out_bytes,
             "flights": dispatch._flights,
+            "whole flights": dispatch._whole,
+            "in process": dispatch._in_process,
+            "waiting": [parcel for lane in self._lanes for parcel in lane.waiting],
+            "counts": [(lane.one_by_one, lane.whole) for lane in self._lanes if lane.one_by_one or lane.whole],
             "silent": dispatch._silent,
             "backing off": dispatch._backing_off,
             "turns": dispatch._turns,
@@ -340,7 +491,14 @@ class World:
             stored = event_id in self._places
             if outcome is Outcome.STORED and (not stored or receipt is None or refusal is not None):
                 self.problems.append(f"{event_id} is called stored, and is not")
-            if outcome is Outcome.STORED and receipt and self._dedupe and self._log[receipt.sequence or 0] != event_id:
+            said = receipt.sequence if receipt else None
+            if (
+                outcome is Outcome.STORED
+                and receipt
+                and self._dedupe
+                and said is not None
+                and self._log[said] != event_id
+            ):
                 self.problems.append(f"{event_id} is said to be stored at {receipt.sequence}, where another is")
             if outcome is Outcome.REJECTED and stored:
                 self.problems.append(f"{event_id} is called rejected, and is stored")
@@ -373,8 +531,14 @@ class World:
 class _Arrival:
     """A request reaches the broker; a thing of its own so that a restart can forget it."""
 
-    def __init__(self, world: World, request: Request) -> None:
+    def __init__(self, world: World, request: Request | Burst) -> None:
         self._world, self._request = world, request
 
     def __call__(self) -> None:
         self._world.arrive(self._request)
+
+
+def _one_by_one(group: Settled | Stored) -> list[Settled]:
+    if isinstance(group, Settled):
+        return [group]
+    return [Settled(entry, Outcome.STORED, group.receipt, None) for entry in group.parcel.entries()]

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 
 from ..envelope import Envelope
 from ..errors import ConnectError, StreamError
-from ..flight import Flight, Policy, Receipt, Refusal, Route, Verdict, prepare_each
+from ..flight import Flight, Policy, Receipt, Refusal, Route, Verdict, WholeFlight, prepare_each
 from ..publisher import PublisherEvents
 from ..settings import JetStreamSettings
 from .codes import NO_FLIGHTS, NO_MESSAGE, TOO_MANY_FLIGHTS, UNKNOWN_FLIGHT, UNMET_CODES, classify
 from .connection import DENIED_PUBLISH, Connection, JetStreamApiError
 from .streams import REMEDY
 from .topics import Topics
-from .wire import Wire, encode, encode_all, message_id
+from .wire import encode, encode_all, message_id
 
 __all__ = ["JetStreamPublisher"]
 
@@ -142,23 +142,24 @@ class JetStreamPublisher:
 
     def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
         """Check envelopes against the topics known and the server's limits, and encode them."""
-        wires = encode_all(envelopes, self._topics.heads, self._connection.max_payload, dedupe=self._settings.dedupe)
+        wires = encode_all(envelopes, self._topics.checked, self._connection.max_payload, dedupe=self._settings.dedupe)
         return prepare_each(self._prepare, envelopes) if wires is None else wires
 
-    def route(self, envelope: Envelope) -> Route | None:
-        """The stream that takes it as part of a whole flight."""
-        return self._topics.route(envelope)
+    def route(self, topic: str) -> Route | None:
+        """The stream that takes messages of a topic in whole flights."""
+        return self._topics.route(topic)
 
-    def send(self, flight: Flight) -> None:
+    def send(self, flight: Flight | WholeFlight) -> None:
         """Write a flight in one piece."""
-        wires = [entry.wire for entry in flight.entries if entry is not None]
-        if flight.route is not None:
-            self._send_whole(flight.number, wires)
+        if isinstance(flight, WholeFlight):
+            self._send_whole(flight)
             return
         inbox, number = self._inbox, flight.number
-        self._connection.write(
-            b"".join([b"%s%s%d.%d%s" % (head, inbox, number, index, tail) for index, (head, tail) in enumerate(wires)])
-        )
+        frames = []
+        for index, entry in enumerate(flight.entries):
+            assert entry is not None, "a new flight has no answered entries"
+            frames.append(b"HPUB %s %s%d.%d%s" % (entry.envelope.topic.encode(), inbox, number, index, entry.wire))
+        self._connection.write(b"".join(frames))
 
     async def close(self) -> None:
         """Let go of the connection within a bounded time."""
@@ -269,13 +270,14 @@ class JetStreamPublisher:
                 if place == 0:
                     self._events.ended(flight, 0)  # it never began
 
-    def _send_whole(self, number: int, wires: list[Wire]) -> None:
-        reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch, number, FLOW)
-        heads, tails = zip(*wires, strict=True)
-        frames = chain.from_iterable(zip(heads, repeat(reply), PLACES, tails, strict=False))
-        # `HPUB topic ` is `PUB topic ` with a letter before it.
-        end = b"%s%s%d.%d.$FI 0\r\n\r\n" % (heads[-1][1:], reply, len(wires) + 1, END)
-        self._connection.write(b"".join(frames) + end)
+    def _send_whole(self, flight: WholeFlight) -> None:
+        topics = flight.topics()
+        starts = {topic: b"HPUB %s " % topic.encode() for topic in set(topics)}
+        reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch, flight.number, FLOW)
+        wires = chain.from_iterable(parcel.wires for parcel in flight.parcels)
+        frames = zip(map(starts.__getitem__, topics), repeat(reply), PLACES, wires, strict=False)
+        end = b"PUB %s %s%d.%d.$FI 0\r\n\r\n" % (topics[0].encode(), reply, len(topics) + 1, END)
+        self._connection.write(b"".join(chain(chain.from_iterable(frames), (end,))))
 
     def _nobody_there(self, flight: int, place: int) -> None:
         """No stream listens on the topic, or its leader is being elected: only a look at the streams can tell."""
@@ -349,10 +351,6 @@ class JetStreamPublisher:
             self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
         self._events.turn()
 
-    def _prepare(self, envelope: Envelope) -> Wire:
-        topic = envelope.topic
-        try:
-            head = self._topics.heads[topic]
-        except (KeyError, TypeError):
-            head = self._topics.check(topic)
-        return encode(envelope, head, self._connection.max_payload, dedupe=self._settings.dedupe)
+    def _prepare(self, envelope: Envelope) -> bytes:
+        self._topics.check(envelope.topic)
+        return encode(envelope, self._connection.max_payload, dedupe=self._settings.dedupe)

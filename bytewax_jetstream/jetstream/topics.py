@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 
-from ..envelope import Envelope
 from ..errors import ConnectError, EnvelopeError
 from ..flight import Route
 from ..settings import JetStreamSettings
@@ -30,8 +29,8 @@ class Topics:
         self._settings = settings
         self._coverage: Coverage | None = None
         """None with the strategy `skip`: then nothing is known, and every topic is taken at its word."""
-        self.heads: dict[str, bytes] = {}
-        """For each topic that was checked, how its frames begin."""
+        self.checked: set[str] = set()
+        """Topics that may be published on."""
         self._routes: dict[str, Route | None] = {}
         self._no_flights: dict[str, str] = {}
         """Streams that take one message at a time, each with the reason."""
@@ -52,11 +51,16 @@ class Topics:
         if self._refresh is not None:
             self._refresh.cancel()
 
-    def check(self, topic: str) -> bytes:
-        """The first look at a topic: its form, and the stream that covers it; returns how its frames begin.
+    def check(self, topic: str) -> None:
+        """Look at a topic unless that was done before: its form, and the stream that covers it.
 
         :raises EnvelopeError: when it cannot be published on.
         """
+        try:
+            if topic in self.checked:
+                return
+        except TypeError:  # it cannot even be hashed, which the next line says better
+            pass
         check_topic(topic)
         if self._coverage is not None:
             covered = self._coverage.of(topic)
@@ -66,19 +70,17 @@ class Topics:
                     raise EnvelopeError(f"no stream covers topic {topic}: {REMEDY}")
             elif covered.weakness is not None:
                 raise EnvelopeError(f"topic {topic}: {covered.weakness}")
-        if len(self.heads) >= KNOWN_TOPICS:
-            self.heads.clear()
-        head = self.heads[topic] = b"HPUB %s " % topic.encode()
-        return head
+        if len(self.checked) >= KNOWN_TOPICS:
+            self.checked.clear()
+            self._routes.clear()
+        self.checked.add(topic)
 
-    def route(self, envelope: Envelope) -> Route | None:
-        """The stream that takes it as part of a whole flight; options need an answer of their own."""
-        if envelope.options is not None:
-            return None
+    def route(self, topic: str) -> Route | None:
+        """The stream that takes messages of a topic in whole flights."""
         try:
-            return self._routes[envelope.topic]
+            return self._routes[topic]
         except KeyError:
-            route = self._routes[envelope.topic] = self._new_route(envelope.topic)
+            route = self._routes[topic] = self._new_route(topic)
             return route
 
     def is_gone(self, topic: str) -> bool:

@@ -6,16 +6,15 @@ Source: NATS client protocol; header names of JetStream from ADR-4, ADR-8, ADR-4
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple
 
 from ..envelope import Envelope, PublishOptions
 from ..errors import EnvelopeError
 
-__all__ = ["Wire", "check_topic", "encode", "encode_all", "message_id"]
+__all__ = ["check_topic", "encode", "encode_all", "message_id"]
 
 HEADER_LINE = b"NATS/1.0\r\n"
 MAX_HEADERS = 64 * 1024 - 1
@@ -32,15 +31,6 @@ PLAIN_ID_BYTES = bytes(byte for byte in range(128) if PLAIN_ID(chr(byte)))
 BAD_TOPIC = re.compile(r"[\x00-\x20\x7f*>]").search
 HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 RESERVED = re.compile(r"nats-|status$|description$|event-id$|event-type$|aggregate-id$", re.IGNORECASE).match
-
-
-class Wire(NamedTuple):
-    """An encoded envelope."""
-
-    head: bytes
-    """`HPUB subject `."""
-    tail: bytes
-    """From behind the reply subject to the end."""
 
 
 def check_topic(topic: object) -> None:
@@ -86,8 +76,8 @@ def message_id(event_id: object, *, dedupe: bool = True) -> bytes:
 
 
 def encode_all(
-    envelopes: Sequence[Envelope], heads: Mapping[str, bytes], max_payload: int, *, dedupe: bool = True
-) -> list[Wire] | None:
+    envelopes: Sequence[Envelope], topics_checked: Set[str], max_payload: int, *, dedupe: bool = True
+) -> list[bytes] | None:
     """The same as `encode` for each, at a third of the cost; None when any of them needs a closer look.
 
     That is: a topic that was not checked, headers or options of its own, an id that cannot go as it is, or
@@ -99,12 +89,13 @@ def encode_all(
     number = len(topics)
     if set(map(type, payloads)) != {bytes} or headers.count(None) != number or options.count(None) != number:
         return None
+    if not topics_checked >= set(topics):
+        return None
     try:
         joined = "\n".join(ids).encode()
         lengths = set(map(len, ids))
         lines = list(map(_known_lines, aggregates, types))
-        starts = [heads[topic] for topic in topics]
-    except (KeyError, TypeError, UnicodeError, EnvelopeError):
+    except (TypeError, UnicodeError, EnvelopeError):
         return None
     if joined.translate(None, PLAIN_ID_BYTES) != b"\n" * (number - 1) or min(lengths) < 1 or max(lengths) > 128:
         return None
@@ -114,15 +105,14 @@ def encode_all(
         return None
     frame = b" %%d %%d\r\n%s%s: %%b\r\n%%b\r\n%%b\r\n" % (HEADER_LINE, name)
     wires = []
-    for start, event_id, line, payload in zip(starts, joined.split(b"\n"), lines, payloads, strict=True):
+    for event_id, line, payload in zip(joined.split(b"\n"), lines, payloads, strict=True):
         header_size = own + len(event_id) + len(line)
-        tail = frame % (header_size, header_size + len(payload), event_id, line, payload)
-        wires.append(_new(Wire, (start, tail)))
+        wires.append(frame % (header_size, header_size + len(payload), event_id, line, payload))
     return wires
 
 
-def encode(envelope: Envelope, head: bytes, max_payload: int, *, dedupe: bool = True) -> Wire:
-    """Check and encode an envelope whose topic was checked and encoded into `head`.
+def encode(envelope: Envelope, max_payload: int, *, dedupe: bool = True) -> bytes:
+    """Check and encode an envelope, but for its topic; returns the frame from behind the reply subject to the end.
 
     :raises EnvelopeError: with what is wrong and what to do.
     """
@@ -147,7 +137,7 @@ def encode(envelope: Envelope, head: bytes, max_payload: int, *, dedupe: bool = 
             f"payload and headers have {size} bytes, the server allows {max_payload}: "
             "split the message or raise the server's max_payload"
         )
-    return Wire(head, b" %d %d\r\n%s%s\r\n%s\r\n" % (header_size, size, HEADER_LINE, lines, payload))
+    return b" %d %d\r\n%s%s\r\n%s\r\n" % (header_size, size, HEADER_LINE, lines, payload)
 
 
 @lru_cache(maxsize=65_536)
@@ -205,7 +195,3 @@ def _option_lines(options: PublishOptions) -> bytes:
                 raise EnvelopeError("the expected last sequence is not one: give 0 or a stream sequence")
             lines += b"%s: %d\r\n" % (name, value)
     return lines
-
-
-_new = tuple.__new__
-"""As in `dispatch`: this runs once a message."""

@@ -7,7 +7,7 @@ import pytest
 
 from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Outcome
-from bytewax_jetstream.flight import Entry, LaneQueue, Receipt, Refusal
+from bytewax_jetstream.flight import Entry, Flight, LaneQueue, Parcel, Receipt, Refusal, Route, WholeFlight
 from tests.simulation import Faults, World
 
 SEEDS = 2_000
@@ -28,7 +28,8 @@ def _play(seeds: range, **harm: object) -> Played:
             problems[seed] = broken[:5]
         happened.update({str(outcome): count for outcome, count in world.outcomes.items()})
         happened.update(retries=world.dispatch.retries, late_acks=world.dispatch.late_acks)
-        happened.update(disconnections=world.disconnections)
+        happened.update(disconnections=world.disconnections, whole_flights=world.dispatch.whole_flights)
+        happened.update(dropped=world.dropped)
     return Played(problems, happened)
 
 
@@ -38,7 +39,7 @@ def test_every_promise_holds_whatever_the_broker_does(first: int) -> None:
 
     assert played.problems == {}
     # A run without faults proves nothing, so all of them must have come about.
-    happened = {"stored", "rejected", "unknown", "retries", "late_acks", "disconnections"}
+    happened = {"stored", "rejected", "unknown", "retries", "late_acks", "disconnections", "whole_flights", "dropped"}
     assert {name for name, times in played.happened.items() if times} == happened
 
 
@@ -128,3 +129,40 @@ def test_it_notices_a_tick_that_is_asked_for_too_late() -> None:
             return self._next_expiry
 
     assert "was settled after" in _noticed(dispatch=Sleeping) or "is unknown although" in _noticed(dispatch=Sleeping)
+
+
+@pytest.mark.parametrize("rule", ["doubt", "same ids", None])
+def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(rule: str | None) -> None:
+    """The broker acknowledges ids that are in process, and loses them with its leader."""
+
+    class Believing(Dispatch):
+        def _is_in_doubt(self, route: Route) -> bool:
+            return False
+
+    class Mixing(Dispatch):
+        def _unanswered(self, flight: Flight | WholeFlight, refusal: Refusal) -> list[Entry]:
+            entries = super()._unanswered(flight, refusal)
+            lane = flight.lane
+            for entry in entries:  # to go whole again
+                lane.waiting.append(Parcel(entry.batch, [entry.envelope], [entry.wire]))
+            self._in_process.clear()
+            return []
+
+    torn = Faults(
+        drop_request=0.0,
+        repeat_request=0.0,
+        drop_answer=0.0,
+        repeat_answer=0.0,
+        retry=0.0,
+        reject=0.0,
+        give_up=0.0,
+        delay=0.05,
+        mean_uptime=0.5,
+        restart=0.0,
+        mean_quorum=0.5,
+    )
+    dispatch = {"doubt": Believing, "same ids": Mixing, None: Dispatch}[rule]
+    noticed = _noticed(dispatch=dispatch, faults=torn, whole=True, replicated=True)
+    if rule == "doubt":
+        pass
+    assert ("is called stored, and is not" in noticed) == (rule == "same ids"), noticed
