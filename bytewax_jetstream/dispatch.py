@@ -358,7 +358,7 @@ class Dispatch:
                 if not lane.one_by_one:
                     break  # it begins the next whole flight
                 if not lane.pausing:
-                    return  # those that are out will be settled soon, and a flight carries more
+                    break  # those that are out will be settled soon, and a flight carries more
             for entry in waiting.popleft().entries():
                 self._go_one_by_one(lane, entry)
         if lane.ready or (waiting and not lane.whole and not lane.one_by_one):
@@ -422,10 +422,8 @@ class Dispatch:
             if parcel.batch.expires <= now:
                 self._give_up_waiting(lane, waiting.popleft())
                 continue
-            waiting.popleft()
-            if len(parcel) > room or parcel.size > room_bytes:
-                waiting.appendleft(parcel)
-                parcel = parcel.split(_fitting(parcel, room, room_bytes))
+            fitting = _fitting(parcel, room, room_bytes)
+            parcel = parcel.split(fitting) if fitting < len(parcel) else waiting.popleft()
             route = self._route_of_all(parcel)
             if route is None and not flights:
                 flights = self._sort(lane, parcel)
@@ -806,6 +804,8 @@ def _by_company(parcel: Parcel) -> list[Parcel]:
 
 def _fitting(parcel: Parcel, room: int, room_bytes: int) -> int:
     """How many of its first envelopes fit, at least one: the byte window is for many, not against a large one."""
+    if len(parcel) <= room and parcel.size <= room_bytes:
+        return len(parcel)
     sizes = accumulate(len(envelope[1]) for envelope in parcel.envelopes)
     return max(1, sum(size <= room_bytes for size in islice(sizes, room)))
 

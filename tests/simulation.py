@@ -388,13 +388,11 @@ class World:
             if place != through:
                 break
             if self._dedupe and event_id in self._places:
-                if place == 0:
+                if place == 0 and self.random.random() < 0.5:
                     self._tell(lambda: dispatch.returned(number, 1, duplicate=True))
                     return
             elif event_id in self._proposed:
-                if place == 0:
-                    words.append(partial(dispatch.refused, number, 0, Refusal(Verdict.RETRY, "in process"), self.now))
-                    break
+                pass  # taken for stored
             elif self._happens(self.faults.retry / 9) or self._happens(self.faults.reject / 9):
                 verdict = self.random.choice((Verdict.RETRY, Verdict.REJECT, Verdict.STOP))
                 if verdict is not Verdict.RETRY:
