@@ -360,7 +360,7 @@ class Dispatch:
             else:
                 lane.in_turn = False
             if entries:
-                flight = Flight(next(self._numbers), lane, entries, now + (policy.ack_timeout or INFINITY))
+                flight = Flight(next(self._numbers), lane, entries, self._deadline(entries, now))
                 self._flights[flight.number] = flight
                 self.out += len(entries)
                 self.out_bytes = size
@@ -434,6 +434,17 @@ class Dispatch:
             flight.entries[index] = None
             entry.in_doubt -= 1
 
+    @property
+    def _silence(self) -> str:
+        timeout = self._policy.ack_timeout
+        return f"no ack within {timeout:g} s" if timeout is not None else "no word from the broker's library"
+
+    def _deadline(self, entries: list[Entry | None], now: float) -> float:
+        """Until when a flight's answers are awaited; a library that gives up by itself is not trusted for ever."""
+        if self._policy.ack_timeout is not None:
+            return now + self._policy.ack_timeout
+        return max((entry.batch.expires for entry in entries if entry is not None), default=now) + OVERDUE
+
     def _land(self, flight: Flight) -> None:
         """A flight is not awaited any more."""
         for entry in flight.entries:
@@ -473,7 +484,7 @@ class Dispatch:
             self._land(flight)
             for entry in flight.unanswered():
                 # The broker's own word on an earlier attempt tells more than this silence.
-                entry.last = entry.last or Refusal(Verdict.RETRY, f"no ack within {self._policy.ack_timeout:g} s")
+                entry.last = entry.last or Refusal(Verdict.RETRY, self._silence)
                 entry.in_doubt += 1
                 self._back_off(flight.lane, entry, now)
 
@@ -553,5 +564,7 @@ class Dispatch:
 
 
 INFINITY = float("inf")
+OVERDUE = 0.5
+"""Seconds past a delivery's end that a library which gives up by itself may take to say so."""
 _new = tuple.__new__
 """Past a NamedTuple's keyword constructor, where it runs once a message: 0.1 us instead of 0.4."""

@@ -29,8 +29,8 @@ from .errors import PublishError, SettleTimeoutError
 from .jetstream.message import JetStreamError, JetStreamMessage, Start
 from .pool import Delivery, Lane
 from .routing import local_key
-from .settings import JetStreamSettings
-from .sinks import BrokerSettings, Outlet
+from .settings import BrokerSettings, JetStreamSettings
+from .sinks import Outlet
 
 __all__ = ["InputOut", "PublishOut", "input", "output", "publish"]
 

@@ -66,6 +66,8 @@ class FakePublisher:
         self.flights = 0
         self.starts = 0
         self.closes = 0
+        self.hurries = 0
+        self.again = float("inf")
         self.fail_start: BaseException | None = None
         self.fail_send: BaseException | None = None
         self.on_close: Callable[[], None] = lambda: None
@@ -103,6 +105,10 @@ class FakePublisher:
         sent = [Sent(flight.number, at, entry.envelope) for at, entry in enumerate(flight.entries) if entry is not None]
         self.sent += sent
         self.loop.call_soon(self._answer_all, sent)
+
+    def hurry(self) -> float:
+        self.hurries += 1
+        return self.again
 
     async def close(self) -> None:
         self.closes += 1
