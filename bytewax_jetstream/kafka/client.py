@@ -27,6 +27,8 @@ POLL = 0.05
 """Seconds a poll waits for a report, and the thread's end for the poll."""
 STEP = 0.001
 """Seconds of one flush: it returns late rather than early while another thread serves the reports."""
+PAUSE = 0.0002
+"""Seconds between two of them."""
 
 _new = tuple.__new__
 """As in `dispatch`: this runs once a message."""
@@ -73,6 +75,8 @@ class Client:
         """Makes what takes one message's report, from its `place_of`."""
         self._on_reports, self._on_failure = on_reports, on_failure
         self._told = False
+        self._queued = 0
+        """When somebody was last in a hurry."""
         self._failed = False
         self._closing = False
         self._pid = os.getpid()
@@ -97,8 +101,11 @@ class Client:
         self._guarded(self._producer.poll, 0)
 
     def hurry(self) -> None:
-        """Have librdkafka send what lingers, for a moment."""
-        if not self._closing and self._pid == os.getpid() and len(self._producer):
+        """Have librdkafka send what lingers, for a moment; not while it gets on anyway, which this would slow down."""
+        if self._closing or self._pid != os.getpid():
+            return
+        before, self._queued = self._queued, len(self._producer)
+        if self._queued and self._queued >= before:
             self._guarded(self._producer.flush, STEP)
 
     def take(self) -> tuple[list[tuple[int, int, Receipt]], list[Failure]]:

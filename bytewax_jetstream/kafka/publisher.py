@@ -20,7 +20,7 @@ from ..envelope import Envelope
 from ..errors import ConnectError, EnvelopeError, StreamError
 from ..publisher import PublisherEvents
 from ..settings import KafkaSettings
-from .client import INDEX_BITS, STEP, Client, error_of, place_of
+from .client import INDEX_BITS, PAUSE, Client, error_of, place_of
 from .config import WINDOW
 from .topics import REMEDY, Topic, TopicAdmin, ensure_topics
 from .wire import ANY, EVENT_ID, EVENT_TYPE, Headers, Wire, check_topic, encode, is_plain
@@ -211,7 +211,7 @@ class KafkaPublisher:
         """Let nothing linger, for a moment."""
         if self._client is not None:
             self._client.hurry()
-        return STEP
+        return PAUSE
 
     async def close(self) -> None:
         """Let go of the producer within a bounded time; nothing is waited for."""

@@ -4,7 +4,7 @@
 and, the first time, Maven.
 """
 
-from .kafka import KafkaServer, KafkaServerError
+from .kafka import KafkaServer, KafkaServerError, KafkaUnavailableError
 from .nats import NatsCluster, NatsServer, NatsServerError
 
-__all__ = ["KafkaServer", "KafkaServerError", "NatsCluster", "NatsServer", "NatsServerError"]
+__all__ = ["KafkaServer", "KafkaServerError", "KafkaUnavailableError", "NatsCluster", "NatsServer", "NatsServerError"]

@@ -12,10 +12,19 @@ import tempfile
 from pathlib import Path
 from typing import Literal, Self
 
-from .kafka_jars import KafkaServerError, Ports, await_ready, format_log, java, prepared, properties
+from .kafka_jars import (
+    KafkaServerError,
+    KafkaUnavailableError,
+    Ports,
+    await_ready,
+    format_log,
+    java,
+    prepared,
+    properties,
+)
 from .process import STOP_TIMEOUT, Run, dead, log_tail, spawn
 
-__all__ = ["KafkaServer", "KafkaServerError"]
+__all__ = ["KafkaServer", "KafkaServerError", "KafkaUnavailableError"]
 
 
 class KafkaServer:

@@ -17,7 +17,16 @@ from typing import NamedTuple
 from ..errors import JetStreamPipelineError
 from .process import Run, dead, free_ports, log_tail, spawn
 
-__all__ = ["KafkaServerError", "Ports", "await_ready", "format_log", "java", "prepared", "properties"]
+__all__ = [
+    "KafkaServerError",
+    "KafkaUnavailableError",
+    "Ports",
+    "await_ready",
+    "format_log",
+    "java",
+    "prepared",
+    "properties",
+]
 
 VERSION = "4.3.1"
 START_TIMEOUT = 60.0  # seconds: a JVM, and a log that may have to be recovered
@@ -107,6 +116,10 @@ class KafkaServerError(JetStreamPipelineError):
     """No Kafka broker where one was needed; what was stored before is untouched."""
 
 
+class KafkaUnavailableError(KafkaServerError):
+    """What it takes to run a broker is not on this machine."""
+
+
 class Ports(NamedTuple):
     """Where a broker listens."""
 
@@ -183,7 +196,7 @@ def java(cache: Path, *command: str) -> list[str]:
 def _find(program: str) -> str:
     found = shutil.which(program)
     if found is None:
-        raise KafkaServerError(
+        raise KafkaUnavailableError(
             f"no {program} here: a Kafka broker of one's own takes Java 17 or later and, the first time, Maven; "
             "or name another broker"
         )

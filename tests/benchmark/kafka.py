@@ -94,7 +94,7 @@ class _Count(DynamicSink[Any], StatelessSinkPartition[Any]):
 def flow(address: str, run: str, messages: int, batch: int) -> float:
     """A dataflow with `jop.publish`, from the first item read to the last result passed on."""
     dataflow, source, count = Dataflow("bench"), _Input(run, messages, batch), _Count()
-    out = jop.publish("publish", op.input("in", dataflow, source), KafkaSettings(brokers=(address,)))
+    out = jop.publish("publish", op.input("in", dataflow, source), KafkaSettings(brokers=(address,), topics=(TOPIC,)))
     op.output("results", out.oks, count)
     run_main(dataflow, epoch_interval=timedelta(seconds=1))
     assert count.items == messages, f"{count.items} of {messages} results"
@@ -148,7 +148,7 @@ def loop(address: str, run: str, messages: int, batch: int) -> float:
 
 def barrier(address: str, run: str, messages: int, linger_ms: int) -> float:
     """One message submitted and waited for, again and again; the median wait, in seconds."""
-    settings = KafkaSettings(brokers=(address,), linger=linger_ms / 1000)
+    settings = KafkaSettings(brokers=(address,), topics=(TOPIC,), linger=linger_ms / 1000)
     waits = []
     with AckPool(settings.pool) as pool:
         lane = pool.lane(KafkaPublisher(settings), name="barrier")

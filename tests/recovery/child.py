@@ -30,11 +30,12 @@ from bytewax_jetstream.dispatch import Flight
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
 from bytewax_jetstream.jetstream import wire
 from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
+from bytewax_jetstream.kafka.publisher import KafkaPublisher
 from bytewax_jetstream.pool import Lane
 from tests.dataflows import run
-from tests.lanes import jetstream
+from tests.lanes import jetstream, kafka
 from tests.recovery.board import Board, Slot
-from tests.recovery.rows import PARTS, envelope_of
+from tests.recovery.rows import PARTS, STREAM, envelope_of
 
 __all__ = ["KEPT", "Aim", "Kept", "Orders", "Without"]
 
@@ -53,6 +54,7 @@ KEEPERS = 2
 
 LANE: Any = Lane
 PUBLISHER: Any = JetStreamPublisher
+PUBLISHERS: tuple[Any, ...] = (JetStreamPublisher, KafkaPublisher)
 STEP: Any = operators._PublishLogic
 
 
@@ -63,6 +65,7 @@ class Orders:
     directory: str
     url: str
     run: int
+    broker: Literal["jetstream", "kafka"] = "jetstream"
     workers: int = 1
     epoch: float = 0.05
     budget: int = 1_000
@@ -147,13 +150,22 @@ class _KeeperPart(StatefulSinkPartition[Any, None]):
 
 def dataflow(orders: Orders, board: Board) -> Dataflow:
     directory = Path(orders.directory)
-    settings = jetstream(orders.url, pool={"budget_messages": orders.budget})
+    pool = {"budget_messages": orders.budget}
     flow = Dataflow("killed")
-    out = jop.publish("publish", op.input("rows", flow, Rows(board)), settings)
+    rows = op.input("rows", flow, Rows(board))
+    if orders.broker == "kafka":
+        out = jop.publish("publish", op.map("one-topic", rows, _in_one_topic), kafka(orders.url, pool=pool))
+    else:
+        out = jop.publish("publish", rows, jetstream(orders.url, pool=pool))
     for what in KEPT:
         keyed = op.key_on(f"{what}-by", getattr(out, what), _key_of)
         op.output(f"keep-{what}", keyed, Keeper(directory, what, orders.run))
     return flow
+
+
+def _in_one_topic(row: Envelope) -> Envelope:
+    """Kafka has no order across topics; a topic that is none stays as it is."""
+    return row if row.topic.endswith("*") else row._replace(topic=STREAM)
 
 
 def _key_of(kept: Kept) -> str:
@@ -177,7 +189,7 @@ class _Watch:
         """The epoch whose results are held back, so that its commit finds them not passed on."""
 
     def install(self) -> None:
-        submit, deliver, send = LANE.submit, LANE.deliver, PUBLISHER.send
+        submit, deliver = LANE.submit, LANE.deliver
         snapshot, on_notify = STEP.snapshot, STEP.on_notify
 
         def watched_submit(lane: Lane, envelopes: Sequence[Envelope], *, epoch: int = 0) -> None:
@@ -190,9 +202,12 @@ class _Watch:
             if self._held is not None and epoch > self._held and lane.unsettled:
                 self._die()
 
-        def watched_send(publisher: JetStreamPublisher, flight: Flight) -> None:
-            self._count(Slot.RETRIED, sum(entry.attempts > 1 for entry in flight.entries if entry is not None))
-            send(publisher, flight)
+        def watched(send: Callable[[Any, Flight], None]) -> Callable[[Any, Flight], None]:
+            def watched_send(publisher: Any, flight: Flight) -> None:
+                self._count(Slot.RETRIED, sum(entry.attempts > 1 for entry in flight.entries if entry is not None))
+                send(publisher, flight)
+
+            return watched_send
 
         def watched_deliver(lane: Lane, delivery: Any, stop_reason: str | None) -> None:
             deliver(lane, delivery, stop_reason)
@@ -221,7 +236,9 @@ class _Watch:
         def watched_on_notify(step: Any) -> Any:
             return on_notify(step) if self._held is None else ((), STEP.RETAIN)
 
-        LANE.submit, LANE.deliver, PUBLISHER.send = watched_submit, watched_deliver, watched_send
+        LANE.submit, LANE.deliver = watched_submit, watched_deliver
+        for publisher in PUBLISHERS:
+            publisher.send = watched(publisher.send)
         STEP.snapshot, STEP.on_notify = watched_snapshot, watched_on_notify
 
     def _count(self, slot: Slot, more: int) -> None:
