@@ -350,6 +350,8 @@ class KafkaSettings(_Settings):
             raise ValueError("the oauth_… fields need sasl=OAUTHBEARER")
         elif (self.sasl is None) != (self.user is None) or (self.user is None) != (self.password is None):
             raise ValueError("sasl, user and password go together")
+        if self.linger >= self.pool.delivery_timeout / 2:
+            raise ValueError("linger is not below half the pool's delivery_timeout: messages would be given up unsent")
         return self
 
     @property

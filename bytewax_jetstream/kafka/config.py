@@ -6,8 +6,10 @@ from ..settings import KafkaSettings
 
 __all__ = ["WINDOW", "connection", "producer"]
 
-WINDOW = 50_000
-"""Messages with librdkafka at once: half of what its queue takes, so that it is never full."""
+WINDOW = 10_000
+"""Messages with librdkafka at once: many round trips' worth, yet another lane's message is soon through it.
+
+Half of what its queue takes, so that it is never full."""
 
 
 def connection(settings: KafkaSettings) -> dict[str, Any]:
