@@ -67,7 +67,8 @@ class TopicAdmin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        self._client = AdminClient({**connection(settings), "allow.auto.create.topics": False})
+        # What it would log, its answers say as well; and its log goes past Python's, to the terminal.
+        self._client = AdminClient({**connection(settings), "allow.auto.create.topics": False, "log_level": 0})
 
     def describe(self, names: Sequence[str], deadline: float) -> dict[str, Topic]:
         """The topics among these that are there; what this user may not see is not."""

@@ -37,7 +37,7 @@ class KafkaServer:
     Args:
         data_dir: where the broker keeps its data, made if missing and never removed; by default a temporary one.
         config: more broker properties, such as SASL users or an authorizer.
-        protocol: what clients have to speak; `internal` always takes PLAINTEXT, and is the superuser's way in.
+        protocol: what clients of `bootstrap` have to speak; the other addresses take PLAINTEXT, without credentials.
         proxied_as: the port of a proxy before `proxied`, which clients that came through it are sent back to.
         joins: a running server, whose cluster gets this one as a second broker.
     """
