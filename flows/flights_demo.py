@@ -99,7 +99,7 @@ def _run(settings: FlightsSettings, workers: int, *, fresh: bool) -> int:
     elif before:
         raise RunDirectoryError(
             f"this is a new run, but {settings.broker} has {before:,} messages of an earlier one: "
-            f"delete {' and '.join(_names(target))} there first"
+            f"delete {'topics' if settings.broker == 'kafka' else 'streams'} {' and '.join(_names(target))} there first"
         )
     flow = dataflow(source, target, settings)
     ready = time.monotonic()

@@ -435,13 +435,13 @@ def test_a_thousand_attempts_do_not_overflow_the_backoff() -> None:
     assert bench.now < 1500 * POLICY.longest_backoff
 
 
-def test_the_library_that_has_deadlines_of_its_own_is_given_none() -> None:
+def test_the_library_that_has_deadlines_of_its_own_is_given_none_but_the_deliverys() -> None:
     bench = Bench(ack_timeout=None)
     bench.submit(envelope("1"))
     flight = bench.flight()
     bench.tick(59.0)
     assert bench.dispatch.out == 1
-    assert flight.deadline == INFINITY
+    assert flight.deadline == 60.5
 
 
 # What a refusal means
@@ -837,3 +837,25 @@ def test_its_repr_tells_its_state() -> None:
     assert repr(bench.dispatch) == "<Dispatch connected, 1 out, 1 backing off, 1 lanes>"
     bench.dispatch.disconnected("gone")
     assert repr(bench.dispatch) == "<Dispatch disconnected, 0 out, 1 backing off, 1 lanes>"
+
+
+def test_a_library_that_says_nothing_by_itself_is_not_waited_for_beyond_the_delivery_timeout() -> None:
+    policy = Policy(
+        delivery_timeout=60.0, ack_timeout=None, one_per_aggregate=False, window=100, window_bytes=1 << 20, flight=100
+    )
+    dispatch = Dispatch(policy, lambda envelope: None, Random(1))
+    lane = LaneQueue(None)
+    dispatch.add_lane(lane)
+    dispatch.connected()
+    dispatch.submit(lane, [Envelope("t", b"", "e")], 0, 0.0)
+    assert dispatch.next_flight(30.0) is not None
+
+    dispatch.tick(60.0)
+    assert dispatch.take_settled() == []
+    dispatch.tick(61.0)
+
+    ((_, (settled,)),) = dispatch.take_settled()
+    assert settled.outcome is Outcome.UNKNOWN
+    assert settled.refusal is not None
+    assert "no word from the broker's library" in settled.refusal.reason
+    assert dispatch.out == 0
