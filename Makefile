@@ -35,8 +35,8 @@ $(STAMP): pyproject.toml uv.lock
 	$(BIN)/uv sync --quiet --frozen --inexact; \
 	touch $@
 
-demo: $(STAMP) ## run the main job: a year of flights through an embedded JetStream
-	@$(BIN)/python -m flows.flights
+demo: $(STAMP) ## run the main job: a year of flights through an embedded JetStream; BROKER=kafka into Kafka
+	@FLIGHTS_BROKER=$(or $(BROKER),jetstream) $(BIN)/python -m flows.flights
 
 test: $(STAMP) ## run the tests, against real servers
 	@$(BIN)/pytest

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow, Stream, operator
@@ -29,10 +29,18 @@ from .errors import PublishError, SettleTimeoutError
 from .jetstream.message import JetStreamError, JetStreamMessage, Start
 from .pool import Delivery, Lane
 from .routing import local_key
-from .settings import JetStreamSettings
-from .sinks import BrokerSettings, Outlet
+from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
+from .sinks import Outlet
 
-__all__ = ["InputOut", "PublishOut", "input", "output", "publish"]
+if TYPE_CHECKING:
+    from bytewax.connectors.kafka import KafkaError, KafkaSourceMessage
+
+    KafkaMessage = KafkaSourceMessage[bytes | None, bytes | None]
+    KafkaFailure = KafkaError[bytes | None, bytes | None]
+else:  # their module loads confluent-kafka
+    KafkaMessage = KafkaFailure = Any
+
+__all__ = ["InputOut", "KafkaInputOut", "PublishOut", "input", "output", "publish"]
 
 POLL = timedelta(milliseconds=2)
 """How long results may wait for the dataflow to look, while its upstream is idle."""
@@ -63,8 +71,74 @@ class InputOut:
     """Stored messages that cannot be read as one (a subject that is not text, a broken header block)."""
 
 
-@operator
+@dataclass(frozen=True)
+class KafkaInputOut:
+    """What Kafka topics hold, and what of it cannot be read."""
+
+    oks: Stream[KafkaMessage]
+    errs: Stream[KafkaFailure]
+    """What the consumer reports instead of a message."""
+
+
+@overload
+def input(  # noqa: A001
+    step_id: str,
+    flow: Dataflow,
+    settings: JetStreamSettings,
+    *,
+    stream: str | Sequence[str],
+    subjects: str | Sequence[str] = (),
+    durable: str | None = None,
+    tail: bool = True,
+    start: Start = "first",
+    batch_size: int = 1000,
+) -> InputOut: ...
+
+
+@overload
+def input(  # noqa: A001
+    step_id: str,
+    flow: Dataflow,
+    settings: KafkaSettings,
+    *,
+    topics: str | Sequence[str],
+    tail: bool = True,
+    start: Literal["first", "new"] | int = "first",
+    batch_size: int = 1000,
+) -> KafkaInputOut: ...
+
+
 def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
+    step_id: str,
+    flow: Dataflow,
+    settings: BrokerSettings,
+    **options: Any,
+) -> InputOut | KafkaInputOut:
+    """Read every message of streams or topics; after a crash, go on where the last epoch was committed.
+
+    Messages that cannot be read come on a stream of their own; SIGTERM and SIGINT stop in order.
+    `JetStreamSource` says what that means by sequence and with a durable consumer, `KafkaSource` what it
+    means by offset.
+
+    :arg step_id: Unique id; the place reached is kept under it.
+    :arg flow: The dataflow.
+    :arg settings: Which broker; JetStream streams that it declares are made or checked first.
+    :arg stream: JetStream: name of the stream, or of several.
+    :arg subjects: JetStream: only messages on these subjects.
+    :arg durable: JetStream: name of a durable consumer to read through.
+    :arg topics: Kafka: name of the topic, or of several.
+    :arg tail: Wait for new messages at the end.
+    :arg start: Where to start the first time: `first`, `new`, a stream sequence or an offset, on JetStream also
+        a time.
+    :arg batch_size: Messages in a batch, at most.
+    """
+    if isinstance(settings, KafkaSettings):
+        return _kafka_input(step_id, flow, settings, **options)
+    return _jetstream_input(step_id, flow, settings, **options)
+
+
+@operator
+def _jetstream_input(
     step_id: str,
     flow: Dataflow,
     settings: JetStreamSettings,
@@ -76,21 +150,6 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
     start: Start = "first",
     batch_size: int = 1000,
 ) -> InputOut:
-    """Read every message of one or more streams; after a crash, go on where the last epoch was committed.
-
-    `JetStreamSource` says what that means by sequence and with a durable consumer; this is it, with
-    messages that cannot be read on a stream of their own, and stopping in order at SIGTERM and SIGINT.
-
-    :arg step_id: Unique id; the place reached is kept under it.
-    :arg flow: The dataflow.
-    :arg settings: Which JetStream; streams it declares are made or checked first.
-    :arg stream: Name of the stream, or of several.
-    :arg subjects: Only messages on these subjects.
-    :arg durable: Name of a durable consumer to read through.
-    :arg tail: Wait for new messages at the end.
-    :arg start: Where to start the first time: `first`, `new`, a stream sequence, or a time.
-    :arg batch_size: Messages in a batch, at most.
-    """
     from .jetstream.source import JetStreamSource  # which loads nats-py
 
     source = JetStreamSource(
@@ -104,14 +163,41 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
 
 
 @operator
+def _kafka_input(
+    step_id: str,
+    flow: Dataflow,
+    settings: KafkaSettings,
+    *,
+    topics: str | Sequence[str],
+    tail: bool = True,
+    start: Literal["first", "new"] | int = "first",
+    batch_size: int = 1000,
+) -> KafkaInputOut:
+    from bytewax.connectors.kafka import KafkaSourceMessage  # which loads confluent-kafka
+
+    from .kafka.source import KafkaSource
+
+    source = KafkaSource(settings, topics=topics, tail=tail, start=start, batch_size=batch_size)
+    items: Stream[Any] = op.input("source", flow, drain.drain_on_signal(source, timeout=settings.pool.drain_timeout))
+
+    def is_message(item: Any) -> bool:
+        return type(item) is KafkaSourceMessage
+
+    return KafkaInputOut(
+        oks=op.flat_map_batch("oks", items, lambda batch: [item for item in batch if is_message(item)]),
+        errs=op.flat_map_batch("errs", items, lambda batch: [item for item in batch if not is_message(item)]),
+    )
+
+
+@operator
 def publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> PublishOut:
     """Publish envelopes through the process's ACK pool; every one comes back as a result.
 
     Nothing is committed while an envelope of the epoch is in flight. A rejected one goes to `errs`;
     what is still unknown at the delivery timeout stops the run non-zero, its epoch uncommitted, as does
-    a refusal that concerns every message (stream gone, sealed, JetStream off). At least once: after a
+    a refusal that concerns every message (stream or topic gone, JetStream off). At least once: after a
     crash the last epoch is published again with the same event ids, which JetStream drops as duplicates
-    within the stream's duplicate window.
+    within the stream's duplicate window, and Kafka stores again.
 
     One lane a worker; envelopes of an aggregate keep the order in which they reach their worker, so key
     by aggregate upstream when several workers produce them.

@@ -195,15 +195,21 @@ class Lane:
 
         :raises PoolClosedError: when the pool cannot settle them any more.
         """
-        with self._news:
-            while self._unsettled >= below:
+        hurry = self.link.publisher.hurry
+        while True:
+            with self._news:
+                if self._unsettled < below:
+                    return True
+            again = hurry()  # without the lock, which whoever settles has to take
+            with self._news:
+                if self._unsettled < below:
+                    return True
                 left = until - time.monotonic()
                 if left <= 0:
                     return False
                 self._pool.check(settling=True)
                 self._check_deadline()
-                self._news.wait(min(left, SLICE))
-        return True
+                self._news.wait(min(left, SLICE, again))
 
     def flush(self, timeout: float | None = None) -> list[PublishResult]:
         """Wait until nothing is unsettled, and take all results: the barrier.

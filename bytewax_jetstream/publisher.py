@@ -55,7 +55,7 @@ class PublisherEvents(Protocol):
 class Publisher(Protocol):
     """Sends flights to one broker and reports the answers; it never decides what to send or when.
 
-    All methods are called on the pool's thread and must not block it.
+    All methods but `hurry` are called on the pool's thread and must not block it.
     """
 
     broker: str
@@ -83,6 +83,13 @@ class Publisher(Protocol):
 
     def send(self, flight: Flight | WholeFlight) -> None:
         """Put a flight on the wire; the answers come through the events."""
+
+    def hurry(self) -> float:
+        """Somebody waits until nothing is unsettled: nothing of what was sent may lie and wait for company.
+
+        The one method that is called on the waiting thread, again and again; it may block for a
+        millisecond. Returns the seconds after which it is to be called again while the wait lasts.
+        """
 
     async def close(self) -> None:
         """Let go of the connection within a bounded time; nothing is waited for."""

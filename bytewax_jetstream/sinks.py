@@ -9,15 +9,17 @@ from .envelope import Envelope, Outcome
 from .errors import PublishError
 from .pool import AckPool, Lane
 from .publisher import Publisher
-from .settings import JetStreamSettings
+from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 
-__all__ = ["JetStreamSink", "Outlet", "publisher_for"]
-
-BrokerSettings = JetStreamSettings
+__all__ = ["JetStreamSink", "KafkaSink", "Outlet", "publisher_for"]
 
 
 def publisher_for(settings: BrokerSettings) -> Publisher:
     """The publisher of a broker; only the broker that is used has its library loaded."""
+    if isinstance(settings, KafkaSettings):
+        from .kafka.publisher import KafkaPublisher
+
+        return KafkaPublisher(settings)
     from .jetstream.publisher import JetStreamPublisher
 
     return JetStreamPublisher(settings)
@@ -64,6 +66,27 @@ class JetStreamSink(DynamicSink[Envelope]):
     """
 
     def __init__(self, settings: JetStreamSettings) -> None:
+        self._settings = settings
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":
+        """Connect; called by Bytewax for each worker before the first message."""
+        return _SinkPartition(Outlet(self._settings, lane=f"{step_id}/{worker_index}", worker=worker_index))
+
+
+class KafkaSink(DynamicSink[Envelope]):
+    """Store every envelope in Kafka, or stop the run.
+
+    A write waits for the delivery report of each of its envelopes; one that is rejected, or unknown at
+    the delivery timeout, raises `PublishError`, and the epoch is not committed. At least once: after a
+    crash the last epoch's envelopes are stored again, with the same event ids. Workers are the unit of
+    parallelism.
+
+    `bytewax_jetstream.operators.output` gives the same promise and does not wait at every write.
+
+    :arg settings: Which Kafka, and which topics.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":

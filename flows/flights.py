@@ -1,4 +1,4 @@
-"""The main job: a year of flights into JetStream, every publish result into SQLite.
+"""The main job: a year of flights into JetStream or Kafka, every publish result into SQLite.
 
     python -m flows.flights                       the demonstration: progress bar, then a count of the stream
     python -m bytewax.run flows.flights:flow      the same dataflow as any other
@@ -11,7 +11,8 @@ it goes on after the last committed epoch:
     python -m bytewax.run flows.flights:flow -w2 -r db -s 1 -b 0
 
 Without `BYTEWAX_JETSTREAM_SERVERS` it runs an embedded nats-server of its own, which lives as long as
-this process, and so serves any number of workers but only one process (`-w`, not `-i` and `-a`).
+this process, and so serves any number of workers but only one process (`-w`, not `-i` and `-a`). With
+`FLIGHTS_BROKER=kafka` it is topic `flights` and `BYTEWAX_JETSTREAM_KAFKA_BROKERS`, or a Kafka broker of its own.
 """
 
 import atexit
@@ -19,7 +20,7 @@ import fcntl
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
@@ -28,9 +29,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream.drain import drain_on_signal
+from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.errors import JetStreamPipelineError
-from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
-from bytewax_jetstream.testing import NatsServer
+from bytewax_jetstream.settings import (
+    BrokerSettings,
+    JetStreamSettings,
+    KafkaSettings,
+    KafkaTopicSettings,
+    StreamSettings,
+)
+from bytewax_jetstream.testing import KafkaServer, NatsServer
 from flows.flights_data import FlightsSource, no_tail_number, refused, to_envelope
 from flows.flights_results import ResultsSink, one_writer
 
@@ -40,13 +48,17 @@ __all__ = ["DEAD_LETTERS", "FLIGHTS", "FlightsSettings", "RunDirectoryError", "b
 WINDOW = timedelta(days=7)
 FLIGHTS = StreamSettings(name="FLIGHTS", subjects=("flights.>",), duplicate_window=WINDOW)
 DEAD_LETTERS = StreamSettings(name="FLIGHTS_DEAD", subjects=("flights-dead.>",), duplicate_window=WINDOW)
+KAFKA_FLIGHTS = KafkaTopicSettings(name="flights", partitions=4)
+KAFKA_DEAD_LETTERS = KafkaTopicSettings(name="flights-dead", partitions=1)
 
 
 class FlightsSettings(BaseSettings):
-    """This job's own settings (`FLIGHTS_…`); those of `BYTEWAX_JETSTREAM_…` say how to reach JetStream."""
+    """This job's own settings (`FLIGHTS_…`); those of `BYTEWAX_JETSTREAM_…` say how to reach the broker."""
 
     model_config = SettingsConfigDict(env_prefix="FLIGHTS_")
 
+    broker: Literal["jetstream", "kafka"] = "jetstream"
+    """Where the flights go."""
     run_dir: Path = Path(__file__).with_name(".run")
     """Where the run keeps what it must not lose: the embedded server's store, the results, the recovery store."""
     partitions: PositiveInt = 4
@@ -74,14 +86,17 @@ def flow() -> Dataflow:
     return dataflow(FlightsSource(settings.partitions, settings.limit), broker(settings), settings)
 
 
-def dataflow(source: FlightsSource, jetstream: JetStreamSettings, settings: FlightsSettings) -> Dataflow:
-    """Flights in; envelopes to JetStream; results, checkpoints and dead letters to where they belong."""
+def dataflow(source: FlightsSource, broker: BrokerSettings, settings: FlightsSettings) -> Dataflow:
+    """Flights in; envelopes to the broker; results, checkpoints and dead letters to where they belong."""
+    addressed = _one_topic if isinstance(broker, KafkaSettings) else _as_it_is
     flow = Dataflow("flights")
-    flights = op.input("flights", flow, drain_on_signal(source, timeout=jetstream.pool.drain_timeout))
+    flights = op.input("flights", flow, drain_on_signal(source, timeout=broker.pool.drain_timeout))
     known = op.branch("has-tail-number", flights, lambda flight: flight.tailnum != "")
-    out = jop.publish("publish", op.map("to-envelope", known.trues, to_envelope), jetstream)
+    envelopes = op.map("to-envelope", known.trues, lambda flight: addressed(to_envelope(flight)))
+    out = jop.publish("publish", envelopes, broker)
     lost = op.map("no-tail-number", known.falses, no_tail_number)
-    jop.output("dead-letter", op.merge("dead", lost, op.map("refused", out.errs, refused)), jetstream)
+    dead = op.map("to-dead-letters", op.merge("dead", lost, op.map("refused", out.errs, refused)), addressed)
+    jop.output("dead-letter", dead, broker)
     packed = [
         op.flat_map_batch("pack-oks", out.oks, one_writer),
         op.flat_map_batch("pack-errs", out.errs, one_writer),
@@ -114,14 +129,34 @@ def enter(run_dir: Path) -> TextIO:
     return lock
 
 
-def broker(settings: FlightsSettings) -> JetStreamSettings:
-    """The configured JetStream, or an embedded one that ends with this process."""
+def _as_it_is(envelope: Envelope) -> Envelope:
+    return envelope
+
+
+def _one_topic(envelope: Envelope) -> Envelope:
+    """One topic for all on Kafka: the key keeps an aircraft's flights in one partition, in order."""
+    return envelope._replace(topic=envelope.topic.partition(".")[0])
+
+
+def broker(settings: FlightsSettings) -> BrokerSettings:
+    """The configured broker, or an embedded one that ends with this process."""
+    if settings.broker == "kafka":
+        return _kafka(settings)
     jetstream = JetStreamSettings(streams=(FLIGHTS, DEAD_LETTERS))
     if "servers" in jetstream.model_fields_set:
         return jetstream
     server = NatsServer(store_dir=settings.run_dir / "nats").start()
     atexit.register(server.close)
     return jetstream.model_copy(update={"servers": (server.url,)})
+
+
+def _kafka(settings: FlightsSettings) -> KafkaSettings:
+    kafka = KafkaSettings(topic_settings=(KAFKA_FLIGHTS, KAFKA_DEAD_LETTERS))
+    if "brokers" in kafka.model_fields_set:
+        return kafka
+    server = KafkaServer(data_dir=settings.run_dir / "kafka").start()
+    atexit.register(server.close)
+    return kafka.model_copy(update={"brokers": (server.bootstrap,)})
 
 
 if __name__ == "__main__":

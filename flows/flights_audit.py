@@ -10,12 +10,12 @@ import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
 from bytewax_jetstream.settings import JetStreamSettings
 
-__all__ = ["AuditError", "Counted", "Stored", "StreamReader", "count_flights", "tail_numbers"]
+__all__ = ["AuditError", "Counted", "Reader", "Stored", "StreamReader", "count_flights", "tail_numbers"]
 
 PULL = 50_000
 """Messages asked for at once: more would let the server run far ahead of the reader."""
@@ -36,6 +36,19 @@ class Stored(NamedTuple):
 
     header: bytes
     payload: bytes
+
+
+class Reader(Protocol):
+    """What a count needs of a broker."""
+
+    def count(self, stream: str) -> int:
+        """How many messages a stream or topic has; none when there is none of that name yet."""
+
+    def read(self, stream: str) -> Iterator[Stored]:
+        """Every message; those of an aggregate in their order."""
+
+    def event_id(self, message: Stored) -> bytes | None:
+        """The event id a message was published with."""
 
 
 class StreamReader:
@@ -82,6 +95,11 @@ class StreamReader:
         if info.get("error", {}).get("err_code") == STREAM_NOT_FOUND:
             return 0
         return int(_checked(info)["state"]["messages"])
+
+    def event_id(self, message: Stored) -> bytes | None:
+        """The id that the server knows duplicates by."""
+        found = MESSAGE_ID(message.header)
+        return found and found[1]
 
     def read(self, stream: str) -> Iterator[Stored]:
         """Every message, in the order of the stream."""
@@ -164,10 +182,11 @@ class Counted(NamedTuple):
     order_violations: int
 
 
-def count_flights(reader: StreamReader, flights: str, dead_letters: str, lines: Sequence[str]) -> Counted:
+def count_flights(reader: Reader, flights: str, dead_letters: str, lines: Sequence[str]) -> Counted:
     """Compare two streams with the input: every row once, in one of them, and an aircraft's rows in order.
 
-    A message is a duplicate when its id or its row came before.
+    A message is a duplicate when its id or its row came before; it is then no witness of the order, because
+    a replay, where it is stored again, comes late by its nature.
     """
     tails = tail_numbers(lines)
     seen = bytearray(len(lines))
@@ -176,15 +195,16 @@ def count_flights(reader: StreamReader, flights: str, dead_letters: str, lines: 
     sizes = dict.fromkeys((flights, dead_letters), 0)
     duplicates = order_violations = 0
     for stream in sizes:
-        for header, payload in reader.read(stream):
-            message_id, number = MESSAGE_ID(header), ROW(payload)
-            if message_id is None or number is None or (row := int(number[1])) >= len(lines):
-                raise AuditError(f"stream {stream} has a message that is no row of the input: {payload[:80]!r}")
+        for message in reader.read(stream):
+            event_id, number = reader.event_id(message), ROW(message.payload)
+            if event_id is None or number is None or (row := int(number[1])) >= len(lines):
+                raise AuditError(f"{stream} has a message that is no row of the input: {message.payload[:80]!r}")
             sizes[stream] += 1
-            duplicates += seen[row] or message_id[1] in ids
+            repeated = bool(seen[row]) or event_id in ids
+            duplicates += repeated
             seen[row] = 1
-            ids.add(message_id[1])
-            if stream == flights:
+            ids.add(event_id)
+            if stream == flights and not repeated:
                 order_violations += row < (last := latest.get(tails[row], -1))
                 latest[tails[row]] = max(row, last)
     return Counted(

@@ -14,11 +14,22 @@ __all__ = ["ResultsSink", "Settled", "one_writer"]
 
 Settled = PublishResult | Checkpoint
 
-RESULT = ("event_id", "outcome", "stream", "sequence", "duplicate", "attempts", "reason", "worker", "epoch")
+RESULT = (
+    "event_id",
+    "outcome",
+    "stream",
+    "partition",
+    "sequence",
+    "duplicate",
+    "attempts",
+    "reason",
+    "worker",
+    "epoch",
+)
 SCHEMA = """
 create table if not exists results (
-    event_id text primary key, outcome text, stream text, sequence integer, duplicate integer, attempts integer,
-    reason text, worker integer, epoch integer
+    event_id text primary key, outcome text, stream text, partition integer, sequence integer, duplicate integer,
+    attempts integer, reason text, worker integer, epoch integer
 ) without rowid;
 create table if not exists checkpoints (
     step text, worker integer, lane text, epoch integer, stored integer, duplicates integer, rejected integer,

@@ -15,7 +15,7 @@ from bytewax.testing import TestingSink, cluster_main, run_main
 
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
-from bytewax_jetstream.settings import JetStreamSettings
+from bytewax_jetstream.settings import BrokerSettings
 
 __all__ = ["CrashError", "Envelopes", "Ledger", "Publishing", "publishing", "recovery_store", "root_cause", "run"]
 
@@ -90,7 +90,7 @@ class Publishing(NamedTuple):
     checkpoints: list[Checkpoint]
 
 
-def publishing(source: Source[Envelope], settings: JetStreamSettings) -> Publishing:
+def publishing(source: Source[Envelope], settings: BrokerSettings) -> Publishing:
     """Publish what a source yields."""
     flow = Dataflow("flow")
     made = Publishing(flow, [], [], [])

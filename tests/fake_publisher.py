@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.flight import Flight, Policy, Receipt, Refusal, Route, prepare_each
+from bytewax_jetstream.flight import Flight, Policy, Receipt, Refusal, Route, WholeFlight, prepare_each
 from bytewax_jetstream.publisher import PublisherEvents
 
 __all__ = ["POLICY", "FakePublisher", "silent", "stored"]
@@ -66,6 +66,8 @@ class FakePublisher:
         self.flights = 0
         self.starts = 0
         self.closes = 0
+        self.hurries = 0
+        self.again = float("inf")
         self.fail_start: BaseException | None = None
         self.fail_send: BaseException | None = None
         self.on_close: Callable[[], None] = lambda: None
@@ -102,13 +104,18 @@ class FakePublisher:
             raise EnvelopeError("the topic is bad: choose another")
         return envelope.payload
 
-    def send(self, flight: Flight) -> None:
+    def send(self, flight: Flight | WholeFlight) -> None:
+        assert isinstance(flight, Flight), "there are no routes"
         if self.fail_send is not None:
             raise self.fail_send
         self.flights += 1
         sent = [Sent(flight.number, at, entry.envelope) for at, entry in enumerate(flight.entries) if entry is not None]
         self.sent += sent
         self.loop.call_soon(self._answer_all, sent)
+
+    def hurry(self) -> float:
+        self.hurries += 1
+        return self.again
 
     async def close(self) -> None:
         self.closes += 1

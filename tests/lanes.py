@@ -1,15 +1,15 @@
-"""The bare pool with one lane to JetStream, for tests that need no dataflow."""
+"""The bare pool with one lane to a broker, for tests that need no dataflow."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from bytewax_jetstream.envelope import Envelope, PublishResult
-from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
 from bytewax_jetstream.pool import AckPool, Lane
-from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
+from bytewax_jetstream.settings import BrokerSettings, JetStreamSettings, KafkaSettings, PoolSettings
+from bytewax_jetstream.sinks import publisher_for
 
-__all__ = ["Opened", "broker_of", "jetstream", "opened", "publish", "settle"]
+__all__ = ["Opened", "broker_of", "jetstream", "kafka", "opened", "publish", "settle"]
 
 
 class Opened(NamedTuple):
@@ -33,17 +33,33 @@ def jetstream(
     )
 
 
+def kafka(
+    address: str,
+    *,
+    ack_timeout: float = 1.0,
+    delivery_timeout: float = 30.0,
+    pool: dict[str, Any] | None = None,
+    **settings: Any,
+) -> KafkaSettings:
+    """Likewise for Kafka."""
+    return KafkaSettings(
+        brokers=tuple(address.split(",")),
+        pool=PoolSettings(ack_timeout=ack_timeout, delivery_timeout=delivery_timeout, **pool or {}),
+        **settings,
+    )
+
+
 @contextmanager
-def opened(settings: JetStreamSettings) -> Iterator[Opened]:
+def opened(settings: BrokerSettings) -> Iterator[Opened]:
     """A pool and a lane; at the end nothing is waited for."""
     pool = AckPool(settings.pool)
     try:
-        yield Opened(pool, pool.lane(JetStreamPublisher(settings), name="lane"))
+        yield Opened(pool, pool.lane(publisher_for(settings), name="lane"))
     finally:
         pool.close(0.0)
 
 
-def publish(settings: JetStreamSettings, *envelopes: Envelope) -> dict[str, PublishResult]:
+def publish(settings: BrokerSettings, *envelopes: Envelope) -> dict[str, PublishResult]:
     """Publish in a pool of its own, and wait; the results by event id."""
     with opened(settings) as (_, lane):
         return settle(lane, envelopes)

@@ -65,6 +65,14 @@ class Proxy:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self._port}"
 
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def aim(self, target: str) -> None:
+        """From now on new connections go to that server, which had to be told of this proxy first."""
+        self._target = urlsplit(target)
+
     def cut_all(self) -> None:
         """Reset every connection that stands, with whatever is on its way."""
         self._loop.call_soon_threadsafe(self._cut_all)

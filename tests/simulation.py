@@ -33,7 +33,7 @@ from bytewax_jetstream.flight import (
     prepare_each,
 )
 
-__all__ = ["Faults", "World"]
+__all__ = ["Faults", "World", "one_by_one"]
 
 LAST_SUBMISSION = 6.0
 HEALED = 12.0
@@ -245,7 +245,7 @@ class World:
         while (flight := dispatch.next_flight(self.now)) is not None:
             self._send(flight)
         for lane, settled in dispatch.take_settled():
-            for one in (each for group in settled for each in _one_by_one(group)):
+            for one in (each for group in settled for each in one_by_one(group)):
                 event_id = one.entry.envelope.event_id
                 self._results[event_id].append((self.now, one))
                 if self._accepted[event_id].lane is not lane:
@@ -536,7 +536,7 @@ class _Arrival:
         self._world.arrive(self._request)
 
 
-def _one_by_one(group: Settled | Stored) -> list[Settled]:
+def one_by_one(group: Settled | Stored) -> list[Settled]:
     if isinstance(group, Settled):
         return [group]
     return [Settled(entry, Outcome.STORED, group.receipt, None) for entry in group.parcel.entries()]

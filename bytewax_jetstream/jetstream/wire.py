@@ -89,9 +89,9 @@ def encode_all(
     number = len(topics)
     if set(map(type, payloads)) != {bytes} or headers.count(None) != number or options.count(None) != number:
         return None
-    if not topics_checked >= set(topics):
-        return None
     try:
+        if not topics_checked >= set(topics):
+            return None
         joined = "\n".join(ids).encode()
         lengths = set(map(len, ids))
         lines = list(map(_known_lines, aggregates, types))

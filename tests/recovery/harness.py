@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import psutil
 
-from bytewax_jetstream.testing import NatsServer
 from tests.dataflows import recovery_store
 from tests.recovery.board import Board, Slot
 from tests.recovery.child import Orders
@@ -31,10 +30,14 @@ PATIENCE = 30.0
 
 
 class Pipeline:
-    """The dataflow, its stream, its recovery store and what it keeps; at most one run at a time."""
+    """The dataflow, its stream, its recovery store and what it keeps; at most one run at a time.
 
-    def __init__(self, directory: Path, server: NatsServer) -> None:
+    :arg whole: Whether the stream takes whole flights.
+    """
+
+    def __init__(self, directory: Path, server: Any, *, whole: bool = False) -> None:
         self.server = server
+        self._whole = whole
         self.runs = 0
         self._directory = directory
         self._store = recovery_store(directory / "recovery", 2)
@@ -43,14 +46,14 @@ class Pipeline:
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = False
         self.board = Board(directory / "board")
-        make_stream(server.url, STREAM, TOPICS, storage="file")
+        self._prepare()
 
     def start(self, **orders: Any) -> Self:
         """Start a run; `orders` are fields of `Orders`. A frozen server thaws when the run has reached its socket."""
         assert self._process is None, "one run at a time"
         self.runs += 1
         self.board.new_run()
-        given = Orders(str(self._directory), self.server.url, self.runs, **orders)
+        given = Orders(str(self._directory), self._url, self.runs, **{**self.orders, **orders})
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.recovery.child", given.to_json()],
@@ -117,6 +120,16 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    orders: ClassVar[dict[str, Any]] = {}
+    """What every run is told."""
+
+    @property
+    def _url(self) -> str:
+        return str(self.server.url)
+
+    def _prepare(self) -> None:
+        make_stream(self.server.url, STREAM, TOPICS, storage="file", allow_batched=self._whole)
 
     @property
     def _log(self) -> Path:

@@ -126,6 +126,7 @@ def _inversions(messages: Iterable[Stored]) -> int:
 
 def _untrue(evidence: Evidence, good: set[str]) -> int:
     by_sequence = {message.sequence: message for message in evidence.messages}
+    payloads = {message.payload for message in evidence.messages}
     wanted = {envelope.event_id: envelope for _, _, envelope in _wanted(evidence)}
     untrue = 0
     for _, result in evidence.results:
@@ -135,6 +136,8 @@ def _untrue(evidence: Evidence, good: set[str]) -> int:
         elif result.event_id in good:
             message = by_sequence.get(result.sequence or 0)
             stored = message is not None and message.payload == row.payload
+            if result.sequence is None:  # as of a whole flight
+                stored = row.payload in payloads
             untrue += result.outcome is not Outcome.STORED or result.stream != STREAM or not stored
         else:
             untrue += result.outcome is not Outcome.REJECTED or result.envelope != row or not result.reason

@@ -9,7 +9,18 @@ import pytest
 from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.flight import Flight, LaneQueue, Policy, Receipt, Refusal, Settled, Verdict, prepare_each
+from bytewax_jetstream.flight import (
+    Flight,
+    LaneQueue,
+    Policy,
+    Receipt,
+    Refusal,
+    Settled,
+    Verdict,
+    WholeFlight,
+    prepare_each,
+)
+from tests.simulation import one_by_one
 
 POLICY = Policy(
     delivery_timeout=60.0,
@@ -51,7 +62,12 @@ class Bench:
 
     def flight(self) -> Flight:
         flight = self.dispatch.next_flight(self.now)
-        assert flight is not None, "nothing to send"
+        assert isinstance(flight, Flight), f"to send there is {flight}"
+        return flight
+
+    def whole_flight(self) -> WholeFlight:
+        flight = self.dispatch.next_flight(self.now)
+        assert isinstance(flight, WholeFlight), f"to send there is {flight}"
         return flight
 
     def flights(self) -> list[list[str]]:
@@ -66,7 +82,7 @@ class Bench:
         self.dispatch.tick(now)
 
     def settled(self) -> list[Settled]:
-        return [settled for _, some in self.dispatch.take_settled() for settled in some]
+        return [one for _, some in self.dispatch.take_settled() for group in some for one in one_by_one(group)]
 
     def outcomes(self) -> dict[str, Outcome]:
         return {settled.entry.envelope.event_id: settled.outcome for settled in self.settled()}
@@ -80,7 +96,9 @@ class Bench:
         return not any([*kept, lane.ready, lane.held, lane.settled, dispatch.out, dispatch.out_bytes])
 
 
-def ids(flight: Flight) -> list[str]:
+def ids(flight: Flight | WholeFlight) -> list[str]:
+    if isinstance(flight, WholeFlight):
+        return [envelope.event_id for parcel in flight.parcels for envelope in parcel.envelopes]
     return [entry.envelope.event_id for entry in flight.entries if entry is not None]
 
 
@@ -147,13 +165,14 @@ def test_a_value_nobody_thought_of_harms_its_own_envelope_only() -> None:
         if envelope.event_id == "1":
             raise RecursionError("a secret of the payload")
 
-    dispatch = Dispatch(POLICY, prepare, Random(1))
+    dispatch = Dispatch(POLICY, partial(prepare_each, prepare), Random(1))
     lane = LaneQueue(None)
     dispatch.add_lane(lane)
     dispatch.connected()
     dispatch.submit(lane, [envelope("1"), envelope("2")], 0, 0.0)
 
     ((_, (settled,)),) = dispatch.take_settled()
+    assert isinstance(settled, Settled)
     assert settled.outcome is Outcome.REJECTED
     assert settled.refusal is not None
     assert settled.refusal.reason == ("it cannot be encoded (RecursionError): give its fields the types Envelope names")
@@ -437,13 +456,13 @@ def test_a_thousand_attempts_do_not_overflow_the_backoff() -> None:
     assert bench.now < 1500 * POLICY.longest_backoff
 
 
-def test_the_library_that_has_deadlines_of_its_own_is_given_none() -> None:
+def test_the_library_that_has_deadlines_of_its_own_is_given_none_but_the_deliverys() -> None:
     bench = Bench(ack_timeout=None)
     bench.submit(envelope("1"))
     flight = bench.flight()
     bench.tick(59.0)
     assert bench.dispatch.out == 1
-    assert flight.deadline == INFINITY
+    assert flight.deadline == 60.5
 
 
 # What a refusal means
@@ -826,7 +845,10 @@ def test_settled_envelopes_are_handed_out_once_by_lane_in_the_order_of_settlemen
     for flight, index in [(first, 2), (second, 0), (first, 0)]:
         bench.dispatch.acked(flight.number, index, RECEIPT)
 
-    taken = [(lane, [one.entry.envelope.event_id for one in some]) for lane, some in bench.dispatch.take_settled()]
+    taken = [
+        (lane, [one.entry.envelope.event_id for group in some for one in one_by_one(group)])
+        for lane, some in bench.dispatch.take_settled()
+    ]
     assert taken == [(bench.lane, ["3", "1"]), (other, ["x"])]
     assert bench.dispatch.take_settled() == []
 
@@ -839,3 +861,26 @@ def test_its_repr_tells_its_state() -> None:
     assert repr(bench.dispatch) == "<Dispatch connected, 1 out, 1 backing off, 1 lanes>"
     bench.dispatch.disconnected("gone")
     assert repr(bench.dispatch) == "<Dispatch disconnected, 0 out, 1 backing off, 1 lanes>"
+
+
+def test_a_library_that_says_nothing_by_itself_is_not_waited_for_beyond_the_delivery_timeout() -> None:
+    policy = Policy(
+        delivery_timeout=60.0, ack_timeout=None, one_per_aggregate=False, window=100, window_bytes=1 << 20, flight=100
+    )
+    dispatch = Dispatch(policy, lambda envelopes: [None] * len(envelopes), Random(1))
+    lane = LaneQueue(None)
+    dispatch.add_lane(lane)
+    dispatch.connected()
+    dispatch.submit(lane, [Envelope("t", b"", "e")], 0, 0.0)
+    assert dispatch.next_flight(30.0) is not None
+
+    dispatch.tick(60.0)
+    assert dispatch.take_settled() == []
+    dispatch.tick(61.0)
+
+    ((_, (settled,)),) = dispatch.take_settled()
+    assert isinstance(settled, Settled)
+    assert settled.outcome is Outcome.UNKNOWN
+    assert settled.refusal is not None
+    assert "no word from the broker's library" in settled.refusal.reason
+    assert dispatch.out == 0

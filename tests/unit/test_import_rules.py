@@ -38,3 +38,14 @@ def test_the_jetstream_publisher_does_not_need_bytewax() -> None:
 
 def test_the_package_itself_loads_no_brokers_library_and_no_bytewax() -> None:
     assert not _loaded_by("bytewax_jetstream") & {"nats", "confluent_kafka", "bytewax"}
+
+
+def test_the_kafka_publisher_needs_neither_bytewax_nor_nats() -> None:
+    loaded = _loaded_by("bytewax_jetstream.kafka.publisher")
+
+    assert "confluent_kafka" in loaded
+    assert not loaded & {"bytewax", "nats"}
+
+
+def test_a_bridge_loads_no_brokers_library() -> None:
+    assert not _loaded_by("bytewax_jetstream.bridge") & {"nats", "confluent_kafka"}

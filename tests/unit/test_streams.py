@@ -210,7 +210,7 @@ def test_a_stream_that_keeps_as_much_or_more_is_left_alone(has: dict[str, Any], 
     config = {**ON_THE_SERVER, **has}
 
     assert _shortcomings(config, wanted(**asks)) == {}
-    assert _changes(config, wanted(**asks)) == {}
+    assert _changes(config, wanted(**asks), takes_batches=False) == {}
 
 
 # What an update says
@@ -219,19 +219,26 @@ def test_a_stream_that_keeps_as_much_or_more_is_left_alone(has: dict[str, Any], 
 def test_only_what_falls_short_is_changed() -> None:
     config = {**ON_THE_SERVER, "duplicate_window": MINUTE, "num_replicas": 5}
 
-    assert _changes(config, wanted(max_messages=1000)) == {"duplicate_window": 2 * MINUTE}
+    assert _changes(config, wanted(max_messages=1000), takes_batches=False) == {"duplicate_window": 2 * MINUTE}
 
 
 def test_subjects_are_added_and_none_is_taken_away() -> None:
     config = {**ON_THE_SERVER, "subjects": ["orders.new", "audit.>", "orders.eu.*"]}
 
-    assert _changes(config, wanted(subjects=("orders.>", "audit.x", "bills"))) == {
+    assert _changes(config, wanted(subjects=("orders.>", "audit.x", "bills")), takes_batches=False) == {
         "subjects": ["audit.>", "orders.>", "bills"]
     }, "what a new subject takes in must not stand beside it: the server refuses subjects that overlap"
 
 
 def test_a_weakness_that_no_setting_asks_for_is_not_mended_in_passing() -> None:
-    assert _changes({**ON_THE_SERVER, "sealed": True}, wanted()) == {}
+    assert _changes({**ON_THE_SERVER, "sealed": True}, wanted(), takes_batches=False) == {}
+
+
+def test_whole_flights_are_turned_on_where_the_server_can_and_the_settings_want_it() -> None:
+    assert _changes(ON_THE_SERVER, wanted(), takes_batches=True) == {"allow_batched": True}
+    assert _changes(ON_THE_SERVER, wanted(allow_batched=False), takes_batches=True) == {}
+    assert _changes({**ON_THE_SERVER, "allow_batched": True}, wanted(), takes_batches=True) == {}
+    assert "allow_batched" not in _shortcomings(ON_THE_SERVER, wanted()), "a stream without it keeps its promises"
 
 
 # Against an API that answers from memory
@@ -239,6 +246,8 @@ def test_a_weakness_that_no_setting_asks_for_is_not_mended_in_passing() -> None:
 
 class Api:
     """Answers as a server with these streams, and keeps what it was asked."""
+
+    takes_batches = False
 
     def __init__(self, *configs: dict[str, Any], page: int = 256) -> None:
         self.streams = {config["name"]: config for config in configs}

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from bytewax_jetstream.envelope import Envelope, PublishOptions
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.jetstream.wire import Wire, check_topic, encode, message_id
+from bytewax_jetstream.jetstream.wire import check_topic, encode, encode_all, message_id
 
 MAX_PAYLOAD = 1024 * 1024
 
 
-def publish(envelope: Envelope, max_payload: int = MAX_PAYLOAD) -> Wire:
+def publish(envelope: Envelope, max_payload: int = MAX_PAYLOAD) -> bytes:
     """Check and encode, as the publisher does."""
     check_topic(envelope.topic)
-    return encode(envelope, b"HPUB %s " % envelope.topic.encode(), max_payload)
+    return encode(envelope, max_payload)
 
 
 # A reader of its own, that knows nothing of the code under test
@@ -58,8 +58,8 @@ def read_frame(data: bytes) -> Frame:
 
 
 def frame_of(envelope: Envelope, max_payload: int = MAX_PAYLOAD) -> Frame:
-    head, tail = publish(envelope, max_payload)
-    return read_frame(head + b"_INBOX.x.1.0" + tail)
+    tail = publish(envelope, max_payload)
+    return read_frame(b"HPUB %s _INBOX.x.1.0%s" % (envelope.topic.encode(), tail))
 
 
 def refusal_of(envelope: Envelope, max_payload: int = MAX_PAYLOAD) -> str:
@@ -436,7 +436,7 @@ def test_a_good_envelope_becomes_exactly_one_frame_that_says_the_same(envelope: 
 @settings(max_examples=300, deadline=None)
 @given(GOOD, st.integers(60, 300))
 def test_no_frame_exceeds_the_servers_limit(envelope: Envelope, max_payload: int) -> None:
-    size = len(publish(envelope)[1].split(b"\r\n", 1)[1]) - 2
+    size = len(publish(envelope).split(b"\r\n", 1)[1]) - 2
     if size <= max_payload:
         assert frame_of(envelope, max_payload) == frame_of(envelope)
     else:
@@ -467,3 +467,35 @@ def test_two_ids_never_become_one(event_ids: list[str]) -> None:
         except EnvelopeError:
             continue
         assert seen.setdefault(line, event_id) == event_id
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(GOOD, max_size=8), st.booleans())
+def test_envelopes_are_encoded_together_as_each_would_be_or_not_at_all(batch: list[Envelope], dedupe: bool) -> None:
+    checked = {envelope.topic for envelope in batch}
+    together = encode_all(batch, checked, MAX_PAYLOAD, dedupe=dedupe)
+
+    plain = [each._replace(headers=None, options=None, event_id=f"e-{at}") for at, each in enumerate(batch)]
+    assert together in (None, [encode(each, MAX_PAYLOAD, dedupe=dedupe) for each in batch])
+    if plain:
+        assert encode_all(plain, checked, MAX_PAYLOAD, dedupe=dedupe) == [
+            encode(each, MAX_PAYLOAD, dedupe=dedupe) for each in plain
+        ]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(GOOD, st.sampled_from(Envelope._fields), ANYTHING | ODD_HEADERS | ODD_OPTIONS)
+def test_what_is_not_as_it_should_be_is_never_encoded_together(envelope: Envelope, field: str, value: Any) -> None:
+    odd = envelope._replace(**{field: value})
+    good = Envelope("good", b"", "good")
+    together = encode_all([good, odd, good], {"good", envelope.topic}, MAX_PAYLOAD)
+
+    if together is not None:
+        assert type(odd.topic) is str
+        assert together == [encode(each, MAX_PAYLOAD) for each in (good, odd, good)]
+
+
+def test_without_dedupe_the_id_travels_in_a_header_of_which_the_server_makes_nothing() -> None:
+    for event_id in ("order-1", "not / plain"):
+        tail = encode(good(event_id=event_id), MAX_PAYLOAD, dedupe=False)
+        assert read_frame(b"HPUB x y" + tail).headers == [("Event-Id", event_id)]

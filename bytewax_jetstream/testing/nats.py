@@ -11,49 +11,22 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import tempfile
 import time
-import weakref
-from multiprocessing.connection import wait as wait_readable
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import Self
 from urllib.parse import urlsplit
 
-from bytewax_jetstream.errors import JetStreamPipelineError
+from ..errors import JetStreamPipelineError
+from .process import STOP_TIMEOUT, Run, dead, free_ports, log_tail, spawn
 
 __all__ = ["NatsCluster", "NatsServer", "NatsServerError"]
 
 START_TIMEOUT = 30.0  # seconds: a large store is read before the server takes clients
-STOP_TIMEOUT = 10.0  # seconds from SIGTERM to SIGKILL
-LOG_TAIL = 8_192  # bytes
-
-# The server's parent. It waits on a pipe, the lifeline, whose other end only the owner holds: a line says that the
-# owner is done with this run, the end of file that the owner is dead, however it died. SIGKILL ends a paused server
-# too. Nobody else reaps the server, so its pid names no other process while the owner may still signal it.
-SUPERVISOR = """
-"$@" 3>&1 >>"$0/log" 2>&1 </dev/null &
-server=$!
-trap '' PIPE   # if the owner has died meanwhile, this shell must live to end the server
-echo $server
-exec >&-       # the server alone holds this pipe now: its end of file is the server's death
-read -r line && owner=alive || owner=dead
-kill -9 $server
-wait $server
-[ $owner = alive ] || rm -rf "$0"
-"""
 
 
 class NatsServerError(JetStreamPipelineError):
     """No nats-server where one was needed; what was stored before is untouched."""
-
-
-class _Run(NamedTuple):
-    supervisor: subprocess.Popen[bytes]
-    lifeline: IO[bytes]
-    death: IO[bytes]
-    pid: int
 
 
 class NatsServer:
@@ -88,7 +61,7 @@ class NatsServer:
         self._name = name
         self._scratch: Path | None = None  # configuration, log, ports file, temporary store
         self._owner = 0
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._monitor_port = 0
         self._paused = False
         self._last_log = ""
@@ -107,7 +80,7 @@ class NatsServer:
         self._owner = os.getpid()
         self._scratch = self._scratch or Path(tempfile.mkdtemp(prefix="nats-server-"))
         try:
-            self._run = _spawn(self._command(binary, self._scratch), self._scratch)
+            self._run = spawn(self._command(binary, self._scratch), self._scratch)
             self._await_ready(self._run, self._scratch)
         except BaseException:
             self.kill()
@@ -153,7 +126,7 @@ class NatsServer:
     @property
     def alive(self) -> bool:
         """Whether the server's process lives; a paused one does."""
-        return self._run is not None and not _dead(self._run)
+        return self._run is not None and not dead(self._run)
 
     @property
     def pid(self) -> int:
@@ -191,11 +164,7 @@ class NatsServer:
     @property
     def log(self) -> str:
         """The end of the server's log, over restarts; still there after `close()`."""
-        if self._scratch is None or not (path := self._scratch / "log").exists():
-            return self._last_log
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_TAIL))
-            return file.read().decode(errors="replace")
+        return (self._scratch and log_tail(self._scratch)) or self._last_log
 
     def is_healthy(self, *, alone: bool = False) -> bool:
         """Whether the server's health check passes, which in a cluster takes a leader; not so if `alone`."""
@@ -231,16 +200,16 @@ class NatsServer:
             command += ["-c", str(scratch / "server.conf")]
         return command
 
-    def _await_ready(self, run: _Run, scratch: Path) -> None:
+    def _await_ready(self, run: Run, scratch: Path) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while not self._ready(run, scratch):
-            if _dead(run, within=0.01):
+            if dead(run, within=0.01):
                 reason = self.log.rstrip().rpartition("\n")[2].removeprefix("nats-server: ")
                 raise NatsServerError(f"nats-server ended before it was ready: {reason or 'it logged nothing'}")
             if time.monotonic() > deadline:
                 raise NatsServerError(f"nats-server was not ready within {START_TIMEOUT:g} s, its log:\n{self.log}")
 
-    def _ready(self, run: _Run, scratch: Path) -> bool:
+    def _ready(self, run: Run, scratch: Path) -> bool:
         try:
             # The server writes this file once it listens, last of all it does to start.
             ports = json.loads(next(scratch.glob(f"*_{run.pid}.ports")).read_text())
@@ -255,47 +224,15 @@ class NatsServer:
     def _end(self, how: signal.Signals) -> None:
         if self._run is None:
             return
-        if not _dead(self._run):
+        if not dead(self._run):
             os.kill(self._run.pid, how)
-            if not _dead(self._run, within=STOP_TIMEOUT):
+            if not dead(self._run, within=STOP_TIMEOUT):
                 os.kill(self._run.pid, signal.SIGKILL)
         # The line says that the owner lives; leaving the block closes the pipes and waits for the supervisor.
         with self._run.supervisor, contextlib.suppress(BrokenPipeError):
             self._run.lifeline.write(b"\n")
         self._run = None
         self._paused = False
-
-
-def _spawn(command: list[str], scratch: Path) -> _Run:
-    # In a session of its own: neither Ctrl-C nor a signal to the owner's process group ends the server.
-    supervisor = subprocess.Popen(
-        ["/bin/sh", "-c", SUPERVISOR, str(scratch), *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-        start_new_session=True,
-    )
-    assert supervisor.stdin is not None
-    assert supervisor.stdout is not None
-    _lifelines.add(supervisor.stdin)
-    return _Run(supervisor, supervisor.stdin, supervisor.stdout, pid=int(supervisor.stdout.readline()))
-
-
-def _dead(run: _Run, within: float = 0) -> bool:
-    return bool(wait_readable([run.death.fileno()], within))
-
-
-# A lifeline is close-on-exec, so no program that the owner starts holds it; a fork without exec has to let go of it.
-_lifelines: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
-
-
-def _close_lifelines() -> None:
-    for lifeline in _lifelines:
-        lifeline.close()
-
-
-os.register_at_fork(after_in_child=_close_lifelines)
 
 
 def _find_binary() -> str:
@@ -333,7 +270,7 @@ class NatsCluster:
         for attempts_left in (4, 3, 2, 1, 0):
             self.close()
             try:
-                self._start_on(_free_ports(self._size))
+                self._start_on(free_ports(self._size))
                 break
             except BaseException as error:
                 self.close()
@@ -377,12 +314,3 @@ class NatsCluster:
             if time.monotonic() > deadline:
                 raise NatsServerError(f"no leader within {START_TIMEOUT:g} s, a log:\n{self.servers[0].log}")
             time.sleep(0.02)
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as sockets:
-        # All bound before any is closed, so that none comes twice.
-        bound = [sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in bound:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in bound]

@@ -1,0 +1,1 @@
+"""The Kafka side: publisher, topics, source."""

@@ -1,0 +1,288 @@
+"""Topics made or checked before the first message, and looked up when one is first seen later.
+
+Through an `AdminClient`, because a producer's own question for a topic would make it on clusters that
+make topics by themselves. Every call waits for a broker, with a deadline: not for the pool's thread.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+
+from ..errors import ConnectError, StreamError
+from ..settings import KafkaSettings, KafkaTopicSettings
+from .client import error_of
+from .config import connection
+
+__all__ = ["REMEDY", "Topic", "TopicAdmin", "ensure_topics"]
+
+REMEDY = "create it, or declare a KafkaTopicSettings for it with topic_strategy=create"
+PAUSE = 0.05
+"""Seconds between two looks at a topic that was just made."""
+UNCLEAN = "unclean.leader.election.enable"
+MIN_INSYNC = "min.insync.replicas"
+CLEANUP = "cleanup.policy"
+RETENTION = "retention.ms"
+MAX_MESSAGE = "max.message.bytes"
+
+
+class Topic(NamedTuple):
+    """A topic as the cluster has it."""
+
+    partitions: int | None
+    """None where the cluster was not asked."""
+    replicas: int = 1
+    config: Mapping[str, str] = {}
+    """Empty where this user may not read it."""
+
+    def weakness(self, name: str, batch_bytes: int) -> str | None:
+        """Why the topic cannot keep what a report promises, whatever the settings ask; None when it can."""
+        if self.config.get(UNCLEAN) == "true":
+            return f"topic {name} may elect a leader that lacks stored messages: set {UNCLEAN}=false"
+        limit = int(self.config.get(MAX_MESSAGE, batch_bytes))
+        if limit < batch_bytes:
+            return (
+                f"topic {name} takes {limit} bytes at once and a batch of this flow may have {batch_bytes}, with which "
+                f"small messages would be refused as well: set batch_bytes={limit}, or raise the topic's {MAX_MESSAGE}"
+            )
+        return None
+
+
+class TopicAdmin:
+    """Asks the cluster for topics and changes them; each call ends by the deadline.
+
+    :raises ConnectError: from any call, when no broker answers in time.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        # What it would log, its answers say as well; and its log goes past Python's, to the terminal.
+        self._client = AdminClient({**connection(settings), "allow.auto.create.topics": False, "log_level": 0})
+
+    def describe(self, names: Sequence[str], deadline: float) -> dict[str, Topic]:
+        """The topics among these that are there; what this user may not see is not."""
+        left = _left(deadline)
+        described = self._client.describe_topics(TopicCollection(list(names)), request_timeout=left)
+        found: dict[str, Any] = {}
+        for name, future in described.items():
+            try:
+                found[name] = self._answer(future, deadline)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                    raise StreamError(f"this user may not see topic {name}: grant DESCRIBE and WRITE on it") from None
+                if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise StreamError(f"topic {name} cannot be looked up: {error.args[0].str()}") from None
+        configs = self._configs(list(found), deadline) if found else {}
+        return {
+            name: Topic(
+                partitions=len(description.partitions),
+                replicas=min((len(partition.replicas) for partition in description.partitions), default=1),
+                config=configs.get(name, {}),
+            )
+            for name, description in found.items()
+        }
+
+    def create(self, wanted: KafkaTopicSettings, deadline: float) -> None:
+        """Make a topic; one that another process made in between is as good, and is checked like any other."""
+        new = NewTopic(
+            wanted.name,
+            num_partitions=wanted.partitions or -1,
+            replication_factor=wanted.replicas or -1,
+            config=_as_config(wanted),
+        )
+        left = _left(deadline)
+        created = self._client.create_topics([new], operation_timeout=left, request_timeout=left)
+        try:
+            self._answer(created[wanted.name], deadline)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise StreamError(f"topic {wanted.name} cannot be created: {error.args[0].str()}") from None
+
+    def add_partitions(self, name: str, partitions: int, deadline: float) -> None:
+        """Let a topic have so many partitions."""
+        left = _left(deadline)
+        grown = self._client.create_partitions(
+            [NewPartitions(name, partitions)], operation_timeout=left, request_timeout=left
+        )
+        self._change(grown[name], name, "partitions", deadline)
+
+    def set_config(self, name: str, config: Mapping[str, str], deadline: float) -> None:
+        """Set these properties of a topic, and no others."""
+        entries = [
+            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in config.items()
+        ]
+        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
+        altered = self._client.incremental_alter_configs([resource], request_timeout=_left(deadline))
+        self._change(altered[resource], name, ", ".join(config), deadline)
+
+    def _configs(self, names: Iterable[str], deadline: float) -> dict[str, dict[str, str]]:
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+        answers = self._client.describe_configs(resources, request_timeout=_left(deadline))
+        configs = {}
+        for resource, future in answers.items():
+            try:
+                entries = self._answer(future, deadline)
+            except KafkaException:  # a producer need not be allowed to; what cannot be read is not checked
+                continue
+            configs[resource.name] = {key: str(entry.value) for key, entry in entries.items()}
+        return configs
+
+    def _change(self, future: "Future[Any]", name: str, what: str, deadline: float) -> None:
+        try:
+            self._answer(future, deadline)
+        except KafkaException as error:
+            raise StreamError(f"topic {name} cannot be updated ({what}): {error.args[0].str()}") from None
+
+    def _answer(self, future: "Future[Any]", deadline: float) -> Any:
+        try:
+            return future.result(_left(deadline) + 1)
+        except TimeoutError:
+            raise self._unreachable("no answer") from None
+        except KafkaException as error:
+            found = error_of(error)
+            if found is None or found.code() in UNREACHABLE:
+                raise self._unreachable(str(found)) from None
+            raise
+
+    def _unreachable(self, why: str) -> ConnectError:
+        brokers = ",".join(self._settings.brokers)
+        return ConnectError(
+            f"Kafka at {brokers} did not answer about topics within {self._settings.connect_timeout:g} s "
+            f"({why}): see whether the brokers run"
+        )
+
+
+UNREACHABLE = frozenset(
+    {
+        KafkaError._TRANSPORT,  # noqa: SLF001  # so the library names its own codes
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+        KafkaError._DESTROY,  # noqa: SLF001
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
+
+
+def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -> dict[str, Topic]:
+    """Make or check the declared topics by the settings' strategy; returns them as they are. Blocks.
+
+    :raises StreamError: when one is missing or too weak; it says what to change.
+    :raises ConnectError: when no broker answers by the deadline.
+    """
+    strategy = settings.topic_strategy
+    if strategy == "skip":
+        return {}
+    names = list(dict.fromkeys([*(wanted.name for wanted in settings.topic_settings), *settings.topics]))
+    topics = admin.describe(names, deadline) if names else {}
+    for wanted in settings.topic_settings:
+        topics[wanted.name] = _ensure_topic(admin, wanted, topics.get(wanted.name), strategy, deadline)
+    for name in names:
+        if name not in topics:
+            raise StreamError(f"there is no topic {name}: {REMEDY}")
+        weakness = topics[name].weakness(name, settings.batch_bytes)
+        if weakness is not None:
+            raise StreamError(weakness)
+    return topics
+
+
+def _ensure_topic(
+    admin: TopicAdmin, wanted: KafkaTopicSettings, topic: Topic | None, strategy: str, deadline: float
+) -> Topic:
+    if topic is None:
+        if strategy == "validate":
+            raise StreamError(f"topic {wanted.name} is missing: create it, or use topic_strategy=create")
+        admin.create(wanted, deadline)
+        topic = _await_topic(admin, wanted.name, 1, deadline)
+    if strategy == "create_or_update":
+        topic = _update(admin, wanted, topic, deadline)
+    shortcomings = _shortcomings(topic, wanted)
+    if shortcomings:
+        raise StreamError(
+            f"topic {wanted.name} is weaker than the settings ask: {'; '.join(shortcomings.values())}: "
+            "change the topic (topic_strategy=create_or_update does it where Kafka allows) or the settings"
+        )
+    return topic
+
+
+def _update(admin: TopicAdmin, wanted: KafkaTopicSettings, topic: Topic, deadline: float) -> Topic:
+    """Set what falls short; whatever keeps more than the settings ask stays."""
+    shortcomings = _shortcomings(topic, wanted)
+    changes = {key: value for key, value in _as_config(wanted).items() if key in shortcomings}
+    if "partitions" in shortcomings and wanted.partitions is not None:
+        admin.add_partitions(wanted.name, wanted.partitions, deadline)
+    if changes:
+        admin.set_config(wanted.name, changes, deadline)
+    while changes or "partitions" in shortcomings:
+        topic = _await_topic(admin, wanted.name, wanted.partitions or 1, deadline)
+        if not (_shortcomings(topic, wanted).keys() & changes.keys()) or time.monotonic() > deadline:
+            break
+        time.sleep(PAUSE)
+    return topic
+
+
+def _await_topic(admin: TopicAdmin, name: str, partitions: int, deadline: float) -> Topic:
+    """A topic as it is once every broker may know what was just done to it."""
+    while True:
+        topic = admin.describe([name], deadline).get(name)
+        if topic is not None and (topic.partitions or 0) >= partitions:
+            return topic
+        if time.monotonic() > deadline:
+            raise StreamError(f"topic {name} was changed, but no broker knows it yet: see to the cluster's controller")
+        time.sleep(PAUSE)
+
+
+def _left(deadline: float) -> float:
+    return max(0.1, deadline - time.monotonic())
+
+
+def _as_config(wanted: KafkaTopicSettings) -> dict[str, str]:
+    """The settings in Kafka's words; what is None is left to the broker."""
+    config = {
+        MIN_INSYNC: wanted.min_insync_replicas,
+        CLEANUP: wanted.cleanup_policy,
+        RETENTION: None if wanted.retention is None else round(wanted.retention.total_seconds() * 1000),
+        MAX_MESSAGE: wanted.max_message_bytes,
+    }
+    return {key: str(value) for key, value in config.items() if value is not None}
+
+
+def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
+    """In which points a topic keeps less, or for a shorter time, than the settings ask, by property."""
+    found = {}
+    if wanted.partitions is not None and (topic.partitions or 0) < wanted.partitions:
+        found["partitions"] = f"partitions are {topic.partitions}, asked are {wanted.partitions}"
+    if wanted.replicas is not None and topic.replicas < wanted.replicas:
+        found["replicas"] = f"replicas are {topic.replicas}, asked are {wanted.replicas}"
+    asked = _as_config(wanted)
+    if asked and not topic.config:
+        found["config"] = "its configuration may not be read by this user: grant DESCRIBE_CONFIGS on it"
+        return found
+    if wanted.min_insync_replicas is not None:
+        # Of fewer replicas than that Kafka asks no more than there are, and says nothing.
+        insync = min(int(topic.config.get(MIN_INSYNC, 1)), topic.replicas)
+        if insync < wanted.min_insync_replicas:
+            found[MIN_INSYNC] = (
+                f"{MIN_INSYNC} is {topic.config.get(MIN_INSYNC)} of {topic.replicas} replicas, "
+                f"asked are {wanted.min_insync_replicas}"
+            )
+    if wanted.cleanup_policy is not None:
+        has = set(topic.config.get(CLEANUP, "").split(","))
+        if has != set(wanted.cleanup_policy.split(",")):
+            found[CLEANUP] = f"{CLEANUP} is {topic.config.get(CLEANUP)}, asked is {wanted.cleanup_policy}"
+    for key in (RETENTION, MAX_MESSAGE):
+        value = int(topic.config.get(key, -1))  # Kafka writes "for ever" as -1
+        if key in asked and 0 <= value < int(asked[key]):
+            found[key] = f"{key} is {value}, asked is {asked[key]}"
+    return found

@@ -1,0 +1,286 @@
+"""The jars of Apache Kafka, fetched once into the user's cache directory, and how a broker is run from them."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import JetStreamPipelineError
+from .process import Run, dead, free_ports, log_tail, spawn
+
+__all__ = [
+    "KafkaServerError",
+    "KafkaUnavailableError",
+    "Ports",
+    "await_ready",
+    "format_log",
+    "java",
+    "prepared",
+    "properties",
+]
+
+VERSION = "4.3.1"
+START_TIMEOUT = 60.0  # seconds: a JVM, and a log that may have to be recovered
+FETCH_TIMEOUT = 600.0
+READY = b"Kafka Server started"
+
+JVM = (
+    "-Xms128m",
+    "-Xmx384m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xshare:auto",
+    "-XX:-UsePerfData",
+    "-Djava.awt.headless=true",
+    "-Dlog4j2.disable.jmx=true",
+)
+
+POM = """\
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>local</groupId><artifactId>kafka-broker</artifactId><version>1</version><packaging>pom</packaging>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version>
+    </dependency>
+    <!-- kafka_2.13 names no logging back end; its own distribution adds these. -->
+    <dependency>
+      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version>
+      <scope>runtime</scope>
+    </dependency>
+    <dependency>
+      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId><version>2.24.3</version>
+      <scope>runtime</scope>
+    </dependency>
+  </dependencies>
+</project>
+"""
+
+LOG4J = """\
+<Configuration status="WARN" shutdownHook="disable">
+  <Appenders><Console name="C" target="SYSTEM_OUT"><PatternLayout pattern="[%d] %p %m (%c)%n"/></Console></Appenders>
+  <Loggers>
+    <Logger name="kafka.server.KafkaRaftServer" level="INFO"/>
+    <Logger name="kafka.server.BrokerServer" level="INFO"/>
+    <Root level="WARN"><AppenderRef ref="C"/></Root>
+  </Loggers>
+</Configuration>
+"""
+
+# Small, quick to start and to notice a broker's return; nothing listens beyond loopback.
+PROPERTIES = """\
+process.roles={roles}
+node.id={node}
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners={listeners}
+advertised.listeners={advertised}
+inter.broker.listener.name=INTERNAL
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,CLIENT:{protocol}
+log.dirs={data}
+num.partitions=1
+auto.create.topics.enable=false
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+replica.lag.time.max.ms=3000
+num.network.threads=1
+num.io.threads=2
+background.threads=2
+num.replica.fetchers=1
+log.cleaner.dedupe.buffer.size=4194304
+log.index.size.max.bytes=1048576
+log.segment.bytes=67108864
+"""
+
+
+class KafkaServerError(JetStreamPipelineError):
+    """No Kafka broker where one was needed; what was stored before is untouched."""
+
+
+class KafkaUnavailableError(KafkaServerError):
+    """What it takes to run a broker is not on this machine."""
+
+
+class Ports(NamedTuple):
+    """Where a broker listens."""
+
+    client: int
+    internal: int
+    proxied: int
+    controller: int
+
+    @classmethod
+    def chosen(cls) -> "Ports":
+        """Four that are free."""
+        return cls(*free_ports(4))
+
+
+def properties(
+    ports: Ports,
+    data: Path,
+    *,
+    protocol: str = "PLAINTEXT",
+    proxied_as: int | None = None,
+    controller: int | None = None,
+) -> str:
+    """A broker's configuration; with the port of another one's controller it is the second of that cluster."""
+    listeners = {"CLIENT": ports.client, "INTERNAL": ports.internal, "PROXIED": ports.proxied}
+    advertised = {**listeners, "PROXIED": proxied_as or ports.proxied}
+    if controller is None:
+        listeners["CONTROLLER"] = ports.controller
+    return PROPERTIES.format(
+        roles="broker,controller" if controller is None else "broker",
+        node=1 if controller is None else 2,
+        controller=controller or ports.controller,
+        listeners=_addresses(listeners),
+        advertised=_addresses(advertised),
+        protocol=protocol,
+        data=data,
+    )
+
+
+def _addresses(listeners: dict[str, int]) -> str:
+    return ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items())
+
+
+def await_ready(run: Run, scratch: Path, start: int = 0) -> None:
+    """Wait until a broker says so in its log, behind what others wrote there before.
+
+    :raises KafkaServerError: when it ended or took too long.
+    """
+    deadline = time.monotonic() + START_TIMEOUT
+    while READY not in _log_from(scratch, start):
+        if dead(run, within=0.02):
+            raise KafkaServerError(f"the Kafka broker ended before it was ready, its log:\n{log_tail(scratch)}")
+        if time.monotonic() > deadline:
+            raise KafkaServerError(f"the Kafka broker was not ready within {START_TIMEOUT:g} s:\n{log_tail(scratch)}")
+
+
+def _log_from(scratch: Path, start: int) -> bytes:
+    try:
+        with (scratch / "log").open("rb") as file:
+            file.seek(start)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def java(cache: Path, *command: str) -> list[str]:
+    """The command line of a JVM that runs one of Kafka's programs."""
+    jars = sorted(map(str, (cache / "lib").glob("*.jar")))  # always in the same order, or the class archive is no use
+    archive = cache / "classes.jsa"
+    sharing = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+    log4j = f"-Dlog4j2.configurationFile={cache / 'log4j2.xml'}"
+    return [_find("java"), *JVM, *sharing, log4j, "-cp", ":".join(jars), *command]
+
+
+def _find(program: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise KafkaUnavailableError(
+            f"no {program} here: a Kafka broker of one's own takes Java 17 or later and, the first time, Maven; "
+            "or name another broker"
+        )
+    return found
+
+
+def prepared() -> Path:
+    """The folder with the jars, fetched and made ready the first time; other processes wait for it."""
+    _find("java")
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bytewax_jetstream"
+    cache = root / f"kafka-{VERSION}"
+    if (cache / "complete").exists():
+        return cache
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(root / f"kafka-{VERSION}.lock"):
+        if not (cache / "complete").exists():
+            (cache / "pom.xml").write_text(POM.format(version=VERSION))
+            (cache / "log4j2.xml").write_text(LOG4J)
+            _fetch(cache)
+            _format_template(cache)
+            (cache / "complete").touch()
+            _archive_classes(cache)
+    return cache
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(cache: Path) -> None:
+    command = [_find("mvn"), "-q", "-B", "-f", str(cache / "pom.xml"), "dependency:copy-dependencies"]
+    _checked([*command, "-DincludeScope=runtime", f"-DoutputDirectory={cache / 'lib'}"], "fetching Kafka with Maven")
+
+
+def _format_template(cache: Path) -> None:
+    """What `kafka-storage format` writes, once: copied for each new broker, it saves a JVM's start."""
+    template, configuration = cache / "formatted", cache / "format.properties"
+    shutil.rmtree(template, ignore_errors=True)
+    configuration.write_text(properties(Ports.chosen(), template))
+    command = java(cache, "kafka.tools.StorageTool", "format", "-t", _uuid(), "-c", str(configuration))
+    _checked(command, "formatting a Kafka log directory")
+
+
+def format_log(cache: Path, data: Path, node: int) -> None:
+    """Make an empty log directory for one broker; one that has data is left as it is."""
+    if (data / "meta.properties").exists():
+        return
+    shutil.copytree(cache / "formatted", data, dirs_exist_ok=True)
+    own = {"node.id": str(node), "directory.id": _uuid()}
+    lines = (data / "meta.properties").read_text().splitlines()
+    words = (line.partition("=") for line in lines if not line.startswith("#"))
+    (data / "meta.properties").write_text("".join(f"{key}={own.get(key, value)}\n" for key, _, value in words))
+
+
+def _archive_classes(cache: Path) -> None:
+    """Have a broker leave its loaded classes in an archive as it ends, which halves every later start."""
+    with tempfile.TemporaryDirectory(prefix="kafka-classes-") as folder:
+        scratch, data = Path(folder), Path(folder, "data")
+        configuration = scratch / "server.properties"
+        configuration.write_text(properties(Ports.chosen(), data))
+        format_log(cache, data, 1)
+        program, *rest = java(cache, "kafka.Kafka", str(configuration))
+        run = spawn([program, f"-XX:ArchiveClassesAtExit={cache / 'classes.jsa.new'}", *rest], scratch)
+        with run.supervisor:  # whose end closes the lifeline
+            await_ready(run, scratch)
+            os.kill(run.pid, signal.SIGTERM)
+            dead(run, within=START_TIMEOUT)
+    with contextlib.suppress(FileNotFoundError):  # it would only be quicker
+        (cache / "classes.jsa.new").rename(cache / "classes.jsa")
+
+
+def _checked(command: list[str], what: str) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=FETCH_TIMEOUT)
+    except subprocess.CalledProcessError as error:
+        raise KafkaServerError(f"{what} failed: {(error.stdout + error.stderr).strip()[-1000:]}") from None
+    except subprocess.TimeoutExpired:
+        raise KafkaServerError(f"{what} took longer than {FETCH_TIMEOUT:g} s: see to the network") from None
+
+
+def _uuid() -> str:
+    while (word := urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")).startswith("-"):
+        pass
+    return word

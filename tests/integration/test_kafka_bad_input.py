@@ -1,0 +1,271 @@
+"""Whatever is wrong with an input to Kafka ends in one clear error or one rejected result, and harms nothing else."""
+
+import logging
+import re
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from bytewax.errors import BytewaxRuntimeError
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+
+import bytewax_jetstream.operators as jop
+from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
+from bytewax_jetstream.errors import ConnectError, StreamError
+from bytewax_jetstream.settings import KafkaSettings, KafkaTopicSettings
+from bytewax_jetstream.testing import KafkaServer
+from tests.dataflows import Envelopes, publishing, root_cause, run
+from tests.kafka import audit, make_topic, new_topic, records
+from tests.lanes import kafka, opened, publish, settle
+from tests.streams import FLAWLESS, envelopes
+
+CANARY = "canary-51ce07"
+USERS = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_amy="amy" user_bob="bob";'
+
+
+def _bad(**fields: Any) -> Envelope:
+    return Envelope(**{"topic": "bad", "payload": b"", "event_id": "bad", **fields})
+
+
+BAD_ENVELOPES = [
+    (_bad(topic=""), "the topic is empty"),
+    (_bad(topic=None), "the topic is a NoneType: give a str"),
+    (_bad(topic=["a"]), "the topic is a list: give a str"),
+    (_bad(topic="bad/x"), "is no name of a Kafka topic: use letters, digits"),
+    (_bad(topic="bad x"), "is no name of a Kafka topic"),
+    (_bad(topic="bad\r\nx"), "is no name of a Kafka topic"),
+    (_bad(topic="bäd"), "is no name of a Kafka topic"),
+    (_bad(topic=".."), "is no name of a Kafka topic"),
+    (_bad(topic="x" * 5_000), "has 5000 characters, allowed are 249: shorten it"),
+    (_bad(topic="never-made"), "there is no topic never-made: create it, or declare a KafkaTopicSettings"),
+    (_bad(payload="text"), "the payload is a str: give bytes"),
+    (_bad(payload=None), "the payload is a NoneType: give bytes"),
+    (_bad(payload=b"x" * 1_100_000), "Message size too large (10): split the message, or raise max_message_bytes"),
+    (_bad(event_id=""), "the event id is missing"),
+    (_bad(event_id=None), "the event id is missing"),
+    (_bad(event_id=7), "the event id is a int: give a str"),
+    (_bad(aggregate_id=7), "is not a str: give a str"),
+    (_bad(aggregate_id=["a"]), "is not a str: give a str"),
+    (_bad(event_type=b"x"), "is not a str: give a str"),
+    (_bad(headers={"Event-Id": "x"}), "header Event-Id is reserved: use the envelope's fields"),
+    (_bad(headers={"event-type": "x"}), "header event-type is reserved"),
+    (_bad(headers={"": "x"}), "is not one: give a str"),
+    (_bad(headers={7: "x"}), "is not one: give a str"),
+    (_bad(headers={"a": 7}), "header a is a int: give a str"),
+    (_bad(headers=["a"]), "the headers are a list: give a mapping"),
+    (_bad(partition=99), "has no partition 99: give one of 0 to 3, or None"),
+    (_bad(partition=-1), "partition -1 is not one"),
+    (_bad(partition="1"), "partition '1' is not one"),
+    (_bad(partition=True), "partition True is not one"),
+    (_bad(options=PublishOptions(expected_last_sequence=1)), "the options are for JetStream"),
+]
+
+
+@pytest.mark.parametrize("way", ["pool", "dataflow"])
+def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(kafka_address: str, way: str) -> None:
+    good, bad = new_topic(kafka_address), new_topic(kafka_address)
+    fine = envelopes(len(BAD_ENVELOPES), good)
+    wrong = [
+        each._replace(topic=bad if each.topic == "bad" else each.topic, headers=each.headers)
+        for each, _ in BAD_ENVELOPES
+    ]
+    mixed = [each for pair in zip(fine, wrong, strict=True) for each in pair]
+
+    if way == "pool":
+        with opened(kafka(kafka_address)) as (_, lane):
+            lane.submit(mixed)
+            results = lane.flush()
+    else:
+        made = publishing(Envelopes(mixed), kafka(kafka_address))
+        run(made.flow)
+        results = made.oks + made.errs
+
+    assert len(results) == len(mixed)
+    rejected = {str(result.envelope): result for result in results if result.outcome is Outcome.REJECTED}
+    for each, (_, says) in zip(wrong, BAD_ENVELOPES, strict=True):
+        result = rejected.pop(str(each))
+        assert says in str(result.reason)
+        assert len(str(result.reason)) < 300
+    assert not rejected
+    assert audit(kafka_address, good, fine) == FLAWLESS
+    assert records(kafka_address, bad) == []
+
+
+def test_a_compacted_topic_rejects_what_has_no_key_alone(kafka_address: str) -> None:
+    topic = new_topic(kafka_address, cleanup_policy="compact")
+    keyless = Envelope(topic, b"0", event_id="keyless")
+    with opened(kafka(kafka_address)) as (_, lane):
+        assert settle(lane, [keyless])["keyless"].outcome is Outcome.REJECTED
+        results = settle(lane, envelopes(100, topic))
+
+    assert {result.outcome for result in results.values()} == {Outcome.STORED}
+
+
+def test_a_topic_whose_limit_is_below_a_batch_would_refuse_small_messages_and_is_refused(kafka_address: str) -> None:
+    topic = new_topic(kafka_address, max_message_bytes="10000")
+
+    result = publish(kafka(kafka_address), *envelopes(1, topic))["e-0"]
+
+    assert result.outcome is Outcome.REJECTED
+    assert "set batch_bytes=10000, or raise the topic's max.message.bytes" in str(result.reason)
+    results = publish(kafka(kafka_address, batch_bytes=10_000), *envelopes(2_000, topic, first=10))
+    assert {each.outcome for each in results.values()} == {Outcome.STORED}
+
+
+@pytest.mark.parametrize("way", ["pool", "dataflow"])
+def test_a_broker_that_is_not_there_is_named_within_the_connect_timeout(way: str) -> None:
+    settings = kafka("127.0.0.1:1", connect_timeout=1)
+    began = time.monotonic()
+
+    def attempt() -> None:
+        if way == "pool":
+            publish(settings, *envelopes(1, "x"))
+        else:
+            run(publishing(Envelopes(envelopes(1, "x")), settings).flow)
+
+    with pytest.raises((ConnectError, BytewaxRuntimeError)) as failed:
+        attempt()
+
+    said = str(root_cause(failed.value))
+    assert re.match(r"no connection to Kafka at 127\.0\.0\.1:1 within 1 s \(.*\): see whether the brokers run", said)
+    assert time.monotonic() - began < 10
+
+
+def test_a_broker_that_accepts_and_says_nothing_is_named_within_the_connect_timeout(
+    own_kafka_server: KafkaServer,
+) -> None:
+    own_kafka_server.pause()
+    began = time.monotonic()
+
+    with pytest.raises(ConnectError, match=r"^no connection to Kafka at .* within 1 s"):
+        publish(kafka(own_kafka_server.bootstrap, connect_timeout=1), *envelopes(1, "x"))
+
+    assert time.monotonic() - began < 10
+
+
+def test_a_missing_topic_to_read_is_one_sentence(kafka_address: str) -> None:
+    from bytewax.dataflow import Dataflow
+    from bytewax.operators import output
+    from bytewax.testing import TestingSink
+
+    flow = Dataflow("reading")
+    found: list[Any] = []
+    output("out", jop.input("in", flow, kafka(kafka_address), topics="nowhere").oks, TestingSink(found))
+
+    with pytest.raises(BytewaxRuntimeError) as failed:
+        run(flow)
+
+    assert str(root_cause(failed.value)) == "there is no topic nowhere to read: create it, or correct the name"
+
+
+@pytest.mark.parametrize("strategy", ["create", "create_or_update", "validate"])
+def test_a_declared_topic_that_is_missing_is_one_sentence(kafka_address: str, strategy: Any) -> None:
+    with pytest.raises(StreamError, match=r"^there is no topic nowhere: create it, or declare a KafkaTopicSettings"):
+        publish(kafka(kafka_address, topics=("nowhere",), topic_strategy=strategy))
+
+
+def test_topics_are_made_checked_and_mended_by_strategy(kafka_address: str) -> None:
+    name = f"strategy-{time.time_ns()}"
+    small = KafkaTopicSettings(name=name, partitions=2, cleanup_policy="compact")
+    large = KafkaTopicSettings(name=name, partitions=3, cleanup_policy="delete")
+    with pytest.raises(StreamError, match=rf"^topic {name} is missing: create it, or use topic_strategy=create$"):
+        publish(kafka(kafka_address, topic_settings=(small,), topic_strategy="validate"))
+    publish(kafka(kafka_address, topic_settings=(small,)))
+    publish(kafka(kafka_address, topic_settings=(small,), topic_strategy="validate"))
+
+    with pytest.raises(
+        StreamError, match=r"partitions are 2, asked are 3; cleanup\.policy is compact, asked is delete"
+    ):
+        publish(kafka(kafka_address, topic_settings=(large,)))
+    publish(kafka(kafka_address, topic_settings=(large,), topic_strategy="create_or_update"))
+
+    results = publish(kafka(kafka_address), Envelope(name, b"", event_id="e", partition=2))
+    assert results["e"].partition == 2
+
+
+def test_with_skip_nothing_is_asked_and_an_unknown_topic_is_rejected(kafka_address: str) -> None:
+    topic = new_topic(kafka_address)
+    settings = kafka(kafka_address, delivery_timeout=4, topic_strategy="skip")
+
+    results = publish(settings, *envelopes(10, topic), Envelope("nowhere", b"", event_id="bad"))
+
+    assert results.pop("bad").outcome is Outcome.REJECTED
+    assert {result.outcome for result in results.values()} == {Outcome.STORED}
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[KafkaServer]:
+    """A broker that asks for a password; amy may do everything, bob may write to `open` only."""
+    config = "\n".join(
+        [
+            "listener.name.client.sasl.enabled.mechanisms=PLAIN",
+            f"listener.name.client.plain.sasl.jaas.config={USERS}",
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "super.users=User:ANONYMOUS;User:amy",
+        ]
+    )
+    with KafkaServer(protocol="SASL_PLAINTEXT", config=config + "\n") as server:
+        make_topic(server.internal, "open")
+        make_topic(server.internal, "closed")
+        admin = AdminClient({"bootstrap.servers": server.internal})
+        for operation in (AclOperation.WRITE, AclOperation.DESCRIBE):
+            acl = AclBinding(
+                ResourceType.TOPIC, "open", ResourcePatternType.LITERAL, "User:bob", "*", operation,
+                AclPermissionType.ALLOW,
+            )  # fmt: skip
+            admin.create_acls([acl])[acl].result(10)
+        yield server
+
+
+def _as(user: str, password: str, server: KafkaServer, **settings: Any) -> KafkaSettings:
+    return kafka(server.bootstrap, sasl="PLAIN", user=user, password=password, **settings)
+
+
+def test_a_wrong_password_is_said_at_once_and_never_shown(
+    guarded: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    settings = _as("amy", CANARY, guarded, connect_timeout=60)
+    began = time.monotonic()
+
+    with pytest.raises(
+        ConnectError, match=r"^no connection to Kafka at .*: correct the credentials in the settings$"
+    ) as e:
+        publish(settings, *envelopes(1, "open"))
+
+    assert time.monotonic() - began < 30
+    assert CANARY not in "".join(traceback.format_exception(e.value)) + caplog.text + repr(settings)
+
+
+def test_a_missing_password_is_one_sentence_within_the_connect_timeout(guarded: KafkaServer) -> None:
+    with pytest.raises(ConnectError, match=r"and whether they ask for TLS or a password$"):
+        publish(kafka(guarded.bootstrap, connect_timeout=2), *envelopes(1, "open"))
+
+
+def test_a_topic_without_permission_is_rejected_and_the_others_are_stored(guarded: KafkaServer) -> None:
+    fine = envelopes(100, "open")
+    denied = [Envelope("closed", b"", event_id=f"d-{number}") for number in range(100)]
+
+    results = publish(_as("bob", "bob", guarded), *fine, *denied)
+
+    assert {results[each.event_id].outcome for each in fine} == {Outcome.STORED}
+    assert {results[each.event_id].outcome for each in denied} == {Outcome.REJECTED}
+    assert "this user may not see topic closed: grant DESCRIBE and WRITE on it" in str(results["d-0"].reason)
+    assert len(records(guarded.internal, "open")) == len(fine)
+    assert records(guarded.internal, "closed") == []
+
+
+def test_without_a_check_the_brokers_own_refusal_is_the_reason(guarded: KafkaServer) -> None:
+    result = publish(_as("bob", "bob", guarded, topic_strategy="skip"), Envelope("closed", b"", event_id="d"))["d"]
+
+    assert result.outcome is Outcome.REJECTED
+    assert "grant this user WRITE on the topic, then publish again" in str(result.reason)

@@ -1,0 +1,255 @@
+"""A Kafka broker that is killed, paused, cut off and short of replicas, under the pool and a whole dataflow."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from bytewax.errors import BytewaxRuntimeError
+
+from bytewax_jetstream.envelope import Envelope, Outcome
+from bytewax_jetstream.errors import PublishError, StreamError
+from bytewax_jetstream.kafka import client, config
+from bytewax_jetstream.kafka.client import Client
+from bytewax_jetstream.settings import KafkaTopicSettings
+from bytewax_jetstream.testing import KafkaServer
+from tests.dataflows import Envelopes, publishing, recovery_store, root_cause, run
+from tests.kafka import audit, new_topic, records
+from tests.lanes import broker_of, kafka, opened, publish, settle
+from tests.proxy import Proxy
+from tests.streams import FLAWLESS, envelopes
+from tests.waiting import until
+
+
+def _parts(batch: list[Envelope], parts: int = 4) -> list[list[Envelope]]:
+    return [[each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part] for part in range(parts)]
+
+
+def _kill(server: KafkaServer) -> None:
+    server.kill()
+    server.start()
+
+
+def _restart(server: KafkaServer) -> None:
+    server.restart()
+
+
+@pytest.mark.parametrize("fault", [_kill, _restart])
+def test_a_broker_that_ends_and_comes_back_costs_nothing(
+    own_kafka_server: KafkaServer, fault: Callable[[KafkaServer], None]
+) -> None:
+    server = own_kafka_server
+    topic = new_topic(server.bootstrap)
+    batch = envelopes(40_000, topic, aggregates=100)
+    with opened(kafka(server.bootstrap, topics=(topic,))) as (pool, lane):
+        for start in (0, 20_000):
+            lane.submit(batch[start : start + 10_000])
+            until(lambda: pool.statistics()["stored"] > start + 500)  # noqa: B023  # called here only
+            server.pause()
+            lane.submit(batch[start + 10_000 : start + 20_000])
+            until(lambda: broker_of(pool)["queued"] > 0)
+            fault(server)
+        results = lane.flush()
+
+    assert len(results) == len(batch)
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert audit(server.bootstrap, topic, batch) == FLAWLESS
+
+
+def test_a_broker_that_ends_and_is_back_under_a_dataflow_costs_nothing(own_kafka_server: KafkaServer) -> None:
+    server = own_kafka_server
+    topic = new_topic(server.bootstrap)
+    batch = envelopes(8_000, topic, aggregates=80)
+    lock = threading.Lock()
+    done: list[int] = []
+
+    def before(index: int) -> None:
+        with lock:
+            if index >= 1_000 and not done:
+                done.append(index)
+                _kill(server)
+
+    made = publishing(Envelopes(*_parts(batch), batch_size=50, before=before), kafka(server.bootstrap))
+
+    run(made.flow, workers=2)
+
+    assert done
+    assert audit(server.bootstrap, topic, batch) == FLAWLESS
+    assert sorted(result.event_id for result in made.oks) == sorted(each.event_id for each in batch)
+
+
+def test_a_broker_that_is_paused_for_longer_than_an_attempt_costs_nothing(own_kafka_server: KafkaServer) -> None:
+    server = own_kafka_server
+    topic = new_topic(server.bootstrap)
+    batch = envelopes(40_000, topic, aggregates=100)
+    with ExitStack() as timers, opened(kafka(server.bootstrap, ack_timeout=0.5)) as (pool, lane):
+        lane.submit(batch)
+        until(lambda: pool.statistics()["stored"] > 2_000)
+        server.pause()
+        timer = threading.Timer(4, server.resume)
+        timer.start()
+        timers.callback(timer.join)
+        results = lane.flush()
+
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert audit(server.bootstrap, topic, batch) == FLAWLESS
+
+
+@pytest.fixture
+def proxied() -> Iterator[tuple[KafkaServer, Proxy]]:
+    """A broker and a proxy before it, to which the broker sends its clients back."""
+    with Proxy("kafka://127.0.0.1:1", opaque=True) as proxy, KafkaServer(proxied_as=proxy.port) as server:
+        proxy.aim(f"kafka://{server.proxied}")
+        yield server, proxy
+
+
+def test_lost_responses_are_answered_by_a_retry_that_is_stored_once(proxied: tuple[KafkaServer, Proxy]) -> None:
+    server, proxy = proxied
+    topic = new_topic(server.bootstrap)
+    batch = envelopes(30_000, topic, aggregates=100)
+    with opened(kafka(f"127.0.0.1:{proxy.port}", topics=(topic,))) as (pool, lane):
+        settle(lane, batch[:100])
+        for part in range(1, 4):
+            stored = len(records(server.bootstrap, topic))
+            lost = proxy.answers.lost
+            proxy.answers.loses = lambda piece: True
+            lane.submit(batch[part * 9_000 - 8_900 : part * 9_000 + 100])
+            until(lambda: proxy.answers.lost > lost)  # noqa: B023  # called here only
+            until(lambda: len(records(server.bootstrap, topic)) > stored)  # noqa: B023
+            proxy.cut_all()
+            proxy.answers.loses = lambda piece: False
+            until(lambda: lane.unsettled == 0, 30)
+        lane.submit(batch[27_100:])
+        lane.flush()
+
+        assert pool.statistics()["stored"] == len(batch)
+        assert pool.statistics()["unknown"] == 0
+    assert proxy.answers.lost > 0
+    assert audit(server.bootstrap, topic, batch) == FLAWLESS
+
+
+def test_connections_reset_again_and_again_lose_nothing(proxied: tuple[KafkaServer, Proxy]) -> None:
+    server, proxy = proxied
+    topic = new_topic(server.bootstrap)
+    batch = envelopes(20_000, topic, aggregates=100)
+    with opened(kafka(f"127.0.0.1:{proxy.port}", topics=(topic,))) as (pool, lane):
+        for number in range(5):
+            lane.submit(batch[number * 4_000 : number * 4_000 + 4_000])
+            until(lambda: broker_of(pool)["queued"] > 0 or not lane.unsettled)
+            proxy.cut_all()
+        results = lane.flush()
+
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert audit(server.bootstrap, topic, batch) == FLAWLESS
+
+
+def test_a_broker_that_does_not_come_back_is_unknown_in_time_and_stops_a_dataflow_which_is_replayed(
+    own_kafka_server: KafkaServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    server = own_kafka_server
+    topic = new_topic(server.bootstrap)
+    batch = envelopes(2_000, topic)
+    gone: list[int] = []
+
+    def before(index: int) -> None:
+        if index == 500 and not gone:
+            gone.append(index)
+            server.kill()
+
+    store = recovery_store(tmp_path_factory.mktemp("run") / "store")
+    made = publishing(Envelopes(batch, before=before), kafka(server.bootstrap, ack_timeout=0.5, delivery_timeout=2))
+
+    with pytest.raises(BytewaxRuntimeError) as stopped:
+        run(made.flow, store=store)
+
+    cause = root_cause(stopped.value)
+    assert isinstance(cause, PublishError)
+    assert "its epoch uncommitted: envelope e-" in str(cause)
+    assert "is unknown: " in str(cause)
+    assert not made.errs, "an unknown result left the dataflow"
+    server.start()
+    run(made.flow, store=store)
+    ids = {record.headers["Event-Id"].decode() for record in records(server.bootstrap, topic)}
+    assert ids == {each.event_id for each in batch}
+    assert {result.event_id for result in made.oks} == ids
+
+
+def test_too_few_replicas_are_unknown_and_never_called_stored(own_kafka_server: KafkaServer) -> None:
+    with KafkaServer(joins=own_kafka_server) as second:
+        server = own_kafka_server
+        topic = new_topic(server.bootstrap, partitions=1, replicas=2, min_insync_replicas="2")
+        strong = KafkaTopicSettings(name=topic, replicas=2, min_insync_replicas=2)
+        settings = kafka(server.bootstrap, ack_timeout=0.5, delivery_timeout=6, topic_settings=(strong,))
+        with opened(settings) as (_, lane):
+            assert {result.outcome for result in settle(lane, envelopes(10, topic)).values()} == {Outcome.STORED}
+            second.kill()
+            results = settle(lane, envelopes(10, topic, first=10))
+
+            assert {result.outcome for result in results.values()} == {Outcome.UNKNOWN}
+            assert "see to the broker" in str(results["e-10"].reason)
+
+
+def test_one_replica_is_too_weak_whatever_min_insync_replicas_says(kafka_address: str) -> None:
+    topic = new_topic(kafka_address, min_insync_replicas="2")  # Kafka stores to it all the same
+    strong = KafkaTopicSettings(name=topic, replicas=2, min_insync_replicas=2)
+
+    with pytest.raises(StreamError, match=r"replicas are 1, asked are 2; min\.insync\.replicas is 2 of 1 replicas"):
+        publish(kafka(kafka_address, topic_settings=(strong,), topic_strategy="validate"))
+
+
+def test_a_full_queue_of_the_library_loses_and_reorders_nothing(
+    kafka_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        client, "producer", lambda settings: {**config.producer(settings), "queue.buffering.max.messages": 500}
+    )
+    topic = new_topic(kafka_address)
+    batch = envelopes(20_000, topic, aggregates=20)
+    with opened(kafka(kafka_address, topics=(topic,))) as (pool, lane):
+        lane.submit(batch)
+        results = lane.flush()
+
+        assert broker_of(pool)["queue_full"] > 0
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert audit(kafka_address, topic, batch) == FLAWLESS
+
+
+def test_a_producer_that_fails_leaves_everything_unknown_and_stops_the_flow(
+    kafka_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What librdkafka raises out of a poll is fatal, and may come as a `SystemError`."""
+    topic = new_topic(kafka_address)
+
+    def broken(self: Client) -> None:
+        def poll(seconds: float) -> int:
+            raise SystemError("a result with an error set")
+
+        self._guarded(poll, 0)
+
+    monkeypatch.setattr(Client, "serve", broken)
+    made = publishing(Envelopes(envelopes(100, topic)), kafka(kafka_address))
+
+    with pytest.raises(BytewaxRuntimeError) as stopped:
+        run(made.flow)
+
+    assert "is unknown: the Kafka producer has failed" in str(root_cause(stopped.value))
+    assert "see to the brokers, then run again" in str(root_cause(stopped.value))
+
+
+def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on(kafka_address: str) -> None:
+    topic = new_topic(kafka_address)
+    with opened(kafka(kafka_address, topics=(topic,))) as (_, lane):
+        settle(lane, envelopes(10, topic))
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover  # in the child nothing may escape to pytest
+            code = 1
+            try:
+                lane.submit(envelopes(1, topic, first=10))
+            except Exception as error:
+                code = 0 if "make a new one after a fork" in str(error) else 2
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+        assert len(settle(lane, envelopes(10, topic, first=20))) == 10
+    assert len(records(kafka_address, topic)) == 20
