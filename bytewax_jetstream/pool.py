@@ -478,6 +478,8 @@ class AckPool:
                     "out": link.dispatch.out,
                     "retries": link.dispatch.retries,
                     "late_acks": link.dispatch.late_acks,
+                    "whole_flights": link.dispatch.whole_flights,
+                    "in_whole_flights": link.dispatch.in_whole_flights,
                     **link.publisher.statistics(),
                 }
                 for link in list(self._links.values())

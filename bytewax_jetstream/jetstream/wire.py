@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
+from types import NoneType
 
 from ..envelope import Envelope, PublishOptions
 from ..errors import EnvelopeError
@@ -87,7 +88,7 @@ def encode_all(
         return None
     topics, payloads, ids, aggregates, types, headers, _, options = zip(*envelopes, strict=True)
     number = len(topics)
-    if set(map(type, payloads)) != {bytes} or headers.count(None) != number or options.count(None) != number:
+    if set(map(type, payloads)) != {bytes} or set(map(type, headers + options)) != {NoneType}:
         return None
     try:
         if not topics_checked >= set(topics):

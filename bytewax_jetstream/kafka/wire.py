@@ -6,6 +6,8 @@ Key: the aggregate id, so that Kafka keeps an aggregate in one partition and in 
 
 import re
 from collections.abc import Mapping, Sequence, Set
+from itertools import chain
+from types import NoneType
 from typing import NamedTuple
 
 from ..envelope import Envelope
@@ -74,7 +76,7 @@ def are_plain(envelopes: Sequence[Envelope], topics: Set[str]) -> bool:
     if set(map(type, envelopes)) != {Envelope}:
         return False
     names, payloads, ids, aggregates, types, *rest = zip(*envelopes, strict=True)
-    if set(map(type, payloads)) != {bytes} or any(column.count(None) != len(names) for column in rest):
+    if set(map(type, payloads)) != {bytes} or set(map(type, chain(*rest))) != {NoneType}:
         return False
     try:
         words = "".join(ids) + "".join(filter(None, aggregates)) + "".join(filter(None, types))

@@ -67,15 +67,16 @@ KILLS: tuple[Kill, ...] = (
 )
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["one by one", "whole flights"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_nothing_is_missing_or_twice_after_ten_kills_in_flight(
-    workers: int, tmp_path: Path, own_nats_server: NatsServer
+    workers: int, whole: bool, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     random = Random(f"{workers} workers")
     counted = 0
     kills = cycle(KILLS)
 
-    with Pipeline(tmp_path, own_nats_server) as pipeline:
+    with Pipeline(tmp_path, own_nats_server, whole=whole) as pipeline:
         while counted < CYCLES:
             assert pipeline.runs < ATTEMPTS, f"only {counted} of {pipeline.runs} kills came with envelopes in flight"
             kill = next(kills)
