@@ -116,6 +116,11 @@ class Dispatch:
         state = "connected" if self._connected else "disconnected"
         return f"<Dispatch {state}, {self.out} out, {len(self._backing_off)} backing off, {len(self._lanes)} lanes>"
 
+    @property
+    def in_doubt(self) -> int:
+        """How many replicated routes take no whole flights for now."""
+        return len(self._doubts)
+
     # What happens to it
 
     def add_lane(self, lane: LaneQueue) -> None:

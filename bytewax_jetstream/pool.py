@@ -11,9 +11,11 @@ close; the thread ends.
 """
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +24,7 @@ from enum import StrEnum
 from random import Random
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from weakref import WeakSet
 
 from .dispatch import Dispatch
 from .envelope import Envelope, Outcome, PublishResult, picklable
@@ -372,6 +375,7 @@ class AckPool:
                 print(result.outcome, result.sequence)
     """
 
+    _live: ClassVar["WeakSet[AckPool]"] = WeakSet()
     _shared: ClassVar["AckPool | None"] = None
     _borrowers: ClassVar[int] = 0
     _shared_lock: ClassVar[threading.Lock] = threading.Lock()
@@ -391,6 +395,7 @@ class AckPool:
         self._workers: list[asyncio.Task[None]] = []
         self._closing: list[asyncio.Task[None]] = []
         self._counts = dict.fromkeys(("stored", "duplicates", "rejected", "unknown"), 0)
+        self._live.add(self)
 
     def __repr__(self) -> str:
         brokers = ", ".join(repr(link.dispatch) for link in self._links.values())
@@ -440,6 +445,22 @@ class AckPool:
     def forget_after_fork(cls) -> None:
         """In a forked child: the parent's pool has no thread here, so the next borrower makes another."""
         cls._shared, cls._borrowers, cls._shared_lock = None, 0, threading.Lock()
+        cls._live = WeakSet()
+
+    @classmethod
+    def settle_at_exit(cls) -> None:
+        """A program that ends without closing its pool must not lose what is in flight, or end as if all were well."""
+        unknown = 0
+        for pool in [pool for pool in cls._live if pool.budget.used_messages]:
+            log.warning("the program ends with %d envelopes in flight: close the pool", pool.budget.used_messages)
+            before = pool.statistics()["unknown"]
+            pool.close()
+            unknown += pool.statistics()["unknown"] - before + pool.budget.used_messages
+        if unknown:
+            log.critical("%d envelopes may not be stored: publish them again with the same event ids", unknown)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # nothing else sets an exit code here
 
     # For users of one pool
 
@@ -480,6 +501,7 @@ class AckPool:
                     "late_acks": link.dispatch.late_acks,
                     "whole_flights": link.dispatch.whole_flights,
                     "in_whole_flights": link.dispatch.in_whole_flights,
+                    "streams_in_doubt": link.dispatch.in_doubt,
                     **link.publisher.statistics(),
                 }
                 for link in list(self._links.values())
@@ -720,3 +742,4 @@ CLOSE_SECONDS = 5.0
 PATIENCE = 120.0
 
 os.register_at_fork(after_in_child=AckPool.forget_after_fork)
+atexit.register(AckPool.settle_at_exit)

@@ -42,7 +42,7 @@ orders = op.input(
 )
 out = jop.publish("publish", op.map("to-envelope", orders, to_envelope), settings)
 
-stored = op.map("stored", out.oks, lambda result: f"{result.event_id} is {result.stream} {result.sequence}")
+stored = op.map("stored", out.oks, lambda result: f"{result.event_id} is stored in {result.stream}")
 op.output("print-stored", stored, StdOutSink())
 dead = op.map("dead", out.errs, lambda result: f"{result.event_id} is rejected: {result.reason}")
 op.output("print-dead", dead, StdOutSink())

@@ -38,6 +38,7 @@ LOOK_UP_SECONDS = 2.0
 """For a broker's answer about a topic; without one it is asked again."""
 RETRY_SECONDS = 0.01
 """Until messages that librdkafka had no room for are offered again."""
+CLOSE_SECONDS = 2.0
 ATTEMPT = 1.0
 """Seconds of one attempt to reach a broker at the start, so that a refused password is said at once."""
 
@@ -221,7 +222,10 @@ class KafkaPublisher:
         if self._retry is not None:
             self._retry.cancel()
         if self._client is not None:
-            left = await asyncio.to_thread(self._client.close, 2.0)
+            try:
+                left = await asyncio.to_thread(self._client.close, CLOSE_SECONDS)
+            except RuntimeError:  # the interpreter ends, and starts no thread any more
+                left = self._client.close(CLOSE_SECONDS)
             if left:
                 log.warning("closed with %d messages that had no report: whether they are stored is unknown", left)
             self._client = None

@@ -114,7 +114,12 @@ def test_create_or_update_never_lowers_what_a_stream_keeps(nats_server: NatsServ
     publish(jetstream(nats_server.url), *envelopes(100, "lower.a"))
     before = _config(nats_server.url, "LOWER")
     wanted = StreamSettings(
-        name="LOWER", subjects=("lower.a",), max_messages=10, discard="old", max_age=timedelta(hours=1)
+        name="LOWER",
+        subjects=("lower.a",),
+        max_messages=10,
+        discard="old",
+        max_age=timedelta(hours=1),
+        allow_batched=False,
     )
 
     publish(jetstream(nats_server.url, streams=(wanted,), stream_strategy="create_or_update"))
@@ -127,7 +132,7 @@ def test_create_or_update_says_what_the_server_does_not_let_be_changed(nats_serv
     make_stream(nats_server.url, "STORAGE", "storage", storage="memory")
     settings = jetstream(
         nats_server.url,
-        streams=(StreamSettings(name="STORAGE", subjects=("storage",)),),
+        streams=(StreamSettings(name="STORAGE", subjects=("storage",), allow_batched=False),),
         stream_strategy="create_or_update",
     )
 

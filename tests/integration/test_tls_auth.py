@@ -145,7 +145,7 @@ def test_the_wrong_way_of_shaking_hands_is_one_sentence(
             server.url,
             tls_ca_file=certificates.ca,
             tls_handshake_first=not server_first,
-            connect_timeout=1,
+            connect_timeout=1 if server_first else 10,
             user="amy",
             password=CANARY,
         )

@@ -893,7 +893,17 @@ def test_statistics_are_a_plain_value() -> None:
                 "rejected": 1,
                 "unknown": 0,
                 "brokers": [
-                    {"broker": "fake", "lanes": 1, "out": 1, "retries": 0, "late_acks": 0, "flights": publisher.flights}
+                    {
+                        "broker": "fake",
+                        "lanes": 1,
+                        "out": 1,
+                        "retries": 0,
+                        "late_acks": 0,
+                        "whole_flights": 0,
+                        "in_whole_flights": 0,
+                        "streams_in_doubt": 0,
+                        "flights": publisher.flights,
+                    }
                 ],
             }
         )

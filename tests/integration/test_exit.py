@@ -1,0 +1,72 @@
+"""A program that forgets to close its pool: what is in flight is settled, or it does not end as if all were well."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from bytewax_jetstream.testing import NatsServer
+from tests.kafka import make_topic, records
+from tests.streams import FLAWLESS, audit, envelopes, make_stream
+
+ROOT = Path(__file__).parents[2]
+COUNT = 20_000
+PROGRAM = """
+import sys
+from bytewax_jetstream.pool import AckPool
+from bytewax_jetstream.sinks import publisher_for
+from tests.lanes import jetstream, kafka
+from tests.streams import envelopes
+
+broker, address, topic, seconds = sys.argv[1:]
+make = {"jetstream": jetstream, "kafka": kafka}[broker]
+settings = make(address, topics=(topic,), pool={"drain_timeout": float(seconds)})
+pool = AckPool(settings.pool)
+lane = pool.lane(publisher_for(settings), name="forgotten")
+print("open", flush=True)
+sys.stdin.readline()
+lane.submit(envelopes(20_000, topic))
+"""
+
+
+def _start(broker: str, address: str, topic: str, seconds: float) -> subprocess.Popen[str]:
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, broker, address, topic, str(seconds)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "open\n"
+    return program
+
+
+def test_what_is_in_flight_at_the_exit_is_settled(nats_server: NatsServer) -> None:
+    make_stream(nats_server.url, "FORGOTTEN", "forgotten")
+    program = _start("jetstream", nats_server.url, "forgotten", 20)
+    _, said = program.communicate("go\n", timeout=60)
+
+    assert program.returncode == 0, said
+    assert "close the pool" in said
+    assert audit(nats_server.url, "FORGOTTEN", envelopes(COUNT, "forgotten")) == FLAWLESS
+
+
+def test_what_cannot_be_settled_at_the_exit_is_no_success(own_nats_server: NatsServer) -> None:
+    make_stream(own_nats_server.url, "FORGOTTEN", "forgotten")
+    program = _start("jetstream", own_nats_server.url, "forgotten", 1)
+    own_nats_server.pause()
+    _, said = program.communicate("go\n", timeout=60)
+
+    assert program.returncode == 1, said
+    assert "may not be stored: publish them again with the same event ids" in said
+
+
+def test_a_kafka_program_that_forgets_its_pool_loses_nothing(kafka_address: str) -> None:
+    make_topic(kafka_address, "forgotten")
+    program = _start("kafka", kafka_address, "forgotten", 20)
+    _, said = program.communicate("go\n", timeout=60)
+
+    assert program.returncode == 0, said
+    assert "close the pool" in said
+    assert len(records(kafka_address, "forgotten")) == COUNT
