@@ -52,8 +52,8 @@ fix: $(STAMP) ## format, and mend what the linter can mend
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/ruff check --fix
 
-bench: $(STAMP) ## measure speed and memory, as a table
-	@$(BIN)/python -m tests.benchmark.bench
+bench: $(STAMP) ## measure every way to publish beside every other: make bench OPTIONS='--help'
+	@$(BIN)/bytewax-jetstream bench $(OPTIONS)
 
 clean: ## remove .venv, caches and what runs left behind
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist flows/.run
