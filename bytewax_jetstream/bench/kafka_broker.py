@@ -70,7 +70,7 @@ class KafkaBroker:
             left = sum(self._end(consumer, topic) - begin for topic, begin in self._ends.items())
             consumer.assign([TopicPartition(topic, 0, begin) for topic, begin in self._ends.items()])
             while left > 0:
-                messages = consumer.consume(AT_ONCE, SECONDS if left < AT_ONCE else 1.0) if left else []
+                messages = consumer.consume(min(AT_ONCE, left), SECONDS)  # which waits for as many
                 if not messages:
                     raise BenchError(f"{left} stored messages could not be read back")
                 for message in messages:

@@ -2,8 +2,9 @@
 
 A page keeps each number, and each table, between two comments:
 
-    <!-- bench FILE table scenario=low,high -->…<!-- /bench -->
+    <!-- bench FILE table brief scenario=low,high -->…<!-- /bench -->
     <!-- bench FILE median client_cpu_us_per_msg strategy=flow scenario=high -->…<!-- /bench -->
+    <!-- bench FILE most threads_final broker=jetstream -->…<!-- /bench -->
     <!-- bench FILE ratio strategy=flow / strategy=sync scenario=high ids=msgid -->…<!-- /bench -->
 
 FILE is relative to the page. `fill` writes what belongs in between; nothing else in the page is touched.
@@ -25,6 +26,15 @@ __all__ = ["Table", "as_markdown", "check", "fill", "load", "tables"]
 BASES = ("before", "sync", "async", "lean", "confluent", "pull")
 """Whose multiple every strategy of its broker is shown as, where it ran."""
 ALWAYS_TOLD = ("scenario", "payload_bytes", "batch", "strategy")
+DETAILS = {
+    "API requests": "mgmt_requests_per_msg",
+    "bytes sent": "bytes_sent_per_msg",
+    "TCP segments": "segments_sent_per_msg",
+    "ack frames": "ack_frames_per_msg",
+    "RSS MB start, peak, end": "",
+    "threads start/peak/end": "",
+}
+"""Columns that a brief table does without, and the figures that are medians of one message."""
 WORDS = {"ack_workers": "ACK workers", "max_pending": "max. pending"}
 BLOCK = re.compile(r"(<!-- bench (\S+) (.+?) -->)(.*?)(<!-- /bench -->)", re.DOTALL)
 
@@ -65,45 +75,48 @@ def check(rounds: Iterable[Round]) -> list[str]:
 # Tables
 
 
-def tables(rounds: Sequence[Round]) -> list[Table]:
-    """One table for each scenario, payload and batch; conditions that are the same everywhere have no column."""
+def tables(rounds: Sequence[Round], *, brief: bool = False) -> list[Table]:
+    """One table for each scenario, payload and batch; conditions that are the same everywhere have no column.
+
+    :arg brief: Only what answers how fast, and at what price.
+    """
     varying = [
         key for key in CONDITIONS if key not in ALWAYS_TOLD and len({str(entry.get(key)) for entry in rounds}) > 1
     ]
     groups: dict[tuple[str, int, int], list[Round]] = {}
     for entry in rounds:
         groups.setdefault((entry["scenario"], entry["payload_bytes"], entry["batch"]), []).append(entry)
-    return [_table(scenario, payload, batch, group, varying) for (scenario, payload, batch), group in groups.items()]
+    return [_table(*key, group, varying, brief=brief) for key, group in groups.items()]
 
 
-def _table(scenario: str, payload: int, batch: int, rounds: list[Round], varying: list[str]) -> Table:
+def _table(scenario: str, payload: int, batch: int, rounds: list[Round], varying: list[str], *, brief: bool) -> Table:
     bases = [base for base in BASES if any(entry["strategy"] == base for entry in rounds)]
-    header = [WORDS.get(key, key) for key in [*varying, "strategy"]]
-    header += ["messages/s (lowest-highest)", *(f"x {base}" for base in bases), "ack p50 / p99 ms"]
-    header += ["CPU us client / server", "API requests", "bytes sent", "segments", "acks"]
-    header += ["RSS MB start, peak, end", "threads", "success"]
     lines = []
     for own in series(rounds).values():
-        first = own[0]
-        line = ["default" if first.get(key) is None else str(first[key]) for key in varying]
-        line += [first["strategy"], _spread(own, "msgs_per_s")]
-        line += [_multiple(own, base, rounds) for base in bases]
-        line.append(_pair(own, "ack_ms_p50", "ack_ms_p99"))
-        line.append(_pair(own, "client_cpu_us_per_msg", "server_cpu_us_per_msg"))
-        line += [
-            _median(own, figure)
-            for figure in ("mgmt_requests_per_msg", "bytes_sent_per_msg", "segments_sent_per_msg", "ack_frames_per_msg")
-        ]
-        line.append(_memory(own))
-        line.append("/".join(f"{max(values(own, f'threads_{at}')):.0f}" for at in ("initial", "peak", "final")))
-        line.append(f"{min(values(own, 'success')):.2%}".replace(".00%", "%"))
-        lines.append(line)
-    counts = sorted({entry["messages"] for entry in rounds})
-    title = (
-        f"{scenario}: {' or '.join(f'{count:,}' for count in counts)} messages of {payload:,} bytes, "
-        f"{batch:,} at once, {max(entry['round'] for entry in rounds)} rounds"
+        line = _line(own, rounds, varying, bases)
+        lines.append({name: text for name, text in line.items() if not brief or name not in DETAILS})
+    counts = " or ".join(f"{count:,}" for count in sorted({entry["messages"] for entry in rounds}))
+    number = max(entry["round"] for entry in rounds)
+    title = f"{scenario}: {counts} messages of {payload:,} bytes, {batch:,} at once, {number} rounds"
+    return Table(title, list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _line(own: list[Round], rounds: list[Round], varying: list[str], bases: list[str]) -> dict[str, str]:
+    first = own[0]
+    line = {WORDS.get(key, key): "default" if first.get(key) is None else str(first[key]) for key in varying}
+    line["strategy"] = first["strategy"]
+    line["messages/s (lowest-highest)"] = _spread(own, "msgs_per_s")
+    line |= {f"x {base}": _multiple(own, base, rounds) for base in bases}
+    line["ack p50 / p99 ms"] = f"{_median(own, 'ack_ms_p50')} / {_median(own, 'ack_ms_p99')}"
+    line["client CPU us"] = _median(own, "client_cpu_us_per_msg")
+    line["server CPU us"] = _median(own, "server_cpu_us_per_msg")
+    line |= {name: _median(own, figure) for name, figure in DETAILS.items() if figure}
+    line["RSS MB start, peak, end"] = _memory(own)
+    line["threads start/peak/end"] = "/".join(
+        _number(max(values(own, f"threads_{at}"))) for at in ("initial", "peak", "final")
     )
-    return Table(title, header, lines)
+    line["success"] = f"{min(values(own, 'success')):.2%}".replace(".00%", "%")
+    return line
 
 
 def _multiple(own: list[Round], base: str, rounds: list[Round]) -> str:
@@ -126,10 +139,6 @@ def _memory(own: list[Round]) -> str:
     return f"{initial[0]:.0f}, {grown[0]:+.1f}, {grown[1]:+.1f}"
 
 
-def _pair(own: list[Round], *names: str) -> str:
-    return " / ".join(_median(own, name) for name in names)
-
-
 def _median(own: list[Round], figure: str) -> str:
     found = spread(values(own, figure))
     return _number(found.median) if found else "-"
@@ -144,7 +153,7 @@ def _number(value: float) -> str:
     """Three digits that mean something, and no more."""
     if value == 0:
         return "0"
-    if abs(value) >= 100:
+    if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
@@ -211,7 +220,7 @@ def _of(results: dict[str, Any], wanted: dict[str, str]) -> list[Round]:
 
 
 def _answer_table(results: dict[str, Any], words: list[str]) -> str:
-    return f"\n\n{as_markdown(tables(_of(results, _wanted(words))))}\n\n"
+    return f"\n\n{as_markdown(tables(_of(results, _wanted(words)), brief='brief' in words))}\n\n"
 
 
 def _answer_about(results: dict[str, Any], words: list[str]) -> str:
@@ -224,6 +233,14 @@ def _answer_median(results: dict[str, Any], words: list[str]) -> str:
 
 def _answer_spread(results: dict[str, Any], words: list[str]) -> str:
     return _spread(_of(results, _wanted(words)), words[0])
+
+
+def _answer_most(results: dict[str, Any], words: list[str]) -> str:
+    return _number(max(values(_of(results, _wanted(words)), words[0])))
+
+
+def _answer_least(results: dict[str, Any], words: list[str]) -> str:
+    return _number(min(values(_of(results, _wanted(words)), words[0])))
 
 
 def _answer_ratio(results: dict[str, Any], words: list[str]) -> str:
@@ -239,7 +256,9 @@ def _answer_ratio(results: dict[str, Any], words: list[str]) -> str:
 
 _ANSWERS = {
     "about": _answer_about,
+    "least": _answer_least,
     "median": _answer_median,
+    "most": _answer_most,
     "ratio": _answer_ratio,
     "spread": _answer_spread,
     "table": _answer_table,

@@ -17,7 +17,7 @@ from .cases import Case
 
 __all__ = ["run"]
 
-PATIENCE = 600.0
+PATIENCE = 300.0
 """Seconds any one step of a round may take."""
 PRACTICE = 10_000
 """Messages of the round before the first, which nobody counts, at most."""
@@ -34,6 +34,7 @@ class _Child:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
+            start_new_session=True,  # Ctrl-C is for us; without us it ends
         )
         self._say(json.dumps({"case": case._asdict(), "url": url}))
 

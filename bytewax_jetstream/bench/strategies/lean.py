@@ -36,7 +36,8 @@ async def lean(trial: Trial) -> Tally:
     tally, meter, load = Tally(), trial.meter, trial.load
     client = await nats.connect(trial.url)
     try:
-        await _Batch(client, trial.case.ids).publish([load.warm_up()], load.messages)
+        warm_up = load.warm_up()
+        await _Batch(client, trial.case.ids).publish([warm_up], len(warm_up))
         batch = _Batch(client, trial.case.ids)
         await batch.subscribe()
         meter.start()

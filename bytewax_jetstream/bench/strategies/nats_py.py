@@ -102,6 +102,7 @@ async def before(trial: Trial) -> Tally:
 
 
 async def _without_waiting(trial: Trial, *, look_up: bool) -> Tally:
+    # Who wants to know what became of each message keeps its future.
     tally, futures = Tally(), []
     every = max(1, trial.load.messages // LATENCIES)
     async with connected(trial) as (_, js, id_header):
