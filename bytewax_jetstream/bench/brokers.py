@@ -213,7 +213,9 @@ class JetStreamBroker:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Client]:
         try:
-            client = await nats.connect(self.url, allow_reconnect=False, connect_timeout=5)
+            client = await nats.connect(
+                self.url, allow_reconnect=False, max_reconnect_attempts=0, connect_timeout=5, error_cb=_keep_quiet
+            )
         except (OSError, nats.errors.Error) as error:
             raise BenchError(
                 f"no NATS server answers at {self.url} ({error}): start one, or leave --nats-url out"
@@ -222,6 +224,10 @@ class JetStreamBroker:
             yield client
         finally:
             await client.close()
+
+
+async def _keep_quiet(error: Exception) -> None:
+    """It is raised as well; nats-py would log it with its traceback."""
 
 
 async def _api(client: Client, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

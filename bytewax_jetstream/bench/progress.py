@@ -54,7 +54,7 @@ def show_tables(found: Iterable[Table], about: str) -> None:
     """Print tables to stdout; as wide as they are where that is no terminal."""
     console = Console()
     if not console.is_terminal:
-        console.width = 250
+        console.width = 320
     console.print(about, markup=False)
     for table in found:
         drawn = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)

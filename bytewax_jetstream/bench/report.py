@@ -115,7 +115,7 @@ def _line(own: list[Round], rounds: list[Round], varying: list[str], bases: list
     line["threads start/peak/end"] = "/".join(
         _number(max(values(own, f"threads_{at}"))) for at in ("initial", "peak", "final")
     )
-    line["success"] = f"{min(values(own, 'success')):.2%}".replace(".00%", "%")
+    line["success"] = _share(min(values(own, "success")))
     return line
 
 
@@ -147,6 +147,10 @@ def _median(own: list[Round], figure: str) -> str:
 def _spread(own: list[Round], figure: str) -> str:
     found = spread(values(own, figure))
     return f"{_number(found.median)} ({_number(found.low)}-{_number(found.high)})" if found else "-"
+
+
+def _share(value: float) -> str:
+    return f"{value:.2%}".replace(".00%", "%")
 
 
 def _number(value: float) -> str:
@@ -240,7 +244,8 @@ def _answer_most(results: dict[str, Any], words: list[str]) -> str:
 
 
 def _answer_least(results: dict[str, Any], words: list[str]) -> str:
-    return _number(min(values(_of(results, _wanted(words)), words[0])))
+    lowest = min(values(_of(results, _wanted(words)), words[0]))
+    return _share(lowest) if words[0] == "success" else _number(lowest)
 
 
 def _answer_ratio(results: dict[str, Any], words: list[str]) -> str:
