@@ -214,7 +214,12 @@ class JetStreamBroker:
     async def _connected(self) -> AsyncIterator[Client]:
         try:
             client = await nats.connect(
-                self.url, allow_reconnect=False, max_reconnect_attempts=0, connect_timeout=5, error_cb=_keep_quiet
+                self.url,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,  # 0 would be for ever
+                reconnect_time_wait=0.1,
+                connect_timeout=5,
+                error_cb=_keep_quiet,
             )
         except (OSError, nats.errors.Error) as error:
             raise BenchError(

@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from .cases import Case
+from .load import Load
+
 __all__ = ["Meter", "Tally", "Trial", "latencies", "percentile"]
 
 MB = 1024 * 1024
@@ -128,9 +131,9 @@ class Meter:
 class Trial(NamedTuple):
     """One round, as a strategy gets it: connect, publish the warm-up, start the clock, publish, stop it, close."""
 
-    case: Any
+    case: Case
     url: str
-    load: Any
+    load: Load
     meter: Meter
 
 

@@ -32,7 +32,7 @@ DOUBT_SECONDS = 15.0
 def settings_for(trial: Trial) -> BrokerSettings:
     """The settings of a case: only what it names differs from the defaults."""
     case = trial.case
-    sizes = {"ack_workers": case.ack_workers, "budget_messages": case.max_pending}
+    sizes: dict[str, Any] = {"ack_workers": case.ack_workers, "budget_messages": case.max_pending}
     pool = PoolSettings(**{name: size for name, size in sizes.items() if size is not None})
     if case.broker == "kafka":
         from ...settings import KafkaSettings  # type: ignore[attr-defined]  # comes with the Kafka publisher
