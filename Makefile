@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench clean
+.PHONY: help setup demo test check fix bench results pages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -52,8 +52,23 @@ fix: $(STAMP) ## format, and mend what the linter can mend
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/ruff check --fix
 
-bench: $(STAMP) ## measure speed and memory, as a table
-	@$(BIN)/python -m tests.benchmark.bench
+bench: $(STAMP) ## measure every way to publish beside every other: make bench OPTIONS='--help'
+	@$(BIN)/bytewax-jetstream bench $(OPTIONS)
+
+RESULTS := tests/benchmark/results
+MEASURE := $(BIN)/bytewax-jetstream bench --check --rounds 5
+
+results: $(STAMP) ## measure anew what README and claims page show
+	$(MEASURE) --scenarios low,medium,high,extreme --json $(RESULTS)/report.json --plot $(RESULTS)/report.svg
+	$(MEASURE) --scenarios sustained --strategies sync,async,pool,batch,lean,flow --json $(RESULTS)/sustained.json
+	$(MEASURE) --scenarios paced --strategies sync,async,batch,flow --json $(RESULTS)/paced.json
+	$(MEASURE) --scenarios extreme --strategies sync,batch --ack-workers 1,2,4,48 --json $(RESULTS)/workers.json
+	$(MEASURE) --scenarios extreme --strategies async,batch --max-pending 256,4000,100000 --json $(RESULTS)/pending.json
+	$(MEASURE) --scenarios extreme --strategies flow --storage file,memory --json $(RESULTS)/storage.json
+	@$(MAKE) --no-print-directory pages
+
+pages: $(STAMP) ## bring the numbers of README and claims page in step with the results
+	@$(BIN)/bytewax-jetstream bench --fill README.md tests/benchmark/README.md
 
 clean: ## remove .venv, caches and what runs left behind
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist flows/.run

@@ -1,6 +1,7 @@
 """Few errors, each with one sentence that says what to do."""
 
 __all__ = [
+    "BenchError",
     "ConnectError",
     "EnvelopeError",
     "JetStreamPipelineError",
@@ -42,3 +43,7 @@ class PoolClosedError(JetStreamPipelineError):
 
 class SourceError(JetStreamPipelineError):
     """The source cannot go on without missing or repeating messages."""
+
+
+class BenchError(JetStreamPipelineError):
+    """The benchmark cannot be run as asked, or a strategy failed in it; nothing was measured."""

@@ -1,0 +1,84 @@
+"""The process a case is measured in: round after round, told by lines on stdin, told of by lines on stdout.
+
+parent                         child
+{"case": …, "url": …}    ──►
+{"run": …, "messages": …} ─►   connects, warms up
+                         ◄──   {"state": "ready"}       the parent reads the broker's figures
+(an empty line)          ──►   publishes
+                         ◄──   {"state": "stopped"}     and again
+(an empty line)          ──►   closes
+                         ◄──   {"state": "done", …}     what the meter says
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from .cases import Case
+from .load import Load
+from .meter import Meter, Tally, Trial
+
+__all__ = ["main"]
+
+
+def strategy_of(case: Case) -> Callable[[Trial], Tally]:
+    """How a case publishes or reads; loads only the libraries that this takes."""
+    if case.strategy in ("pool", "batch", "flow", "source"):
+        from .strategies import ours
+
+        return {"pool": ours.pool, "batch": ours.pool, "flow": ours.flow, "source": ours.source}[case.strategy]
+    if case.broker == "kafka":
+        from .strategies import kafka
+
+        return {"sync": kafka.sync, "sink": kafka.sink, "confluent": kafka.confluent}[case.strategy]
+    from .strategies import lean, nats_py
+
+    coroutine = {
+        "before": nats_py.before,
+        "sync": nats_py.sync,
+        "task": nats_py.task,
+        "async": nats_py.publish_async,
+        "pull": nats_py.pull,
+        "lean": lean.lean,
+    }[case.strategy]
+    return lambda trial: asyncio.run(coroutine(trial))
+
+
+def measure(case: Case, url: str, run: str, wait: Callable[[str], None]) -> dict[str, Any]:
+    """One round; in a function of its own, so that nothing of it is alive when the next one begins."""
+    meter = Meter(wait, urlsplit(url if "://" in url else f"//{url}").port or 0)
+    tally = strategy_of(case)(Trial(case, url, Load(case, run), meter))
+    return meter.figures(tally, case.messages)
+
+
+def main() -> None:
+    """Serve rounds until stdin ends."""
+    # Whatever a library prints must not come between our lines.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def say(state: str, **more: Any) -> None:
+        answers.write(json.dumps({"state": state, **more}) + "\n")
+
+    def wait(state: str) -> None:
+        say(state)
+        if not sys.stdin.readline():
+            sys.exit(1)  # the parent is gone
+
+    told = json.loads(sys.stdin.readline())
+    case, url = Case(**told["case"]), told["url"]
+    strategy_of(case)
+    for line in iter(sys.stdin.readline, ""):
+        try:
+            told = json.loads(line)
+            say("done", **measure(case._replace(messages=told["messages"]), url, told["run"], wait))
+        except Exception as error:
+            say("failed", reason=" ".join(f"{type(error).__name__}: {error}".split()))
+
+
+if __name__ == "__main__":
+    main()

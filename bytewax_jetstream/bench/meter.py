@@ -1,0 +1,196 @@
+"""What a round costs the process that publishes: read before the clock starts and after it has stopped.
+
+Nothing is read in between. Memory's peak is the kernel's own high-water mark, what went over the
+sockets is the kernel's count.
+"""
+
+import asyncio
+import contextlib
+import gc
+import math
+import os
+import resource
+import socket
+import struct
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from .cases import Case
+from .load import Load
+
+__all__ = ["Meter", "Tally", "Trial", "latencies", "percentile"]
+
+MB = 1024 * 1024
+
+
+class Tally:
+    """What came of a round, as the strategy saw it."""
+
+    def __init__(self) -> None:
+        self.acked = 0
+        self.latencies = array("d")
+        """Seconds from submit to ack: of every message, or of evenly spread ones where a look at each would cost."""
+        self.tasks = 0
+        """asyncio tasks at once, where the strategy makes one for each message."""
+        self.writes: int | None = None
+        """Writes to the socket while the clock ran, where they can be counted."""
+
+
+class Traffic(NamedTuple):
+    """What went over this process's connections to the broker, by the kernel's count."""
+
+    sent: int = 0
+    segments: int = 0
+    received: int = 0
+
+
+class Meter:
+    """The clock of one round, and the process it runs in.
+
+    :arg wait: Called when the clock is about to start and when it has stopped, for whoever reads the
+        broker's side; returns when the round may go on.
+    :arg port: The broker's, to find the connections by.
+    """
+
+    def __init__(self, wait: Callable[[str], None], port: int) -> None:
+        self.stopped = False
+        self._wait = wait
+        self._port = port
+        self._process = psutil.Process()
+        gc.collect()
+        self._initial = self._state()
+        self._peak: dict[str, Any] = {}
+        self._seconds = self._cpu = 0.0
+        self._traffic = Traffic()
+
+    def start(self) -> None:
+        """The warm-up is settled: start the clock."""
+        gc.collect()
+        self._before = self._state()
+        self._wait("ready")
+        self._traffic = _traffic(self._port)
+        _reset_peak()
+        self._cpu = time.process_time()
+        self._seconds = time.perf_counter()
+
+    def stop(self) -> None:
+        """The last ack is in: stop the clock, before anything is closed."""
+        self._seconds = time.perf_counter() - self._seconds
+        self._cpu = time.process_time() - self._cpu
+        peak = _peak_rss()
+        after, traffic = self._state(), _traffic(self._port)
+        self._peak = {
+            "rss_mb": peak,
+            "threads": max(self._before["threads"], after["threads"]),
+            "tasks": max(self._before["tasks"], after["tasks"]),
+        }
+        self._traffic = Traffic(*(new - old for new, old in zip(traffic, self._traffic, strict=True)))
+        self.stopped = True
+        self._wait("stopped")
+
+    def figures(self, tally: Tally, messages: int) -> dict[str, Any]:
+        """Everything about the round, when all is closed."""
+        gc.collect()
+        final = self._state()
+        return {
+            "msgs_per_s": round(messages / self._seconds, 1),
+            "seconds": round(self._seconds, 6),
+            "acked": tally.acked,
+            **latencies(tally.latencies),
+            "rss_initial_mb": self._initial["rss_mb"],
+            "rss_peak_mb": self._peak["rss_mb"],
+            "rss_final_mb": final["rss_mb"],
+            "threads_initial": self._initial["threads"],
+            "threads_peak": self._peak["threads"],
+            "threads_final": final["threads"],
+            "tasks_initial": self._initial["tasks"],
+            "tasks_peak": max(self._peak["tasks"], tally.tasks),
+            "tasks_final": final["tasks"],
+            "client_cpu_us_per_msg": round(self._cpu / messages * 1e6, 3),
+            "bytes_sent_per_msg": _each(self._traffic.sent, messages),
+            "segments_sent_per_msg": _each(self._traffic.segments, messages),
+            "bytes_received_per_msg": _each(self._traffic.received, messages),
+            "socket_writes_per_msg": _each(tally.writes, messages),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "rss_mb": round(self._process.memory_info().rss / MB, 2),
+            "threads": self._process.num_threads(),
+            # Of all loops, running or not: a task that was forgotten is what we look for.
+            "tasks": sum(isinstance(thing, asyncio.Task) and not thing.done() for thing in gc.get_objects()),
+        }
+
+
+class Trial(NamedTuple):
+    """One round, as a strategy gets it: connect, publish the warm-up, start the clock, publish, stop it, close."""
+
+    case: Case
+    url: str
+    load: Load
+    meter: Meter
+
+
+def _each(total: int | None, messages: int) -> float | None:
+    return None if total is None else round(total / messages, 4)
+
+
+def percentile(ordered: "array[float]", share: float) -> float:
+    """The value that `share` of the ordered values do not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def latencies(seconds: "array[float]") -> dict[str, float | None]:
+    """Mean, median, 99th percentile and maximum, in milliseconds; None where nothing is acknowledged."""
+    names = ("ack_ms_mean", "ack_ms_p50", "ack_ms_p99", "ack_ms_max")
+    if not seconds:
+        return dict.fromkeys(names)
+    ordered = array("d", sorted(seconds))
+    values = (sum(ordered) / len(ordered), percentile(ordered, 0.5), percentile(ordered, 0.99), ordered[-1])
+    return {name: round(value * 1000, 4) for name, value in zip(names, values, strict=True)}
+
+
+def _reset_peak() -> None:
+    """Let the kernel's high-water mark begin anew, where it can: elsewhere it is that of the whole process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_rss() -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 2)
+    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / MB, 2)
+
+
+# In struct tcp_info of <linux/tcp.h>.
+BYTES_RECEIVED, DATA_SEGS_OUT, BYTES_SENT = 128, 156, 200
+
+
+def _traffic(port: int) -> Traffic:
+    """The sum over this process's connections to the broker; zeros where the kernel does not tell."""
+    total = Traffic()
+    if sys.platform != "linux":
+        return total
+    for entry in Path("/proc/self/fd").iterdir():
+        if not entry.is_socket():
+            continue
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as connection:
+            if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.getpeername()[1] != port:
+                continue
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            if len(info) >= BYTES_SENT + 8:
+                total = Traffic(
+                    total.sent + struct.unpack_from("=Q", info, BYTES_SENT)[0],
+                    total.segments + struct.unpack_from("=I", info, DATA_SEGS_OUT)[0],
+                    total.received + struct.unpack_from("=Q", info, BYTES_RECEIVED)[0],
+                )
+    return total

@@ -1,0 +1,125 @@
+"""Runs the cases of a group in turns, round by round, and puts together what both sides measured."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from select import select
+from types import TracebackType
+from typing import Any, Self
+
+from ..errors import BenchError
+from .brokers import Broker
+from .cases import Case
+
+__all__ = ["run"]
+
+PATIENCE = 300.0
+"""Seconds any one step of a round may take."""
+PRACTICE = 10_000
+"""Messages of the round before the first, which nobody counts, at most."""
+
+
+class _Child:
+    """The process of one case."""
+
+    def __init__(self, case: Case, url: str) -> None:
+        self._case = case
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bytewax_jetstream.bench.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,  # Ctrl-C is for us; without us it ends
+        )
+        self._say(json.dumps({"case": case._asdict(), "url": url}))
+
+    def begin(self, run: str, messages: int) -> None:
+        self._say(json.dumps({"run": run, "messages": messages}))
+
+    def go_on(self) -> None:
+        self._say("")
+
+    def expect(self, state: str) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        ready, _, _ = select([self._process.stdout], [], [], PATIENCE)
+        line = self._process.stdout.readline() if ready else ""
+        answer: dict[str, Any] = json.loads(line) if line else {}
+        if answer.get("state") != state:
+            reason = answer.get("reason") or ("its process ended" if ready else f"no answer within {PATIENCE:g} s")
+            raise BenchError(f"{self._case.broker} {self._case.strategy} failed: {reason}")
+        return answer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if kind is not None:
+            self._process.kill()
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+        except BrokenPipeError:
+            raise BenchError(f"{self._case.broker} {self._case.strategy} failed: its process ended") from None
+
+
+def run(
+    groups: Sequence[Sequence[Case]],
+    brokers: dict[str, Broker],
+    rounds: int,
+    progress: Callable[[Case, int], None] = lambda case, number: None,
+) -> list[dict[str, Any]]:
+    """All rounds of all groups, as they go into the results file.
+
+    :arg progress: Told of each round before it begins; number 0 is the one that is not counted.
+    :raises BenchError: when a strategy fails.
+    """
+    measured = []
+    for group in groups:
+        with ExitStack() as stack:
+            children = [(case, stack.enter_context(_Child(case, brokers[case.broker].url))) for case in group]
+            for number in range(rounds + 1):
+                for case, child in children:
+                    progress(case, number)
+                    counted = case if number else case._replace(messages=min(case.messages, PRACTICE))
+                    figures = _round(counted, child, brokers[case.broker])
+                    if number:
+                        measured.append({**case._asdict(), "round": number, **figures})
+    return measured
+
+
+def _round(case: Case, child: _Child, broker: Broker) -> dict[str, Any]:
+    run = f"{os.getpid():x}{secrets.token_hex(3)}"
+    broker.prepare(case, run)
+    child.begin(run, case.messages)
+    child.expect("ready")
+    before = broker.figures(first=True)
+    child.go_on()
+    child.expect("stopped")
+    after = broker.figures(first=False)
+    child.go_on()
+    figures = child.expect("done")
+    del figures["state"]
+    stored = broker.count(case, run)
+    broker.clear(case)
+    found = min(figures["acked"], stored.found)
+    return {
+        **figures,
+        "found": stored.found,
+        "duplicates": stored.duplicates,
+        "success": round(found / case.messages, 6),
+        **after.since(before, case.messages),
+    }

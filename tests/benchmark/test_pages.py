@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from bytewax_jetstream.bench.report import check, fill, load
+
+HERE = Path(__file__).parent
+PAGES = [HERE.parents[1] / "README.md", HERE / "README.md"]
+REQUIRED = {
+    "scenario",
+    "broker",
+    "storage",
+    "ids",
+    "strategy",
+    "messages",
+    "payload_bytes",
+    "batch",
+    "round",
+    "msgs_per_s",
+    "ack_ms_mean",
+    "ack_ms_p50",
+    "ack_ms_p99",
+    "ack_ms_max",
+    "success",
+    "rss_initial_mb",
+    "rss_peak_mb",
+    "rss_final_mb",
+    "threads_initial",
+    "threads_peak",
+    "threads_final",
+    "tasks_final",
+    "client_cpu_us_per_msg",
+    "server_cpu_us_per_msg",
+    "mgmt_requests_per_msg",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["README", "claims"])
+def test_the_numbers_of_a_page_are_those_of_its_results_files(page: Path) -> None:
+    assert page.read_text() == fill(page), "make pages brings it in step"
+
+
+@pytest.mark.parametrize("file", sorted((HERE / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_a_results_file_is_complete_and_nothing_was_lost_in_it(file: Path) -> None:
+    rounds = load(file)["rounds"]
+
+    assert all(set(entry) >= REQUIRED for entry in rounds)
+    assert check(rounds) == []

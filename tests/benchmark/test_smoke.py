@@ -1,0 +1,71 @@
+"""Every strategy, small: it runs, stores every message once, and leaves nothing behind."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bytewax_jetstream.bench.brokers import JetStreamBroker
+from bytewax_jetstream.bench.cases import STRATEGIES, Case
+from bytewax_jetstream.bench.report import check
+from bytewax_jetstream.bench.runner import run
+from bytewax_jetstream.errors import BenchError
+
+MESSAGES = 60
+
+
+def case(strategy: str, **more: Any) -> Case:
+    return Case(
+        "low", "jetstream", "memory", "msgid", strategy, messages=MESSAGES, payload_bytes=16, batch=25
+    )._replace(**more)
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[JetStreamBroker]:
+    with JetStreamBroker() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def rounds(broker: JetStreamBroker) -> dict[str, dict[str, Any]]:
+    """One round of every strategy, in turns, as the command runs them."""
+    group = [case(strategy) for strategy in STRATEGIES["jetstream"]]
+    measured = run([group], {"jetstream": broker}, rounds=1)
+    assert check(measured) == []
+    return {entry["strategy"]: entry for entry in measured}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES["jetstream"])
+def test_a_strategy_stores_or_reads_every_message_and_leaves_nothing_behind(
+    strategy: str, rounds: dict[str, dict[str, Any]]
+) -> None:
+    entry = rounds[strategy]
+
+    assert entry["acked"] == entry["found"] == MESSAGES
+    assert entry["success"] == 1
+    assert entry["msgs_per_s"] > 0
+    assert entry["client_cpu_us_per_msg"] > 0
+    assert entry["threads_final"] == entry["threads_initial"]
+    assert entry["tasks_initial"] == entry["tasks_final"] == 0
+
+
+def test_management_requests_are_those_that_the_server_counted(rounds: dict[str, dict[str, Any]]) -> None:
+    assert rounds["before"]["mgmt_requests_per_msg"] == 1
+    assert all(rounds[name]["mgmt_requests_per_msg"] == 0 for name in ("sync", "task", "async", "pool", "lean"))
+
+
+def test_ack_frames_are_those_that_the_server_sent(rounds: dict[str, dict[str, Any]]) -> None:
+    assert rounds["sync"]["ack_frames_per_msg"] == rounds["pool"]["ack_frames_per_msg"] == 1
+    assert rounds["before"]["ack_frames_per_msg"] == 2
+    assert rounds["lean"]["ack_frames_per_msg"] < 0.1
+
+
+def test_paced_messages_and_ids_in_another_header_are_stored_too(broker: JetStreamBroker) -> None:
+    group = [case("sync", rate=1_000, batch=1), case("flow", rate=1_000, batch=1), case("lean", ids="header")]
+
+    assert check(run([group], {"jetstream": broker}, rounds=1)) == []
+
+
+def test_a_strategy_that_fails_is_said_with_its_reason(broker: JetStreamBroker) -> None:
+    with pytest.raises(BenchError, match=r"jetstream sync failed: .*maximum payload"):
+        run([[case("sync", payload_bytes=2_000_000)]], {"jetstream": broker}, rounds=1)
