@@ -10,7 +10,9 @@ from .errors import EnvelopeError
 
 __all__ = [
     "INFINITY",
+    "Acked",
     "Batch",
+    "Ended",
     "Entry",
     "Flight",
     "LaneQueue",
@@ -184,6 +186,16 @@ class Stored(NamedTuple):
     receipt: Receipt
 
 
+class Acked(NamedTuple):
+    """Envelopes that were stored one by one, each with a receipt of its own."""
+
+    entries: list[Entry]
+    receipts: list[Receipt]
+
+
+Ended = Settled | Stored | Acked
+
+
 class LaneQueue:
     """The envelopes of one lane, in order.
 
@@ -210,7 +222,7 @@ class LaneQueue:
         """How many of them are backing off."""
         self.whole = 0
         """How many whole flights are out."""
-        self.settled: list[Settled | Stored] = []
+        self.settled: list[Ended] = []
 
 
 class Flight:

@@ -20,6 +20,8 @@ from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
 from bytewax_jetstream.flight import (
+    Acked,
+    Ended,
     Flight,
     LaneQueue,
     Policy,
@@ -27,7 +29,6 @@ from bytewax_jetstream.flight import (
     Refusal,
     Route,
     Settled,
-    Stored,
     Verdict,
     WholeFlight,
     prepare_each,
@@ -536,7 +537,13 @@ class _Arrival:
         self._world.arrive(self._request)
 
 
-def one_by_one(group: Settled | Stored) -> list[Settled]:
+def one_by_one(group: Ended) -> list[Settled]:
+    """However envelopes ended together, each by itself."""
     if isinstance(group, Settled):
         return [group]
+    if isinstance(group, Acked):
+        return [
+            Settled(entry, Outcome.STORED, receipt, None)
+            for entry, receipt in zip(group.entries, group.receipts, strict=True)
+        ]
     return [Settled(entry, Outcome.STORED, group.receipt, None) for entry in group.parcel.entries()]

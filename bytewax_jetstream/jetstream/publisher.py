@@ -17,7 +17,7 @@ import re
 from collections import deque
 from collections.abc import Hashable, Sequence
 from itertools import chain, repeat
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ..envelope import Envelope
 from ..errors import ConnectError, StreamError
@@ -51,9 +51,6 @@ START, APPEND, END = 0, 1, 3
 """Operations of the batch protocol: the first message, another, and the commit, which is no message itself."""
 PLACES = [b"%d.%d.$FI" % (place + 1, START if place == 0 else APPEND) for place in range(WHOLE_FLIGHT)]
 """How the reply subjects in a whole flight end."""
-
-_new = tuple.__new__
-"""As in `dispatch`: this runs once a message."""
 
 
 class _Doubt(NamedTuple):
@@ -200,7 +197,9 @@ class JetStreamPublisher:
             stream = streams.stream(name)
             if stream is None or len(payload) != int(size):
                 break  # seldom: it is looked at as any other answer
-            acks.append((int(flight), int(index), _new(Receipt, (stream, None, int(sequence), duplicate is not None))))
+            # A bare tuple is no work for the garbage collector, as a named one would be.
+            receipt = cast(Receipt, (stream, None, int(sequence), duplicate is not None))
+            acks.append((int(flight), int(index), receipt))
             at = ack.end()
         if acks:
             self._events.acked_all(acks)

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -29,9 +29,6 @@ STEP = 0.001
 """Seconds of one flush: it returns late rather than early while another thread serves the reports."""
 PAUSE = 0.0002
 """Seconds between two of them."""
-
-_new = tuple.__new__
-"""As in `dispatch`: this runs once a message."""
 
 INDEX_BITS = 10
 INDEX_MASK = (1 << INDEX_BITS) - 1
@@ -178,7 +175,8 @@ def _report_type(
         def __call__(self, error: KafkaError | None, message: Message) -> None:
             """Called by librdkafka, on whichever thread serves reports; must not raise, and must not serve."""
             if error is None:
-                receipt = _new(Receipt, (None, message.partition(), message.offset(), None))
+                # A bare tuple of numbers is no work for the garbage collector, as a named one would be.
+                receipt = cast(Receipt, (None, message.partition(), message.offset(), None))
                 stored((self >> INDEX_BITS, self & INDEX_MASK, receipt))
             else:
                 failed((self >> INDEX_BITS, self & INDEX_MASK, error.code(), error.str()))
