@@ -8,7 +8,8 @@ This package's own modules import no broker's library and no Bytewax until they 
 """
 
 from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
-from .pool import AckPool, Lane
+from .lane import Lane
+from .pool import AckPool
 from .settings import JetStreamSettings, KafkaSettings, KafkaTopicSettings, PoolSettings, StreamSettings
 
 __all__ = [

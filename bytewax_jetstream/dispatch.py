@@ -17,12 +17,7 @@ The rules, all of them:
   with the same event id, one by one, after a jittered backoff;
 - what the broker refuses for good is rejected, unless an earlier attempt was never answered: then it is
   unknown, as is what is neither stored nor rejected by its delivery timeout; it may be stored;
-- a replicated route counts an id that is in process as stored, and may lose it yet. So it takes whole
-  flights only while nothing that they carry can be in process there: not what was sent before, and
-  nothing at all while it is in doubt. It is, after a start (an earlier run may have left something) and
-  after an attempt that was not answered, until it has stored an envelope that was sent since: its log
-  is in order, so what was in process before that is stored or gone. After a start, bytes of a dead
-  connection may still come in, so there that envelope has to be sent an ack timeout later.
+- a replicated route takes whole flights only of what cannot be in process there: see `doubt`.
 """
 
 import heapq
@@ -30,8 +25,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import accumulate, count, groupby, islice
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
+from .doubt import Doubts
 from .envelope import Envelope, Outcome
 from .errors import EnvelopeError
 from .flight import (
@@ -54,15 +50,6 @@ from .flight import (
 )
 
 __all__ = ["Dispatch"]
-
-
-class _Doubt(NamedTuple):
-    """A replicated route may have something in process."""
-
-    last: int
-    """The number of the last flight that was sent before it began."""
-    until: float
-    """An envelope that was sent earlier does not end it."""
 
 
 class Dispatch:
@@ -101,12 +88,7 @@ class Dispatch:
         self._numbers = count(1)
         self._last = 0
         """Number of the last flight."""
-        self._seen: set[str] = set()
-        """Names of replicated routes that were asked for."""
-        self._doubts: dict[str, _Doubt] = {}
-        """Which of them are in doubt, by name."""
-        self._in_process: set[str] = set()
-        """Event ids that are out or unanswered on replicated routes."""
+        self._doubts = Doubts(route, policy.ack_timeout or 0.0)
         self.out = 0
         self.out_bytes = 0
         self.retries = 0
@@ -177,7 +159,7 @@ class Dispatch:
         if flight is None:
             self._acked_late(number, index, receipt)
             return
-        self._reassure(flight, receipt)
+        self._doubts.stored(flight, receipt)
         entry = self._answer(flight, index)
         if entry is not None:
             self._finish(flight.lane, entry, Outcome.STORED, receipt, None)
@@ -191,7 +173,7 @@ class Dispatch:
         for number, index, receipt in acks:
             flight = flights.get(number)
             entry = flight.at(index) if flight is not None else None
-            if flight is None or entry is None or entry.done or self._in_process:
+            if flight is None or entry is None or entry.done or self._doubts.in_process:
                 self.acked(number, index, receipt)
                 continue
             entry.done = True
@@ -419,8 +401,7 @@ class Dispatch:
             entry.attempts += 1
             size += entry.size
             entries.append(entry)
-            if self._seen:
-                self._note_in_process(entry)
+            self._doubts.sent(entry)
         if entries:
             self._depart(lane, entries, size, now)
 
@@ -445,7 +426,7 @@ class Dispatch:
                 waiting.appendleft(parcel)
                 break
             if route.replicated:
-                self._in_process.update(envelope[2] for envelope in parcel.envelopes)
+                self._doubts.in_process.update(envelope[2] for envelope in parcel.envelopes)
             flights.setdefault(route, []).append(parcel)
             room -= len(parcel)
             room_bytes -= parcel.size
@@ -462,7 +443,7 @@ class Dispatch:
             return None
         if route.replicated:
             ids = [envelope[2] for envelope in parcel.envelopes]
-            if len(set(ids)) < len(ids) or not self._in_process.isdisjoint(ids):
+            if len(set(ids)) < len(ids) or not self._doubts.in_process.isdisjoint(ids):
                 return None
         return route
 
@@ -482,9 +463,9 @@ class Dispatch:
             if envelope.aggregate_id is not None and homes.setdefault(envelope.aggregate_id, route) is not route:
                 break
             if route.replicated:
-                if envelope.event_id in self._in_process:
+                if envelope.event_id in self._doubts.in_process:
                     break
-                self._in_process.add(envelope.event_id)
+                self._doubts.in_process.add(envelope.event_id)
             if route not in sorted_:
                 sorted_[route] = Parcel(parcel.batch, [], [], attempts=parcel.attempts)
             sorted_[route].envelopes.append(envelope)
@@ -523,21 +504,10 @@ class Dispatch:
         self.whole_flights += 1
         self.in_whole_flights += flight.places
 
-    # What may be in process
+    # How it ends
 
     def _is_in_doubt(self, route: Route) -> bool:
-        if not route.replicated:
-            return False
-        if route.name not in self._seen:
-            self._seen.add(route.name)
-            if not route.fresh:
-                self._doubts[route.name] = _Doubt(self._last, self._now + (self._policy.ack_timeout or 0.0))
-        return route.name in self._doubts
-
-    def _note_in_process(self, entry: Entry) -> None:
-        route = self._route(entry.envelope.topic)
-        if route is not None and route.replicated:
-            self._in_process.add(entry.envelope.event_id)
+        return self._doubts.about(route, self._last, self._now)
 
     def _unanswered(self, flight: Flight | WholeFlight, refusal: Refusal) -> list[Entry]:
         """What of a flight gets no answer, in order: each may be stored, and their routes are in doubt."""
@@ -549,22 +519,8 @@ class Dispatch:
             # The broker's own word on an earlier attempt tells more than this silence.
             entry.last = entry.last or refusal
             entry.in_doubt += 1
-        for route in map(self._route, {entry.envelope.topic for entry in entries}) if self._seen else ():
-            if route is not None and route.replicated:
-                before = self._doubts.get(route.name)
-                self._doubts[route.name] = _Doubt(self._last, before.until if before else 0.0)
+        self._doubts.unanswered({entry.envelope.topic for entry in entries}, self._last)
         return entries
-
-    def _reassure(self, flight: Flight, receipt: Receipt) -> None:
-        """An envelope was stored that the route had not before: what was in process before it is no more."""
-        stream, _, _, duplicate = receipt
-        if stream is None or duplicate:
-            return
-        doubt = self._doubts.get(stream)
-        if doubt is not None and flight.number > doubt.last and flight.sent >= doubt.until:
-            del self._doubts[stream]
-
-    # How it ends
 
     def _answer(self, flight: Flight, index: int) -> Entry | None:
         """Take an entry out of its flight; None when it was answered or settled before."""
@@ -642,8 +598,8 @@ class Dispatch:
             flight.stored += len(parcel)
             self.out -= len(parcel)
             self.out_bytes -= parcel.size
-            if self._in_process:
-                self._in_process.difference_update([envelope[2] for envelope in parcel.envelopes])
+            if self._doubts.in_process:
+                self._doubts.in_process.difference_update([envelope[2] for envelope in parcel.envelopes])
             if not lane.settled:
                 self._with_settled.append(lane)
             lane.settled.append(Stored(parcel, receipt))
@@ -809,7 +765,7 @@ class Dispatch:
         self, lane: LaneQueue, entry: Entry, outcome: Outcome, receipt: Receipt | None, refusal: Refusal | None
     ) -> None:
         entry.done = True
-        self._in_process.discard(entry.envelope.event_id)
+        self._doubts.in_process.discard(entry.envelope.event_id)
         if not lane.settled:
             self._with_settled.append(lane)
         lane.settled.append(Settled(entry, outcome, receipt, refusal))

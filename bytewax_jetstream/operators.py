@@ -27,7 +27,8 @@ from . import drain
 from .envelope import Checkpoint, Envelope, PublishResult
 from .errors import PublishError, SettleTimeoutError
 from .jetstream.message import JetStreamError, JetStreamMessage, Start
-from .pool import Delivery, Lane
+from .lane import Lane
+from .results import Delivery
 from .routing import local_key
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 from .sinks import Outlet

@@ -27,26 +27,24 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from weakref import WeakSet
 
 from .dispatch import Dispatch
-from .envelope import Envelope, Outcome, PublishResult, picklable
-from .errors import ConnectError, PoolClosedError, SettleTimeoutError
-from .flight import Acked, Ended, LaneQueue, Receipt, Refusal, Stored, Verdict, size_of
+from .envelope import Envelope
+from .errors import ConnectError, PoolClosedError
+from .flight import Ended, LaneQueue, Receipt, Refusal
+from .lane import Budget, Lane
 from .loop import LoopThread
 from .publisher import Publisher
+from .results import reckon
 from .settings import PoolSettings
 
-__all__ = ["AckPool", "Lane", "PoolState"]
+__all__ = ["AckPool", "PoolState"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PIECE = 1_000
-"""Messages a lane hands over at once: large enough that the hand-off costs nothing, small beside the budget."""
 MOST_AT_ONCE = 4_000
 """Messages the pool's thread takes in before it reads answers again."""
 LOOK_AGAIN = 0.001
 """Seconds the pool's thread leaves handed-over envelopes waiting while answers are awaited anyway."""
-SLICE = 0.1
-"""Seconds a producer waits before it looks up again, so that signals and a dead pool are noticed."""
 
 
 class PoolState(StrEnum):
@@ -58,213 +56,12 @@ class PoolState(StrEnum):
     CLOSED = "closed"
 
 
-class Budget:
-    """How many messages and bytes may be unsettled; whoever would exceed it waits.
-
-    Given back by the pool's own thread when an envelope is settled, whether or not anybody has
-    collected the result: so no step can block another step of its thread.
-    """
-
-    def __init__(self, messages: int, size: int) -> None:
-        self.messages, self.bytes = messages, size
-        self.used_messages = self.used_bytes = 0
-        self.stalls = 0
-        self._changed = threading.Condition()
-        self._released = 0
-
-    def acquire(self, messages: int, size: int, lane: "Lane", patience: float) -> None:
-        """Wait for room; a piece larger than the whole budget goes when nothing else is out.
-
-        :raises SettleTimeoutError: when nothing at all was settled for `patience` seconds.
-        """
-        with self._changed:
-            if self._fits(messages, size):
-                self._take(messages, size)
-                return
-            self.stalls += 1
-            released, since = self._released, time.monotonic()
-            while not self._fits(messages, size):
-                lane.check()
-                self._changed.wait(SLICE)
-                if self._released != released:
-                    released, since = self._released, time.monotonic()
-                elif time.monotonic() - since > patience:
-                    raise SettleTimeoutError(
-                        f"the budget of {self.messages} messages is spent and nothing was settled for "
-                        f"{patience:g} s: see whether the broker answers"
-                    )
-            self._take(messages, size)
-
-    def release(self, messages: int, size: int) -> None:
-        with self._changed:
-            self.used_messages -= messages
-            self.used_bytes -= size
-            self._released += 1
-            self._changed.notify_all()
-
-    def _fits(self, messages: int, size: int) -> bool:
-        return not self.used_messages or (
-            self.used_messages + messages <= self.messages and self.used_bytes + size <= self.bytes
-        )
-
-    def _take(self, messages: int, size: int) -> None:
-        self.used_messages += messages
-        self.used_bytes += size
-
-
-class Delivery(NamedTuple):
-    """What an ACK worker settled in one go."""
-
-    oks: list[PublishResult]
-    """Stored ones."""
-    errs: list[PublishResult]
-    """Rejected and unknown ones."""
-    duplicates: int
-    last_event_id: str
-
-
-class Lane:
-    """An ordered queue into the pool, for one thread to fill and to collect from.
-
-    Whatever it accepts ends in exactly one `PublishResult`. A full budget blocks `submit`; nothing is
-    ever dropped. A lane outlives neither its pool nor a fork.
-    """
-
-    def __init__(self, pool: "AckPool", link: "_Link", name: str, worker: int, deadline: Callable[[], float]) -> None:
-        self.name = name
-        self.worker = worker
-        self.queue = LaneQueue(self)
-        self._pool = pool
-        self.link = link
-        self._mailbox: deque[Delivery] = deque()
-        self._news = threading.Condition()
-        self._unsettled = 0
-        self._stop_reason: str | None = None
-        self._deadline = deadline
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<Lane {self.name!r}, {self._unsettled} unsettled, {len(self._mailbox)} mails>"
-
-    @property
-    def unsettled(self) -> int:
-        """How many accepted envelopes have no result yet."""
-        return self._unsettled
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why a dataflow must not commit: a result that is unknown, or refused for a reason that concerns all."""
-        return self._stop_reason
-
-    def submit(self, envelopes: Sequence[Envelope], *, epoch: int = 0) -> None:
-        """Hand envelopes to the pool, in order; returns when all are accepted, before any is published.
-
-        Blocks while the budget is spent. A bad envelope is accepted and becomes a rejected result.
-
-        :raises PoolClosedError: when the lane is closed, or the pool is draining, closed, dead or of another process.
-        :raises SettleTimeoutError: when the budget stays spent for longer than a delivery may take.
-        """
-        budget, patience = self._pool.budget, self._pool.settings.delivery_timeout + 10
-        largest = min(PIECE, max(1, budget.messages // 2))
-        start = 0
-        while start < len(envelopes):
-            piece = envelopes[start : start + largest]
-            size = sum(map(size_of, piece))
-            while size > budget.bytes // 2 and len(piece) > 1:
-                piece = piece[: len(piece) // 2]
-                size = sum(map(size_of, piece))
-            start += len(piece)
-            self.check()
-            budget.acquire(len(piece), size, self, patience)
-            with self._news:
-                self._unsettled += len(piece)
-            self._pool.hand_over(self.link, self.queue, piece, epoch)
-
-    def collect(self) -> list[PublishResult]:
-        """Take the results that are there, without waiting."""
-        results: list[PublishResult] = []
-        for delivery in self.take():
-            results += delivery.oks
-            results += delivery.errs
-        return results
-
-    def take(self) -> list[Delivery]:
-        """Take the results that are there, as they were settled, without waiting."""
-        mailbox = self._mailbox
-        return [mailbox.popleft() for _ in range(len(mailbox))]
-
-    def wait(self, below: int, until: float) -> bool:
-        """Wait until fewer than `below` envelopes are unsettled; False at `until` (`time.monotonic`).
-
-        :raises PoolClosedError: when the pool cannot settle them any more.
-        """
-        hurry = self.link.publisher.hurry
-        while True:
-            with self._news:
-                if self._unsettled < below:
-                    return True
-            again = hurry()  # without the lock, which whoever settles has to take
-            with self._news:
-                if self._unsettled < below:
-                    return True
-                left = until - time.monotonic()
-                if left <= 0:
-                    return False
-                self._pool.check(settling=True)
-                self._check_deadline()
-                self._news.wait(min(left, SLICE, again))
-
-    def flush(self, timeout: float | None = None) -> list[PublishResult]:
-        """Wait until nothing is unsettled, and take all results: the barrier.
-
-        :arg timeout: Seconds; default a delivery timeout and an ack timeout, by when all is settled.
-        :raises SettleTimeoutError: when something is still unsettled then.
-        """
-        settings = self._pool.settings
-        seconds = settings.delivery_timeout + settings.ack_timeout + 1 if timeout is None else timeout
-        if not self.wait(1, time.monotonic() + seconds):
-            raise SettleTimeoutError(
-                f"{self._unsettled} envelopes of lane {self.name} are not settled after {seconds:g} s: "
-                "see whether the broker answers; they are published again when the epoch is replayed"
-            )
-        return self.collect()
-
-    def check(self) -> None:
-        """Raise when nothing can be submitted any more."""
-        if self._closed:
-            raise PoolClosedError(f"lane {self.name} is closed: open another")
-        self._check_deadline()
-        self._pool.check()
-
-    def _check_deadline(self) -> None:
-        if time.monotonic() > self._deadline():
-            raise SettleTimeoutError(
-                f"{self._unsettled} envelopes of lane {self.name} are not settled in time: see whether the broker "
-                "answers; they are published again when the epoch is replayed"
-            )
-
-    def close(self) -> None:
-        """Leave the pool, without waiting; never raises. Whatever is unsettled becomes unknown: flush first."""
-        if not self._closed:
-            self._closed = True
-            self._pool.release(self)
-
-    def deliver(self, delivery: Delivery, stop_reason: str | None) -> None:
-        """Called by an ACK worker with what it has settled."""
-        with self._news:
-            if stop_reason is not None and self._stop_reason is None:
-                self._stop_reason = stop_reason  # before anybody can take the results, to pass them on
-            self._mailbox.append(delivery)
-            self._unsettled -= len(delivery.oks) + len(delivery.errs)
-            self._news.notify_all()
-
-
 class AckTask(NamedTuple):
     """Envelopes of a lane whose answers have come, for an ACK worker to settle."""
 
     lane: Lane
     broker: str
-    settled: list[Ended]
+    ended: list[Ended]
     at: float
 
 
@@ -477,7 +274,7 @@ class AckPool:
         """
         self._start(publisher.broker)
         link = self.run(self._open(publisher), "opening a connection")
-        lane = Lane(self, link, name, worker, deadline)
+        lane = Lane(self, link, link.publisher, name, worker, deadline)
         self._thread.call(lambda: link.dispatch.add_lane(lane.queue))
         return lane
 
@@ -607,52 +404,11 @@ class AckPool:
 
     def _settle(self, task: AckTask) -> None:
         """Turn answers into results, deliver them, and give the budget back."""
-        lane, broker, settled, at = task
-        worker, stop, size, duplicates = lane.worker, None, 0, 0
-        oks: list[PublishResult] = []
-        errs: list[PublishResult] = []
-        for one in settled:
-            if isinstance(one, Stored):
-                oks += _results(one, broker, at, worker)
-                size += one.parcel.size
-                duplicates += bool(one.receipt.duplicate) * len(one.parcel)
-                continue
-            if isinstance(one, Acked):
-                oks += _results_of_each(one, broker, at, worker)
-                size += sum([entry.size for entry in one.entries])
-                duplicates += sum([bool(receipt[3]) for receipt in one.receipts])
-                continue
-            entry, outcome, receipt, refusal = one
-            size += entry.size
-            if refusal is None:
-                oks += _results_of_each(Acked([entry], [receipt or NOWHERE]), broker, at, worker)
-                duplicates += bool(receipt and receipt[3])
-                continue
-            kept = picklable(entry.envelope)
-            if outcome is Outcome.UNKNOWN or refusal.verdict is Verdict.STOP:
-                stop = stop or f"envelope {kept.event_id} on {kept.topic} is {outcome}: {refusal.reason}"
-            (result,) = _results_of_each(Acked([entry], [NOWHERE]), broker, at, worker)
-            topic, _, event_id, aggregate_id, event_type, *_ = kept
-            errs.append(
-                result._replace(
-                    outcome=outcome,
-                    event_id=event_id,
-                    topic=topic,
-                    aggregate_id=aggregate_id,
-                    event_type=event_type,
-                    reason=refusal.reason,
-                    code=refusal.code,
-                    envelope=kept,
-                )
-            )
-        unknown = sum(result.outcome is Outcome.UNKNOWN for result in errs)
+        lane, broker, ended, at = task
+        delivery, stop_reason, unknown, size = reckon(ended, broker, at, lane.worker)
+        oks, errs, duplicates, _ = delivery
         self._count(stored=len(oks), duplicates=duplicates, rejected=len(errs) - unknown, unknown=unknown)
-        last = settled[-1]
-        if isinstance(last, Stored):
-            envelope = last.parcel.envelopes[-1]
-        else:
-            envelope = (last.entries[-1] if isinstance(last, Acked) else last.entry).envelope
-        lane.deliver(Delivery(oks, errs, duplicates, envelope.event_id), stop)
+        lane.deliver(delivery, stop_reason)
         self.budget.release(len(oks) + len(errs), size)
 
     def _count(self, **numbers: int) -> None:
@@ -725,41 +481,6 @@ class AckPool:
         log.info("ACK pool closed: %s", self._counts)
 
 
-def _results_of_each(acked: Acked, broker: str, at: float, worker: int) -> list[PublishResult]:
-    """Past the keyword constructor, as this runs once a message (0.2 us instead of 0.9)."""
-    kind, new, outcome = PublishResult, _new, Outcome.STORED
-    return [
-        new(
-            kind,
-            (
-                outcome, envelope[2], envelope[0], envelope[3], envelope[4], broker, stream, partition, sequence,
-                duplicate, entry.attempts, at - entry.batch[0], None, None, None, worker, entry.batch[2],
-            ),
-        )
-        for entry, (stream, partition, sequence, duplicate) in zip(acked.entries, acked.receipts, strict=True)
-        for envelope in (entry.envelope,)
-    ]  # fmt: skip
-
-
-def _results(stored: Stored, broker: str, at: float, worker: int) -> list[PublishResult]:
-    """Likewise, with all that does not differ between the messages looked up once."""
-    (stream, partition, sequence, duplicate), parcel = stored.receipt, stored.parcel
-    kind, new, outcome, attempts = PublishResult, _new, Outcome.STORED, parcel.attempts
-    ack_seconds, epoch = at - parcel.batch.submitted, parcel.batch.epoch
-    return [
-        new(
-            kind,
-            (
-                outcome, event_id, topic, aggregate_id, event_type, broker, stream, partition, sequence, duplicate,
-                attempts, ack_seconds, None, None, None, worker, epoch,
-            ),
-        )
-        for topic, _, event_id, aggregate_id, event_type, _, _, _ in parcel.envelopes
-    ]  # fmt: skip
-
-
-_new = tuple.__new__
-NOWHERE = Receipt()
 CLOSE_SECONDS = 5.0
 PATIENCE = 120.0
 

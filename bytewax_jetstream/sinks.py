@@ -7,7 +7,8 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from . import drain
 from .envelope import Envelope, Outcome
 from .errors import PublishError
-from .pool import AckPool, Lane
+from .lane import Lane
+from .pool import AckPool
 from .publisher import Publisher
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from bytewax_jetstream.envelope import Envelope, PublishResult
-from bytewax_jetstream.pool import AckPool, Lane
+from bytewax_jetstream.lane import Lane
+from bytewax_jetstream.pool import AckPool
 from bytewax_jetstream.settings import BrokerSettings, JetStreamSettings, KafkaSettings, PoolSettings
 from bytewax_jetstream.sinks import publisher_for
 

@@ -467,7 +467,7 @@ class World:
             "out_bytes": dispatch.out_bytes,
             "flights": dispatch._flights,
             "whole flights": dispatch._whole,
-            "in process": dispatch._in_process,
+            "in process": dispatch._doubts.in_process,
             "waiting": [parcel for lane in self._lanes for parcel in lane.waiting],
             "counts": [(lane.one_by_one, lane.whole) for lane in self._lanes if lane.one_by_one or lane.whole],
             "silent": dispatch._silent,

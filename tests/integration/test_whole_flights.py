@@ -179,7 +179,7 @@ class _Believing(Dispatch):
             return
         self._land_whole(flight)
         for parcel in flight.parcels:
-            self._in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
+            self._doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
         flight.lane.waiting.extendleft(reversed(flight.parcels))
 
     def _is_in_doubt(self, route: Route) -> bool:

@@ -31,7 +31,7 @@ from bytewax_jetstream.flight import Flight, WholeFlight
 from bytewax_jetstream.jetstream import publisher, wire
 from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
-from bytewax_jetstream.pool import Lane
+from bytewax_jetstream.lane import Lane
 from tests.dataflows import run
 from tests.lanes import jetstream, kafka
 from tests.recovery.board import Board, Slot

@@ -144,7 +144,7 @@ def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(without: 
                 return
             self._land_whole(flight)
             for parcel in flight.parcels:
-                self._in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
+                self._doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
             flight.lane.waiting.extendleft(reversed(flight.parcels))
 
     torn = Faults(

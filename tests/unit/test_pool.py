@@ -20,7 +20,8 @@ from bytewax_jetstream import pool as pool_module
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
 from bytewax_jetstream.errors import PoolClosedError, SettleTimeoutError
 from bytewax_jetstream.flight import Receipt, Refusal, Verdict
-from bytewax_jetstream.pool import AckPool, Budget, Lane, PoolState
+from bytewax_jetstream.lane import Budget, Lane
+from bytewax_jetstream.pool import AckPool, PoolState
 from bytewax_jetstream.settings import PoolSettings
 from tests.fake_publisher import POLICY, FakePublisher, silent, stored
 from tests.waiting import until
