@@ -178,19 +178,20 @@ def _leader(cluster: NatsCluster, stream: str) -> str:
         return ""
 
 
-def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(cluster: NatsCluster) -> None:
-    make_stream(cluster.url, "R3", "r3", num_replicas=3)
-    batch = envelopes(6_000, "r3", aggregates=600)
+def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(cluster: NatsCluster, *, whole: bool) -> None:
+    stream = f"R3{whole}"
+    make_stream(cluster.url, stream, stream, num_replicas=3)
+    batch = envelopes(6_000, stream, aggregates=600)
     killed: list[NatsServer] = []
 
     def step_down() -> None:
-        before = _leader(cluster, "R3")
-        api(cluster.url, "STREAM.LEADER.STEPDOWN.R3")
-        until(lambda: _leader(cluster, "R3") not in ("", before), timeout=30)
+        before = _leader(cluster, stream)
+        api(cluster.url, f"STREAM.LEADER.STEPDOWN.{stream}")
+        until(lambda: _leader(cluster, stream) not in ("", before), timeout=30)
 
     def kill_leader() -> None:
         (server,) = (
-            each for each in cluster.servers if f"n{cluster.servers.index(each) + 1}" == _leader(cluster, "R3")
+            each for each in cluster.servers if f"n{cluster.servers.index(each) + 1}" == _leader(cluster, stream)
         )
         server.kill()
         killed.append(server)
@@ -206,22 +207,25 @@ def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(cluster: Nat
 
     assert faults.over
     assert killed
-    _all_is_well(made, batch, cluster.url, "R3")
+    _all_is_well(made, batch, cluster.url, stream)
 
 
-def test_a_replicated_stream_is_not_updated_down_to_one_replica(cluster: NatsCluster) -> None:
-    make_stream(cluster.url, "KEPT3", "kept3.>", num_replicas=3)
-    wanted = StreamSettings(name="KEPT3", subjects=("kept3.>",), max_messages=1_000)
+def test_a_replicated_stream_is_not_updated_down_to_one_replica(cluster: NatsCluster, *, whole: bool) -> None:
+    make_stream(cluster.url, f"KEPT3{whole}", f"kept3{whole}.>", num_replicas=3)
+    wanted = StreamSettings(name=f"KEPT3{whole}", subjects=(f"kept3{whole}.>",), max_messages=1_000)
     settings = jetstream(cluster.url, streams=(wanted,), stream_strategy="create_or_update")
 
-    publish(settings, *envelopes(10, "kept3.a"))
+    publish(settings, *envelopes(10, f"kept3{whole}.a"))
 
-    assert api(cluster.url, "STREAM.INFO.KEPT3")["config"]["num_replicas"] == 3
+    assert api(cluster.url, f"STREAM.INFO.KEPT3{whole}")["config"]["num_replicas"] == 3
 
 
-def test_a_repeated_envelope_with_a_met_expectation_is_a_duplicate_in_a_cluster_too(cluster: NatsCluster) -> None:
-    make_stream(cluster.url, "EXPECT3", "expect3", num_replicas=3)
-    envelope = Envelope("expect3", b"", event_id="e", options=PublishOptions(expected_last_subject_sequence=0))
+def test_a_repeated_envelope_with_a_met_expectation_is_a_duplicate_in_a_cluster_too(
+    cluster: NatsCluster, *, whole: bool
+) -> None:
+    stream = f"EXPECT3{whole}"
+    make_stream(cluster.url, stream, stream, num_replicas=3)
+    envelope = Envelope(stream, b"", event_id="e", options=PublishOptions(expected_last_subject_sequence=0))
     settings = jetstream(cluster.url)
 
     results = [publish(settings, envelope)["e"] for _ in range(2)]
@@ -229,4 +233,4 @@ def test_a_repeated_envelope_with_a_met_expectation_is_a_duplicate_in_a_cluster_
     assert [(result.outcome, result.sequence, result.duplicate) for result in results] == [
         (Outcome.STORED, 1, False), (Outcome.STORED, 1, True),
     ]  # fmt: skip
-    assert len(stored(cluster.url, "EXPECT3")) == 1
+    assert len(stored(cluster.url, stream)) == 1

@@ -69,18 +69,18 @@ def test_what_is_refused_is_rejected_alone_wherever_in_the_flight_it_is(
 
 
 def test_a_full_stream_takes_the_rest_when_there_is_room(nats_server: NatsServer) -> None:
-    make_stream(nats_server.url, "FULL", "full", allow_batched=True, max_msgs=10, discard="new")
-    batch = envelopes(20, "full", aggregates=3)
+    make_stream(nats_server.url, "BRIMFUL", "brimful", allow_batched=True, max_msgs=10, discard="new")
+    batch = envelopes(20, "brimful", aggregates=3)
     with opened(jetstream(nats_server.url)) as (pool, lane):
         lane.submit(batch)
         until(lambda: broker_of(pool)["retries"] > 0)
         assert lane.unsettled == 10
-        config = api(nats_server.url, "STREAM.INFO.FULL")["config"]
-        api(nats_server.url, "STREAM.UPDATE.FULL", {**config, "max_msgs": 100})
+        config = api(nats_server.url, "STREAM.INFO.BRIMFUL")["config"]
+        api(nats_server.url, "STREAM.UPDATE.BRIMFUL", {**config, "max_msgs": 100})
         results = lane.flush()
 
     assert {result.outcome for result in results} | {Outcome.STORED} == {Outcome.STORED}
-    assert audit(nats_server.url, "FULL", batch) == FLAWLESS
+    assert audit(nats_server.url, "BRIMFUL", batch) == FLAWLESS
 
 
 @pytest.mark.parametrize("known", [slice(0, 1), slice(0, 20), slice(3, 4), slice(10, 20), slice(19, 20)], ids=str)
@@ -143,9 +143,9 @@ def test_a_stream_that_takes_no_flights_any_more_is_published_to_one_by_one_and_
 
 
 def test_a_stream_that_the_settings_declare_takes_whole_flights(nats_server: NatsServer) -> None:
-    stream = StreamSettings(name="MADE", subjects=("made.>",))
+    stream = StreamSettings(name="OURS", subjects=("ours.>",))
     with opened(jetstream(nats_server.url, streams=(stream,))) as (pool, lane):
-        settle(lane, envelopes(100, "made.x"))
+        settle(lane, envelopes(100, "ours.x"))
 
         assert broker_of(pool)["in_whole_flights"] == 100
 

@@ -87,5 +87,6 @@ def test_nothing_is_missing_or_twice_after_ten_kills_in_flight(
 
     log.info("%d kills counted, %d rows, %s", counted, sum(evidence.made), proofs(evidence))
     assert flaws(evidence) == FLAWLESS
-    assert proofs(evidence).replayed > 0
+    # A whole flight passes over what is known, and says so of none.
+    assert proofs(evidence).replayed > 0 or whole
     assert proofs(evidence).restored > 0
