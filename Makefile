@@ -65,6 +65,9 @@ results: $(STAMP) ## measure anew what README and claims page show
 	$(MEASURE) --scenarios extreme --strategies sync,batch --ack-workers 1,2,4,48 --json $(RESULTS)/workers.json
 	$(MEASURE) --scenarios extreme --strategies async,batch --max-pending 256,4000,100000 --json $(RESULTS)/pending.json
 	$(MEASURE) --scenarios extreme --strategies flow --storage file,memory --json $(RESULTS)/storage.json
+	$(MEASURE) --scenarios low,medium,high,extreme --strategies flow --brokers jetstream,kafka --json $(RESULTS)/brokers.json
+	$(MEASURE) --scenarios extreme --strategies sink,confluent,flow --brokers kafka --payload 128 --batch 1,10,100,1000 --json $(RESULTS)/kafka.json
+	$(MEASURE) --scenarios sustained --strategies pool,batch,lean,flow --ids msgid,header --json $(RESULTS)/ids.json
 	@$(MAKE) --no-print-directory pages
 
 pages: $(STAMP) ## bring the numbers of README and claims page in step with the results
