@@ -219,7 +219,8 @@ class _Watch:
                 self._aimed("settling")
 
         def watched_snapshot(step: Any) -> Any:
-            lane = self._lanes.get(threading.get_ident())
+            # Not the thread's: there, a step resumed from another number of workers closes its epoch beside this one.
+            lane = step._lane
             if lane is not None and lane.unsettled:
                 self._count(Slot.BARRIERS, 1)
                 self._aimed("barrier")
