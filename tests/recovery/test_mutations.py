@@ -84,10 +84,11 @@ def test_without_one_at_a_time_of_an_aggregate_a_retry_overtakes(
     without: Without | None, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     with Pipeline(tmp_path, own_nats_server) as pipeline:
-        pipeline.start(budget=ROOMY, without=without)
+        pipeline.start(epoch=NEVER, budget=4_000, without=without)
         pipeline.reach(lambda board: board[Slot.SETTLED] >= 1_000)
         pipeline.server.pause()
-        pipeline.reach(lambda board: board[Slot.RETRIED] > 0)
+        # So many that every aggregate has several on their way.
+        pipeline.reach(lambda board: board[Slot.UNSETTLED] >= 2_000 and board[Slot.RETRIED] > 0)
         pipeline.server.kill()  # with the first attempts, which lie in its sockets in order
         settled = pipeline.board[Slot.SETTLED]
         pipeline.server.start()
