@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import nats
 from nats.aio.client import Client
 from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.errors import ServiceUnavailableError
 
 from bytewax_jetstream.envelope import Envelope
 
@@ -80,8 +82,16 @@ def stored(url: str, stream: str, **credentials: Any) -> list[Stored]:
             return messages
         config = ConsumerConfig(ack_policy=AckPolicy.NONE)
         subscription = await js.pull_subscribe("", stream=stream, config=config)
+        until = time.monotonic() + 10
         while len(messages) < left:
-            for message in await subscription.fetch(min(1_000, left - len(messages)), timeout=5):
+            try:
+                fetched = await subscription.fetch(min(1_000, left - len(messages)), timeout=5)
+            except ServiceUnavailableError:  # in a cluster, for as long as not all servers know of the consumer
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.05)
+                continue
+            for message in fetched:
                 sequence = message.metadata.sequence.stream
                 messages.append(Stored(sequence, message.subject, message.headers or {}, message.data))
         await subscription.unsubscribe()
