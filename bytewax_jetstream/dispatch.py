@@ -62,7 +62,7 @@ class Dispatch:
     def __init__(
         self,
         policy: Policy,
-        prepare: Callable[[Sequence[Envelope]], Sequence[Any]],
+        prepare: Callable[[Sequence[Envelope]], list[Any]],
         random: Random,
         route: Callable[[str], Route | None] = lambda topic: None,
     ) -> None:
@@ -121,7 +121,7 @@ class Dispatch:
         self._now = now
         batch = Batch(now, now + self._policy.delivery_timeout, epoch)
         self._next_expiry = min(self._next_expiry, batch.expires)
-        parcel = Parcel(batch, list(envelopes), list(self._prepare(envelopes)))
+        parcel = Parcel(batch, list(envelopes), self._prepare(envelopes))
         if EnvelopeError in set(map(type, parcel.wires)):
             self._reject_bad(lane, parcel)
         lane.waiting += _by_company(parcel)
@@ -197,9 +197,7 @@ class Dispatch:
             group.entries.append(entry)
             group.receipts.append(receipt)
         for lane, group in groups.items():
-            if not lane.settled:
-                self._with_settled.append(lane)
-            lane.settled.append(group)
+            self._hand_out(lane, group)
             if lane.waiting:
                 self._admit(lane)
 
@@ -349,11 +347,9 @@ class Dispatch:
         """Decide for what waits, in order, how it goes, as far as that can be said now."""
         policy, waiting = self._policy, lane.waiting
         while waiting and not lane.whole and lane.one_by_one < policy.window:
-            if self._may_go_whole(waiting[0]):
-                if not lane.one_by_one:
-                    break  # it begins the next whole flight
-                if not lane.pausing:
-                    break  # those that are out will be settled soon, and a flight carries more
+            # Those that are out will be settled soon, and a flight carries more; who backs off may take long.
+            if self._may_go_whole(waiting[0]) and not (lane.one_by_one and lane.pausing):
+                break
             for entry in waiting.popleft().entries():
                 self._go_one_by_one(lane, entry)
         if lane.ready or (waiting and not lane.whole and not lane.one_by_one):
@@ -365,6 +361,9 @@ class Dispatch:
             return False
         routes = map(self._route, {envelope[0] for envelope in parcel.envelopes})
         return any(route is not None and not self._is_in_doubt(route) for route in routes)
+
+    def _is_in_doubt(self, route: Route) -> bool:
+        return self._doubts.about(route, self._last, self._now)
 
     def _go_one_by_one(self, lane: LaneQueue, entry: Entry) -> None:
         lane.one_by_one += 1
@@ -506,9 +505,6 @@ class Dispatch:
 
     # How it ends
 
-    def _is_in_doubt(self, route: Route) -> bool:
-        return self._doubts.about(route, self._last, self._now)
-
     def _unanswered(self, flight: Flight | WholeFlight, refusal: Refusal) -> list[Entry]:
         """What of a flight gets no answer, in order: each may be stored, and their routes are in doubt."""
         if isinstance(flight, Flight):
@@ -600,9 +596,7 @@ class Dispatch:
             self.out_bytes -= parcel.size
             if self._doubts.in_process:
                 self._doubts.in_process.difference_update([envelope[2] for envelope in parcel.envelopes])
-            if not lane.settled:
-                self._with_settled.append(lane)
-            lane.settled.append(Stored(parcel, receipt))
+            self._hand_out(lane, Stored(parcel, receipt))
 
     def _end(self, flight: WholeFlight) -> None:
         """A whole flight is over, and what it carried taken care of."""
@@ -766,9 +760,12 @@ class Dispatch:
     ) -> None:
         entry.done = True
         self._doubts.in_process.discard(entry.envelope.event_id)
+        self._hand_out(lane, Settled(entry, outcome, receipt, refusal))
+
+    def _hand_out(self, lane: LaneQueue, ended: Ended) -> None:
         if not lane.settled:
             self._with_settled.append(lane)
-        lane.settled.append(Settled(entry, outcome, receipt, refusal))
+        lane.settled.append(ended)
 
 
 def _by_company(parcel: Parcel) -> list[Parcel]:

@@ -133,7 +133,7 @@ class Parcel:
     work cannot slow it down.
     """
 
-    __slots__ = ("alone", "attempts", "batch", "envelopes", "wires")
+    __slots__ = ("_size", "alone", "attempts", "batch", "envelopes", "wires")
 
     def __init__(
         self, batch: Batch, envelopes: list[Envelope], wires: list[Any], *, alone: bool = False, attempts: int = 0
@@ -145,19 +145,23 @@ class Parcel:
         self.alone = alone
         """Whether each has to go alone, for what it asks of the broker."""
         self.attempts = attempts
+        self._size: int | None = None
 
     def __len__(self) -> int:
         return len(self.envelopes)
 
     @property
     def size(self) -> int:
-        """Payload bytes."""
-        return sum([len(envelope[1]) for envelope in self.envelopes])
+        """Payload bytes; counted once, as it is asked for at every step of the way."""
+        if self._size is None:
+            self._size = sum([len(envelope[1]) for envelope in self.envelopes])
+        return self._size
 
     def split(self, count: int) -> "Parcel":
         """Take the first ones out."""
         first = Parcel(self.batch, self.envelopes[:count], self.wires[:count], alone=self.alone, attempts=self.attempts)
         del self.envelopes[:count], self.wires[:count]
+        self._size = None
         return first
 
     def entries(self) -> list[Entry]:

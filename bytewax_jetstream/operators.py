@@ -384,7 +384,7 @@ class _PublishLogic(StatefulBatchLogic[_Pack, _Report, _Report]):
         longest = time.monotonic() + pool.delivery_timeout + pool.ack_timeout + 1
         while not lane.wait(1, time.monotonic() + SLICE):
             self._stop_if_unsettled(lane)
-            if time.monotonic() > min(longest, drain.deadline()):
+            if time.monotonic() > longest:
                 raise SettleTimeoutError(
                     f"{lane.unsettled} envelopes of {self._lanes.step_id} are not settled in time: see whether the "
                     "broker answers; the epoch is not committed, and run again it is replayed"

@@ -72,7 +72,7 @@ class Publisher(Protocol):
     async def start(self, events: PublisherEvents) -> None:
         """Connect, make or check what the topics need; raises when that fails within its deadline."""
 
-    def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
+    def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
         """Check envelopes and encode each once, for all of its attempts.
 
         :returns: For each its wire form, or an `EnvelopeError` when it can never be stored as it is.

@@ -54,7 +54,16 @@ class Outlet:
             AckPool.give_back()
 
 
-class JetStreamSink(DynamicSink[Envelope]):
+class _Sink(DynamicSink[Envelope]):
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._settings = settings
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":
+        """Connect; called by Bytewax for each worker before the first message."""
+        return _SinkPartition(Outlet(self._settings, lane=f"{step_id}/{worker_index}", worker=worker_index))
+
+
+class JetStreamSink(_Sink):
     """Store every envelope in JetStream, or stop the run.
 
     A write waits until all of its envelopes are stored; one that is rejected, or unknown after the
@@ -67,14 +76,10 @@ class JetStreamSink(DynamicSink[Envelope]):
     """
 
     def __init__(self, settings: JetStreamSettings) -> None:
-        self._settings = settings
-
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":
-        """Connect; called by Bytewax for each worker before the first message."""
-        return _SinkPartition(Outlet(self._settings, lane=f"{step_id}/{worker_index}", worker=worker_index))
+        super().__init__(settings)
 
 
-class KafkaSink(DynamicSink[Envelope]):
+class KafkaSink(_Sink):
     """Store every envelope in Kafka, or stop the run.
 
     A write waits for the delivery report of each of its envelopes; one that is rejected, or unknown at
@@ -88,11 +93,7 @@ class KafkaSink(DynamicSink[Envelope]):
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":
-        """Connect; called by Bytewax for each worker before the first message."""
-        return _SinkPartition(Outlet(self._settings, lane=f"{step_id}/{worker_index}", worker=worker_index))
+        super().__init__(settings)
 
 
 class _SinkPartition(StatelessSinkPartition[Envelope]):

@@ -93,7 +93,7 @@ class FakePublisher:
         if self._connects:
             events.connected()
 
-    def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
+    def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
         return prepare_each(self._prepare, envelopes)
 
     def route(self, topic: str) -> Route | None:

@@ -64,6 +64,6 @@ def classify(code: int, status: int, description: str) -> Refusal:
         passing = "exceeded" in description or "closed" in description
         verdict = Verdict.RETRY if passing and "message size" not in description else Verdict.REJECT
         return Refusal(verdict, f"{reason}: make room in the stream or raise its limits", code)
-    if code in RETRY_CODES or status == 429 or (status >= 500 and code not in RETRY_CODES):
+    if code in RETRY_CODES or status == 429 or status >= 500:
         return Refusal(Verdict.RETRY, reason, code)
     return Refusal(Verdict.REJECT, reason, code)

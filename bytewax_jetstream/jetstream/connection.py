@@ -197,6 +197,10 @@ class Connection:
         self._denials: set[str] = set()
         self._asked: dict[str, set[asyncio.Future[str]]] = {}
         """Subjects of requests under way, each with who wants to hear of a denial."""
+        self.takes_batches = False
+        """Whether the server, now or last, knows the batch protocol (nats-server 2.14)."""
+        self.is_clustered = False
+        """Whether it has others beside it."""
         self.reconnects = 0
         self.requests = 0
         self.writes = 0
@@ -212,17 +216,6 @@ class Connection:
         """The server's limit for headers and payload together."""
         return self._client.max_payload if self._client is not None else 1024 * 1024
 
-    @property
-    def takes_batches(self) -> bool:
-        """Whether the server knows the batch protocol (nats-server 2.14)."""
-        version = self._live().connected_server_version
-        return (version.major, version.minor) >= (2, 14)
-
-    @property
-    def is_clustered(self) -> bool:
-        """Whether the server has others beside it."""
-        return self._live().is_clustered
-
     def new_inbox(self) -> str:
         """A subject that nobody else can guess."""
         return self._live().new_inbox()
@@ -236,7 +229,7 @@ class Connection:
         pause = 0.05
         while True:
             try:
-                self._client = await self._connect(min(ATTEMPT_SECONDS, deadline - time.monotonic()))
+                self._adopt(await self._connect(min(ATTEMPT_SECONDS, deadline - time.monotonic())))
                 break
             except Exception as error:  # the libraries below have many, and all mean that it does not stand
                 reason, remedy = _words(error), _remedy(error)
@@ -392,10 +385,16 @@ class Connection:
         client = await self._connect_at_last()
         for subject, (handler, _) in list(self._subscriptions.items()):
             self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
-        self._client = client
+        self._adopt(client)
         self.reconnects += 1
         log.info("NATS: connected again")
         self._on_up()
+
+    def _adopt(self, client: _Client) -> None:
+        version = client.connected_server_version
+        self.takes_batches = (version.major, version.minor) >= (2, 14)
+        self.is_clustered = client.is_clustered
+        self._client = client
 
     async def _connect_at_last(self) -> _Client:
         pause, logged = 0.02, 0.0

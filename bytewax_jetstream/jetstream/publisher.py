@@ -40,7 +40,7 @@ WINDOW_BYTES = 8 * 1024 * 1024
 FLIGHT = 512
 """Messages a lane sends in its turn, in one write, when each has an ack of its own."""
 WHOLE_FLIGHT = 2_000
-"""Messages of a whole flight: see the README's design page for the measurement."""
+"""Messages of a whole flight, at most: larger ones cost less a message, smaller ones are acknowledged sooner."""
 FLOW = 500
 """The server says how far it is after so many messages; it allows no more."""
 
@@ -137,7 +137,7 @@ class JetStreamPublisher:
         if self._connection.is_up:
             events.connected()
 
-    def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
+    def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
         """Check envelopes against the topics known and the server's limits, and encode them."""
         wires = encode_all(envelopes, self._topics.checked, self._connection.max_payload, dedupe=self._settings.dedupe)
         return prepare_each(self._prepare, envelopes) if wires is None else wires
@@ -185,7 +185,7 @@ class JetStreamPublisher:
 
     def _up(self) -> None:
         if self._started:
-            self._topics.read_again()
+            self._topics.connected()
             self._events.connected()
 
     def _take_acks(self, data: bytes, at: int) -> int:
@@ -208,14 +208,15 @@ class JetStreamPublisher:
     def _answered(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         """A PubAck, an error, or the server's word that nobody listens on that subject."""
         tokens = subject[len(self._inbox) :].split(b".")
+        whole = tokens[-1] == b"$FI"
         nobody = not payload and header is not None and header.startswith(b"NATS/1.0 503")
         try:
-            if tokens[-1] == b"$FI":
+            if whole:
                 flight, place = int(tokens[0][len(self._batch) :]), int(tokens[3]) - 1
             else:
                 flight, place = map(int, tokens)
             answer = {} if nobody else json.loads(payload)
-            if tokens[-1] != b"$FI":
+            if not whole:
                 self._one_answered(flight, place, answer)
             elif nobody:
                 self._events.ended(flight, 0)

@@ -110,6 +110,11 @@ class Topics:
             log.warning("stream %s takes one message at a time: %s", stream, reason)
         self._routes.clear()
 
+    def connected(self) -> None:
+        """There is a new connection, maybe to another server, and maybe much has happened meanwhile."""
+        self._routes.clear()
+        self.read_again()
+
     def read_again(self) -> None:
         """List the streams again soon."""
         if self._coverage is None or time.monotonic() - self._refreshed < REFRESH_SECONDS:
@@ -134,7 +139,7 @@ class Topics:
         self._routes.clear()
 
     def _new_route(self, topic: str) -> Route | None:
-        if self._coverage is None or not self._connection.is_up:
+        if self._coverage is None:
             return None
         covered = self._coverage.of(topic)
         if covered is None or covered.stream in self._no_flights:

@@ -166,7 +166,7 @@ class KafkaPublisher:
             self._topics.update(await asyncio.to_thread(ensure_topics, admin, self._settings, deadline))
         events.connected()
 
-    def prepare(self, envelopes: Sequence[Envelope]) -> Sequence[Any]:
+    def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
         """Check envelopes, and encode those that cannot go as they stand; for the others it is None."""
         if are_plain(envelopes, self._topics.keys()):
             return [None] * len(envelopes)

@@ -8,17 +8,14 @@ import contextlib
 import http.client
 import importlib.metadata
 import json
-import os
 import shutil
-import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
 from ..errors import JetStreamPipelineError
-from .process import STOP_TIMEOUT, Run, dead, free_ports, log_tail, spawn
+from .process import OwnedServer, Run, dead, free_ports, spawn
 
 __all__ = ["NatsCluster", "NatsServer", "NatsServerError"]
 
@@ -29,7 +26,7 @@ class NatsServerError(JetStreamPipelineError):
     """No nats-server where one was needed; what was stored before is untouched."""
 
 
-class NatsServer:
+class NatsServer(OwnedServer):
     """A nats-server on loopback; what it stores lives as long as it does, or stays in `store_dir`.
 
     Killing and restarting the server keeps its port and its data. `close()`, the end of the `with` block and the death
@@ -43,6 +40,9 @@ class NatsServer:
         jetstream: False for a server without JetStream.
         name: the server's name, which a cluster needs.
     """
+
+    error = NatsServerError
+    title = "nats-server"
 
     def __init__(
         self,
@@ -59,81 +59,8 @@ class NatsServer:
         self._config = config
         self._jetstream = jetstream
         self._name = name
-        self._scratch: Path | None = None  # configuration, log, ports file, temporary store
-        self._owner = 0
-        self._run: Run | None = None
         self._monitor_port = 0
-        self._paused = False
-        self._last_log = ""
-
-    def start(self) -> Self:
-        """Start the server, or start it again on its port and store; returns once it serves clients.
-
-        Raises:
-            NatsServerError: there is no binary, or the server was not ready within 30 s, with the reason it logged.
-        """
-        if self.alive:
-            return self
-        self.kill()  # one that ended by itself has not been reaped yet
-        binary = _find_binary()
-        first = self._scratch is None
-        self._owner = os.getpid()
-        self._scratch = self._scratch or Path(tempfile.mkdtemp(prefix="nats-server-"))
-        try:
-            self._run = spawn(self._command(binary, self._scratch), self._scratch)
-            self._await_ready(self._run, self._scratch)
-        except BaseException:
-            self.kill()
-            if first:  # there is no `with` block yet that would
-                self.close()
-            raise
-        return self
-
-    def kill(self) -> None:
-        """End the server with SIGKILL; the data stays for the next `start()`."""
-        self._end(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        """End the server with SIGTERM, after 10 s with SIGKILL; the data stays for the next `start()`."""
-        if self._paused:
-            self.resume()  # a paused process acts on no SIGTERM
-        self._end(signal.SIGTERM)
-
-    def restart(self) -> None:
-        """End the server in good order if it runs, and start it on the same port and store."""
-        self.terminate()
-        self.start()
-
-    def close(self) -> None:
-        """End the server; a temporary store is removed, a given one is flushed and kept."""
-        if self._scratch is None or self._owner != os.getpid():  # in a forked child: the server is its parent's
-            return
-        self._end(signal.SIGTERM if self._kept_store and not self._paused else signal.SIGKILL)
-        self._last_log = self.log
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch = None
-
-    def pause(self) -> None:
-        """Stop the server with SIGSTOP: connections stay open and nothing answers."""
-        os.kill(self.pid, signal.SIGSTOP)
-        self._paused = True
-
-    def resume(self) -> None:
-        """Let a paused server go on with SIGCONT."""
-        os.kill(self.pid, signal.SIGCONT)
-        self._paused = False
-
-    @property
-    def alive(self) -> bool:
-        """Whether the server's process lives; a paused one does."""
-        return self._run is not None and not dead(self._run)
-
-    @property
-    def pid(self) -> int:
-        """The server's own process id."""
-        if self._run is None:
-            raise NatsServerError("the nats-server is not running: call start() first")
-        return self._run.pid
+        super().__init__(keeps_data=self._kept_store is not None)
 
     @property
     def port(self) -> int:
@@ -161,11 +88,6 @@ class NatsServer:
             raise NatsServerError("the nats-server makes its temporary store when it starts: call start() first")
         return self._scratch / "store"
 
-    @property
-    def log(self) -> str:
-        """The end of the server's log, over restarts; still there after `close()`."""
-        return (self._scratch and log_tail(self._scratch)) or self._last_log
-
     def is_healthy(self, *, alone: bool = False) -> bool:
         """Whether the server's health check passes, which in a cluster takes a leader; not so if `alone`."""
         connection = http.client.HTTPConnection("127.0.0.1", self._monitor_port, timeout=1)
@@ -177,15 +99,12 @@ class NatsServer:
         finally:
             connection.close()
 
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __repr__(self) -> str:
-        state = f"{'paused' if self._paused else 'running'}, pid {self.pid}" if self.alive else "not running"
-        return f"<NatsServer {self.url if self._port else 'without a port yet'}, {state}>"
+        return f"<NatsServer {self.url if self._port else 'without a port yet'}, {self._state}>"
+
+    def _launch(self, scratch: Path) -> None:
+        self._run = spawn(self._command(_find_binary(), scratch), scratch)
+        self._await_ready(self._run, scratch)
 
     def _command(self, binary: str, scratch: Path) -> list[str]:
         # Flags win over the configuration's text, so that no text moves the server away from where we look for it.
@@ -220,19 +139,6 @@ class NatsServer:
         # Not the INFO line of the client port: with `handshake_first` a server sends none in clear. And alone: a member
         # of a cluster that has lost its quorum has started all the same.
         return self.is_healthy(alone=True)
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._run is None:
-            return
-        if not dead(self._run):
-            os.kill(self._run.pid, how)
-            if not dead(self._run, within=STOP_TIMEOUT):
-                os.kill(self._run.pid, signal.SIGKILL)
-        # The line says that the owner lives; leaving the block closes the pipes and waits for the supervisor.
-        with self._run.supervisor, contextlib.suppress(BrokenPipeError):
-            self._run.lifeline.write(b"\n")
-        self._run = None
-        self._paused = False
 
 
 def _find_binary() -> str:

@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import weakref
 from multiprocessing.connection import wait as wait_readable
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, ClassVar, NamedTuple, Self
 
-__all__ = ["STOP_TIMEOUT", "Run", "dead", "free_ports", "log_tail", "spawn"]
+__all__ = ["OwnedServer", "Run", "dead", "free_ports", "log_tail", "spawn"]
 
 STOP_TIMEOUT = 10.0  # seconds from SIGTERM to SIGKILL
 LOG_TAIL = 8_192  # bytes
@@ -37,6 +40,123 @@ class Run(NamedTuple):
     lifeline: IO[bytes]
     death: IO[bytes]
     pid: int
+
+
+class OwnedServer:
+    """A server that can be killed, paused and started again, and is gone when its owner is gone.
+
+    A subclass starts it in `_launch`, which sets `_run`, and returns when it serves clients.
+    """
+
+    error: ClassVar[type[Exception]] = RuntimeError
+    """What is raised where it would have to run."""
+    title: ClassVar[str] = "server"
+
+    def __init__(self, *, keeps_data: bool) -> None:
+        self._keeps_data = keeps_data
+        self._scratch: Path | None = None  # configuration, log, temporary data
+        self._owner = 0
+        self._run: Run | None = None
+        self._paused = False
+        self._last_log = ""
+
+    def start(self) -> Self:
+        """Start the server, or start it again on its ports and data; returns once it serves clients.
+
+        Raises what the class names as its error: the server is not installed here, or was not ready in time, with
+        the reason it logged.
+        """
+        if self.alive:
+            return self
+        self.kill()  # one that ended by itself has not been reaped yet
+        first = self._scratch is None
+        self._owner = os.getpid()
+        self._scratch = self._scratch or Path(tempfile.mkdtemp(prefix=f"{self.title.replace(' ', '-').lower()}-"))
+        try:
+            self._launch(self._scratch)
+        except BaseException:
+            self.kill()
+            if first:  # there is no `with` block yet that would
+                self.close()
+            raise
+        return self
+
+    def kill(self) -> None:
+        """End the server with SIGKILL; the data stays for the next `start()`."""
+        self._end(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """End the server with SIGTERM, after 10 s with SIGKILL; the data stays for the next `start()`."""
+        if self._paused:
+            self.resume()  # a paused process acts on no SIGTERM
+        self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        """End the server in good order if it runs, and start it on the same ports and data."""
+        self.terminate()
+        self.start()
+
+    def close(self) -> None:
+        """End the server; temporary data is removed, data in a given place is flushed and kept."""
+        if self._scratch is None or self._owner != os.getpid():  # in a forked child: the server is its parent's
+            return
+        self._end(signal.SIGTERM if self._keeps_data and not self._paused else signal.SIGKILL)
+        self._last_log = self.log
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch = None
+
+    def pause(self) -> None:
+        """Stop the server with SIGSTOP: connections stay open and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let a paused server go on with SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+        self._paused = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process lives; a paused one does."""
+        return self._run is not None and not dead(self._run)
+
+    @property
+    def pid(self) -> int:
+        """The server's own process id."""
+        if self._run is None:
+            raise self.error(f"the {self.title} is not running: call start() first")
+        return self._run.pid
+
+    @property
+    def log(self) -> str:
+        """The end of the server's log, over restarts; still there after `close()`."""
+        return (self._scratch and log_tail(self._scratch)) or self._last_log
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _state(self) -> str:
+        return f"{'paused' if self._paused else 'running'}, pid {self.pid}" if self.alive else "not running"
+
+    def _launch(self, scratch: Path) -> None:
+        raise NotImplementedError
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._run is None:
+            return
+        if not dead(self._run):
+            os.kill(self._run.pid, how)
+            if not dead(self._run, within=STOP_TIMEOUT):
+                os.kill(self._run.pid, signal.SIGKILL)
+        # The line says that the owner lives; leaving the block closes the pipes and waits for the supervisor.
+        with self._run.supervisor, contextlib.suppress(BrokenPipeError):
+            self._run.lifeline.write(b"\n")
+        self._run = None
+        self._paused = False
 
 
 def spawn(command: list[str], scratch: Path) -> Run:
