@@ -34,7 +34,7 @@ from bytewax_jetstream.flight import (
     prepare_each,
 )
 
-__all__ = ["Faults", "World", "one_by_one"]
+__all__ = ["Believing", "Faults", "World", "one_by_one"]
 
 LAST_SUBMISSION = 6.0
 HEALED = 12.0
@@ -525,6 +525,22 @@ class World:
             if before is not None and event_id in place and place.get(before, -1) > place[event_id]:
                 self.problems.append(f"{event_id} is stored before {before}, which its lane was given first")
             last[lane, envelope.aggregate_id] = event_id
+
+
+class Believing(Dispatch):
+    """Believes every ack: what was not answered goes whole again, and no route is ever in doubt."""
+
+    def _lose(self, flight: Flight | WholeFlight, refusal: Refusal, now: float) -> None:
+        if isinstance(flight, Flight):
+            super()._lose(flight, refusal, now)
+            return
+        self._land_whole(flight)
+        for parcel in flight.parcels:
+            self._doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
+        flight.lane.waiting.extendleft(reversed(flight.parcels))
+
+    def _is_in_doubt(self, route: Route) -> bool:
+        return False
 
 
 class _Arrival:

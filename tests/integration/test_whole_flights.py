@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import nats
 import pytest
 
-from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
-from bytewax_jetstream.flight import Flight, Refusal, Route, WholeFlight
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsCluster, NatsServer
 from tests.lanes import broker_of, jetstream, opened, settle
+from tests.simulation import Believing
 from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
 from tests.waiting import until
 
@@ -170,29 +169,13 @@ def own_cluster() -> Iterator[NatsCluster]:
         yield cluster
 
 
-class _Believing(Dispatch):
-    """Sends again whole what was not answered, and doubts nothing."""
-
-    def _lose(self, flight: Flight | WholeFlight, refusal: Refusal, now: float) -> None:
-        if isinstance(flight, Flight):
-            super()._lose(flight, refusal, now)
-            return
-        self._land_whole(flight)
-        for parcel in flight.parcels:
-            self._doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
-        flight.lane.waiting.extendleft(reversed(flight.parcels))
-
-    def _is_in_doubt(self, route: Route) -> bool:
-        return False
-
-
 @pytest.mark.parametrize("believing", [False, True])
 def test_an_ack_of_a_leader_without_followers_is_not_believed(
     own_cluster: NatsCluster, monkeypatch: pytest.MonkeyPatch, believing: bool
 ) -> None:
     """The leader loses its followers with a flight out; then it dies, and they come back and elect another."""
     if believing:
-        monkeypatch.setattr("bytewax_jetstream.pool.Dispatch", _Believing)
+        monkeypatch.setattr("bytewax_jetstream.pool.Dispatch", Believing)
     cluster = own_cluster
     stream = StreamSettings(name="DOUBT", subjects=("doubt",), replicas=3)
     leader_url = cluster.servers[0].url

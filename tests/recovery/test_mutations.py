@@ -7,9 +7,9 @@ import pytest
 from bytewax_jetstream.testing import NatsServer
 from tests.recovery.board import Slot
 from tests.recovery.child import Without
-from tests.recovery.harness import ROOMY, Pipeline
+from tests.recovery.harness import Pipeline
 from tests.recovery.judge import FLAWLESS, flaws, proofs
-from tests.recovery.rows import PARTS
+from tests.recovery.kills import commit_while_the_server_is_silent
 
 NEVER = 600.0
 """Seconds of an epoch that ends only with the input."""
@@ -21,19 +21,7 @@ def test_without_the_barrier_rows_of_committed_epochs_are_lost(
     workers: int, without: Without | None, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     with Pipeline(tmp_path, own_nats_server) as pipeline:
-        pipeline.start(workers=workers, budget=ROOMY, without=without)
-        pipeline.reach(lambda board: board[Slot.SETTLED] >= 1_000)
-        pipeline.server.pause()
-        if without:
-            # Whatever is submitted from here on is never stored, and yet its epoch is committed.
-            commits = pipeline.board[Slot.COMMITS] + 4 * PARTS
-            pipeline.reach(lambda board: board[Slot.COMMITS] >= commits)
-        else:
-            pipeline.reach(lambda board: board[Slot.CLOSING] > 0 and board[Slot.UNSETTLED] > 0)
-        pipeline.kill()
-        pipeline.server.kill()
-        pipeline.server.start()
-        found = flaws(pipeline.finish(workers=workers))
+        found = flaws(commit_while_the_server_is_silent(pipeline, workers, without))
 
     if without:
         assert found.left > 0

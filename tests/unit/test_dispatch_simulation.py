@@ -7,8 +7,8 @@ import pytest
 
 from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Outcome
-from bytewax_jetstream.flight import Entry, Flight, LaneQueue, Receipt, Refusal, WholeFlight
-from tests.simulation import Faults, World
+from bytewax_jetstream.flight import Entry, LaneQueue, Receipt, Refusal
+from tests.simulation import Believing, Faults, World
 
 SEEDS = 2_000
 CHUNK = 100
@@ -131,21 +131,9 @@ def test_it_notices_a_tick_that_is_asked_for_too_late() -> None:
     assert "was settled after" in _noticed(dispatch=Sleeping) or "is unknown although" in _noticed(dispatch=Sleeping)
 
 
-@pytest.mark.parametrize("without", ["the same ids", None])
+@pytest.mark.parametrize("without", ["doubt", None])
 def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(without: str | None) -> None:
     """The broker acknowledges ids that are in process, and loses them with its leader."""
-
-    class Mixing(Dispatch):
-        """What got no answer goes whole again."""
-
-        def _lose(self, flight: Flight | WholeFlight, refusal: Refusal, now: float) -> None:
-            if isinstance(flight, Flight):
-                super()._lose(flight, refusal, now)
-                return
-            self._land_whole(flight)
-            for parcel in flight.parcels:
-                self._doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
-            flight.lane.waiting.extendleft(reversed(flight.parcels))
 
     torn = Faults(
         drop_request=0.0,
@@ -160,8 +148,7 @@ def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(without: 
         restart=0.0,
         mean_quorum=0.5,
     )
-    dispatch = {"the same ids": Mixing, None: Dispatch}[without]
-    noticed = _noticed(dispatch=dispatch, faults=torn, whole=True, replicated=True)
+    noticed = _noticed(dispatch=Believing if without else Dispatch, faults=torn, whole=True, replicated=True)
     if without:
         assert "is called stored, and is not" in noticed
     else:
