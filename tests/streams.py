@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import nats
 from nats.aio.client import Client
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import ServiceUnavailableError
 
@@ -72,7 +74,7 @@ def api(url: str, subject: str, body: object = None, *, seconds: float = 5, **cr
 
 
 def stored(url: str, stream: str, **credentials: Any) -> list[Stored]:
-    """All messages of a stream, by sequence."""
+    """All messages of a stream, by sequence; a cluster is asked until it has its leaders."""
 
     async def read(client: Client) -> list[Stored]:
         messages: list[Stored] = []
@@ -82,22 +84,20 @@ def stored(url: str, stream: str, **credentials: Any) -> list[Stored]:
             return messages
         config = ConsumerConfig(ack_policy=AckPolicy.NONE)
         subscription = await js.pull_subscribe("", stream=stream, config=config)
-        until = time.monotonic() + 10
         while len(messages) < left:
-            try:
-                fetched = await subscription.fetch(min(1_000, left - len(messages)), timeout=5)
-            except ServiceUnavailableError:  # in a cluster, for as long as not all servers know of the consumer
-                if time.monotonic() > until:
-                    raise
-                await asyncio.sleep(0.05)
-                continue
-            for message in fetched:
+            for message in await subscription.fetch(min(1_000, left - len(messages)), timeout=5):
                 sequence = message.metadata.sequence.stream
                 messages.append(Stored(sequence, message.subject, message.headers or {}, message.data))
         await subscription.unsubscribe()
         return messages
 
-    return _with_client(url, read, **credentials)
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return _with_client(url, read, **credentials)
+        except (NatsTimeoutError, NoRespondersError, ServiceUnavailableError):  # nobody leads at the moment
+            if time.monotonic() > until:
+                raise
 
 
 def audit(url: str, stream: str, wanted: Iterable[Envelope]) -> Audit:

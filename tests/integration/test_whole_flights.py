@@ -1,6 +1,5 @@
 """Whole flights on a real server: its traps, each with what has to come of it, and the acknowledgement that is none."""
 
-import contextlib
 import logging
 from collections.abc import Iterator
 
@@ -200,7 +199,7 @@ def test_an_ack_of_a_leader_without_followers_is_not_believed(
         for follower in cluster.servers[1:]:
             follower.start()
         until(lambda: api_leader(cluster.servers[1].url) in ("n2", "n3"), 30)
-        first = _placed_at_last(cluster.servers[1].url, "DOUBT")
+        first = set(_placed(cluster.servers[1].url, "DOUBT"))
         cluster.servers[0].start()
         results = [*early, *lane.flush()]
 
@@ -212,19 +211,6 @@ def test_an_ack_of_a_leader_without_followers_is_not_believed(
     else:
         wanted = [*envelopes(1, "doubt"), *envelopes(50, "doubt", first=100), *batch]
         assert audit(cluster.servers[1].url, "DOUBT", wanted) == FLAWLESS
-
-
-def _placed_at_last(url: str, stream: str) -> set[str]:
-    """What a stream holds, asked until its new leader answers."""
-    found: list[set[str]] = []
-
-    def answered() -> bool:
-        with contextlib.suppress(nats.errors.Error):
-            found.append(set(_placed(url, stream)))
-        return bool(found)
-
-    until(answered, 60)
-    return found[0]
 
 
 def api_leader(url: str) -> str:
