@@ -9,7 +9,9 @@ The rules, all of them:
 
 - envelopes of a lane are sent in order, in flights, lanes taking turns;
 - where the broker takes a flight whole (it stores a prefix of it, in order), a lane has one such flight
-  out on each route, and nothing else; what collects meanwhile is the next;
+  out on each route, and nothing else; what collects meanwhile goes on with it, or is the next;
+- what was sent behind a refused envelope of a whole flight goes again, so the next goes no further ahead
+  than this one came, and further with each that is stored;
 - a single envelope, and whatever a route does not take, goes one by one, in its place in the order;
 - where the publisher needs it, one envelope of an aggregate is out one by one at a time: a retry inside a
   full window would re-order (measured: 8,139 inversions; with this rule 0);
@@ -38,6 +40,7 @@ from .flight import (
     Entry,
     Flight,
     LaneQueue,
+    Leg,
     Parcel,
     Policy,
     Receipt,
@@ -75,8 +78,8 @@ class Dispatch:
         self._lanes: dict[LaneQueue, None] = {}
         self._turns: deque[LaneQueue] = deque()
         """Lanes with something to send, the next first."""
-        self._departing: deque[Flight | WholeFlight] = deque()
-        """Formed together, to be sent now."""
+        self._departing: deque[Flight | Leg] = deque()
+        """Formed, to be sent now."""
         self._flights: dict[int, Flight] = {}
         """Out and awaited, oldest first; so are the whole ones."""
         self._whole: dict[int, WholeFlight] = {}
@@ -147,6 +150,7 @@ class Dispatch:
         for one in whole.values():
             self._land_whole(one)
             one.lane.whole -= 1
+            one.lane.open = None
             for entry in self._unanswered(one, refusal):
                 self.retries += 1
                 self._go_one_by_one(one.lane, entry)
@@ -205,12 +209,15 @@ class Dispatch:
         """The broker stored the envelopes at the first places of a whole flight."""
         flight = self._whole.get(number)
         if flight is None:
-            self.late_acks += bool(places)
             return
+        lane = flight.lane
         if flight.refusal is not None:
             places = min(places, flight.refusal[0])
         self._store(flight, min(places, flight.places) - flight.stored, Receipt(flight.route.name, duplicate=duplicate))
-        if flight.stored == flight.places:
+        if lane.open is flight:
+            if lane.waiting:
+                self._admit(lane)
+        elif not flight.out:
             self._end(flight)
 
     def ended(self, number: int, places: int, now: float) -> None:
@@ -224,6 +231,7 @@ class Dispatch:
             self._land_whole(flight)
             (entry,) = flight.parcels[0].split(1).entries()
             lane.waiting.extendleft(parcel for parcel in reversed(flight.parcels) if parcel)
+            lane.reach = max(LEAST_REACH, flight.stored)
             lane.one_by_one += 1
             if not self._held_back(lane, entry):
                 self._refuse(lane, entry, flight.refusal[1], now)
@@ -248,6 +256,8 @@ class Dispatch:
         if whole is not None:
             if index >= 0 and (whole.refusal is None or index < whole.refusal[0]):
                 whole.refusal = index, refusal
+                if whole.lane.open is whole:
+                    self._send_end(whole)  # or the broker may not know that something is missing
             return
         flight = self._flights.get(number)
         if flight is None:
@@ -278,29 +288,14 @@ class Dispatch:
 
     # What it answers
 
-    def next_flight(self, now: float) -> Flight | WholeFlight | None:
+    def next_flight(self, now: float) -> Flight | Leg | None:
         """The next envelopes to send, or None while there are none, no connection or no room."""
         self._now = now
-        policy = self._policy
-        while not self._departing:
-            if not (self._connected and self._turns):
-                return None
-            if self.out >= policy.window or self.out_bytes >= policy.window_bytes:
-                return None
-            lane = self._turns.popleft()
-            if lane.ready:
-                self._send_ready(lane, now)
-            elif lane.waiting and not lane.whole and not lane.one_by_one:
-                if self.out and policy.window - self.out < policy.whole_flight:
-                    self._turns.appendleft(lane)  # when there is room for a whole one
-                    return None
-                self._send_whole(lane, now)
-            lane.in_turn = False
-            if lane.ready:
-                self._await_turn(lane)
-            else:
-                self._admit(lane)
-        return self._departing.popleft()
+        while self._connected and not self._departing:
+            if not self._give_turn(now):
+                self._end_low_flights()
+                break
+        return self._departing.popleft() if self._departing else None
 
     def take_settled(self) -> list[tuple[LaneQueue, list[Ended]]]:
         """What was settled since the last call, by lane, in the order of settlement."""
@@ -316,8 +311,8 @@ class Dispatch:
         due = self._next_expiry
         if self._flights:
             due = min(due, next(iter(self._flights.values())).deadline)
-        if self._whole:
-            due = min(due, next(iter(self._whole.values())).deadline)
+        for flight in self._whole.values():
+            due = min(due, flight.deadline)
         if self._backing_off:
             due = min(due, self._backing_off[0][0])
         return due
@@ -352,12 +347,50 @@ class Dispatch:
                 break
             for entry in waiting.popleft().entries():
                 self._go_one_by_one(lane, entry)
-        if lane.ready or (waiting and not lane.whole and not lane.one_by_one):
+        if lane.ready or self._may_send_whole(lane):
             self._await_turn(lane)
+
+    def _may_send_whole(self, lane: LaneQueue) -> bool:
+        """Whether what waits in a lane may go in another whole flight, or in the one that is open."""
+        if not lane.waiting or lane.one_by_one:
+            return False
+        return not lane.whole or (lane.open is not None and lane.open.out < lane.reach)
+
+    def _give_turn(self, now: float) -> bool:
+        """Let the next lane send; False when there is none, or no room."""
+        policy, room = self._policy, self._policy.window - self.out
+        if not self._turns or room <= 0 or self.out_bytes >= policy.window_bytes:
+            return False
+        lane = self._turns[0]
+        if not lane.ready and self.out and room < policy.flow:
+            return False  # when there is room for what is worth a leg
+        self._turns.popleft()
+        if lane.ready:
+            self._send_ready(lane, now)
+        elif self._may_send_whole(lane):
+            self._send_whole(lane, now)
+        lane.in_turn = False
+        if lane.ready:
+            self._await_turn(lane)
+        else:
+            self._admit(lane)
+        return True
+
+    def _end_low_flights(self) -> None:
+        """End the flights that cannot go on now and of which the broker has nothing to say before their end."""
+        for flight in list(self._whole.values()):
+            if flight.lane.open is flight and flight.out <= self._policy.flow:
+                self._send_end(flight)
+
+    def _send_end(self, flight: WholeFlight) -> None:
+        flight.lane.open = None
+        self._departing.append(Leg(flight, [], flight.places, last=True))
+        if not flight.out:
+            self._end(flight)
 
     def _may_go_whole(self, parcel: Parcel) -> bool:
         """Whether anything of a parcel may."""
-        if not self._policy.whole_flight or parcel.alone:
+        if parcel.alone:
             return False
         routes = map(self._route, {envelope[0] for envelope in parcel.envelopes})
         return any(route is not None and not self._is_in_doubt(route) for route in routes)
@@ -405,32 +438,39 @@ class Dispatch:
             self._depart(lane, entries, size, now)
 
     def _send_whole(self, lane: LaneQueue, now: float) -> None:
-        """Let the next of what waits depart in a whole flight, or in one for each route; single ones go one by one."""
-        policy, waiting = self._policy, lane.waiting
-        room = min(policy.whole_flight, policy.window - self.out)
+        """Let the next of what waits depart: with the lane's open flight, in another, or in one for each route."""
+        parcels, route = self._take(lane, now)
+        if route is not None:
+            self._depart_whole(lane, parcels, route, now)
+        elif lane.open is not None:
+            self._send_end(lane.open)  # what waits does not go with it
+        elif lane.waiting:
+            for each, parcel in self._sort(lane).items():
+                self._depart_whole(lane, [parcel], each, now, last=True)
+
+    def _take(self, lane: LaneQueue, now: float) -> tuple[list[Parcel], Route | None]:
+        """Take from what waits as much as goes on one route and has room; nothing if the first does not."""
+        policy, waiting, parcels = self._policy, lane.waiting, list[Parcel]()
+        route, out = (lane.open.route, lane.open.out) if lane.open is not None else (None, 0)
+        room = min(policy.flight, policy.window - self.out, lane.reach - out)
         room_bytes = policy.window_bytes - self.out_bytes
-        flights: dict[Route, list[Parcel]] = {}
         while waiting and room > 0 and room_bytes > 0:
-            parcel = waiting[0]
-            if parcel.batch.expires <= now:
+            if waiting[0].batch.expires <= now:
                 self._give_up_waiting(lane, waiting.popleft())
                 continue
-            fitting = _fitting(parcel, room, room_bytes)
-            parcel = parcel.split(fitting) if fitting < len(parcel) else waiting.popleft()
-            route = self._route_of_all(parcel)
-            if route is None and not flights:
-                flights = self._sort(lane, parcel)
+            fitting = _fitting(waiting[0], room, room_bytes)
+            if fitting < len(waiting[0]):
+                waiting.appendleft(waiting[0].split(fitting))
+            its_route = self._route_of_all(waiting[0])
+            if its_route is None or its_route != (route or its_route):
                 break
-            if route is None or (flights and route not in flights):
-                waiting.appendleft(parcel)
-                break
+            route, parcel = its_route, waiting.popleft()
             if route.replicated:
-                self._doubts.in_process.update(envelope[2] for envelope in parcel.envelopes)
-            flights.setdefault(route, []).append(parcel)
+                self._doubts.in_process.update([envelope[2] for envelope in parcel.envelopes])
+            parcels.append(parcel)
             room -= len(parcel)
             room_bytes -= parcel.size
-        for route, parcels in flights.items():
-            self._depart_whole(lane, parcels, route, now)
+        return parcels, route if parcels else None
 
     def _route_of_all(self, parcel: Parcel) -> Route | None:
         """The one route that takes all of a parcel as it is, if there is one."""
@@ -446,15 +486,15 @@ class Dispatch:
                 return None
         return route
 
-    def _sort(self, lane: LaneQueue, parcel: Parcel) -> dict[Route, list[Parcel]]:
-        """Tell the envelopes of a parcel apart by route, as far as flights that do not wait for each other may go.
+    def _sort(self, lane: LaneQueue) -> dict[Route, Parcel]:
+        """Tell the envelopes that wait first apart by route, as far as flights that do not wait for each other may go.
 
         An aggregate has its order over all routes, so it ends where one would be in two of them, and where an id
         may be in process already. What does not go in a flight waits, or goes one by one.
         """
         sorted_: dict[Route, Parcel] = {}
         homes: dict[str, Route] = {}
-        taken = 0
+        taken, parcel = 0, lane.waiting.popleft()
         for envelope, wire in zip(parcel.envelopes, parcel.wires, strict=True):
             route = None if parcel.alone else self._route(envelope.topic)
             if route is None or self._is_in_doubt(route):
@@ -477,7 +517,7 @@ class Dispatch:
             parcel.split(taken)
         if parcel:
             lane.waiting.appendleft(parcel)
-        return {route: [part] for route, part in sorted_.items()}
+        return sorted_
 
     def _depart(self, lane: LaneQueue, entries: list[Entry | None], out_bytes: int, now: float) -> None:
         self._last = next(self._numbers)
@@ -487,21 +527,31 @@ class Dispatch:
         self.out += len(entries)
         self.out_bytes = out_bytes
 
-    def _depart_whole(self, lane: LaneQueue, parcels: list[Parcel], route: Route, now: float) -> None:
-        if len(parcels) == 1 and len(parcels[0]) == 1:  # which costs less with an ack of its own
-            self._go_one_by_one(lane, *parcels[0].entries())
-            return
+    def _depart_whole(
+        self, lane: LaneQueue, parcels: list[Parcel], route: Route, now: float, *, last: bool = False
+    ) -> None:
+        """Let parcels depart with the lane's open flight, or in another."""
+        flight = lane.open
+        if flight is None:
+            if len(parcels) == 1 and len(parcels[0]) == 1:  # which costs less with an ack of its own
+                self._go_one_by_one(lane, *parcels[0].entries())
+                return
+            self._last = next(self._numbers)
+            flight = WholeFlight(self._last, lane, route, parcels[0].envelopes[0].topic)
+            self._whole[flight.number] = flight
+            lane.whole += 1
+            self.whole_flights += 1
+        first = flight.places
         for parcel in parcels:
             parcel.attempts += 1
-        self._last = next(self._numbers)
-        flight = WholeFlight(self._last, lane, parcels, route, now + (self._policy.ack_timeout or INFINITY))
-        self._whole[flight.number] = flight
-        self._departing.append(flight)
-        lane.whole += 1
-        self.out += flight.places
-        self.out_bytes += sum(parcel.size for parcel in parcels)
-        self.whole_flights += 1
-        self.in_whole_flights += flight.places
+            self.out_bytes += parcel.size
+        flight.add(parcels, now + (self._policy.ack_timeout or INFINITY))
+        self.out += flight.places - first
+        self.in_whole_flights += flight.places - first
+        goes_on = lane.waiting and flight.out < lane.reach
+        last = last or (not goes_on and flight.out <= self._policy.flow)
+        lane.open = None if last else flight
+        self._departing.append(Leg(flight, parcels, first, last))
 
     # How it ends
 
@@ -582,7 +632,7 @@ class Dispatch:
                 self.out_bytes -= entry.size
 
     def _land_whole(self, flight: WholeFlight) -> None:
-        self.out -= flight.places - flight.stored
+        self.out -= flight.out
         self.out_bytes -= sum(parcel.size for parcel in flight.parcels)
 
     def _store(self, flight: WholeFlight, count: int, receipt: Receipt) -> None:
@@ -592,6 +642,7 @@ class Dispatch:
             parcel = flight.parcels[0].split(count) if len(flight.parcels[0]) > count else flight.parcels.pop(0)
             count -= len(parcel)
             flight.stored += len(parcel)
+            lane.reach += len(parcel)
             self.out -= len(parcel)
             self.out_bytes -= parcel.size
             if self._doubts.in_process:
@@ -602,6 +653,8 @@ class Dispatch:
         """A whole flight is over, and what it carried taken care of."""
         del self._whole[flight.number]
         flight.lane.whole -= 1
+        if flight.lane.open is flight:
+            flight.lane.open = None
         self._admit(flight.lane)
 
     def _lose(self, flight: Flight | WholeFlight, refusal: Refusal, now: float) -> None:
@@ -644,11 +697,11 @@ class Dispatch:
             self._admit(lane)
 
     def _end_silent_attempts(self, now: float) -> None:
-        """Flights carry deadlines in the order of their numbers, so the oldest decides."""
+        """Flights of the other kind carry deadlines in the order of their numbers, so the oldest decides."""
         silence = self._silence
         while self._flights and next(iter(self._flights.values())).deadline <= now:
             self._lose(self._flights.pop(next(iter(self._flights))), silence, now)
-        while self._whole and (flight := next(iter(self._whole.values()))).deadline <= now:
+        for flight in [flight for flight in self._whole.values() if flight.deadline <= now]:
             self._lose(flight, silence, now)
             self._end(flight)
 
@@ -708,6 +761,7 @@ class Dispatch:
             lane.ready.clear()
             lane.held.clear()
             lane.one_by_one = lane.whole = 0
+            lane.open = None
         for flight in [flight for flight in self._flights.values() if flight.lane in lanes]:
             self._land(self._flights.pop(flight.number))
         for whole in [whole for whole in self._whole.values() if whole.lane in lanes]:
@@ -781,13 +835,15 @@ def _by_company(parcel: Parcel) -> list[Parcel]:
     return parts
 
 
-def _fitting(parcel: Parcel, room: int, room_bytes: int) -> int:
+def _fitting(parcel: Parcel, room: float, room_bytes: int) -> int:
     """How many of its first envelopes fit, at least one: the byte window is for many, not against a large one."""
     if len(parcel) <= room and parcel.size <= room_bytes:
         return len(parcel)
     sizes = accumulate(len(envelope[1]) for envelope in parcel.envelopes)
-    return max(1, sum(size <= room_bytes for size in islice(sizes, room)))
+    return max(1, sum(size <= room_bytes for size in islice(sizes, int(min(room, len(parcel))))))
 
 
+LEAST_REACH = 16
+"""Messages of a whole flight that are out, at most, after one of which the first was refused."""
 OVERDUE = 0.5
 """Seconds past its delivery timeout until a message of which the broker's library says nothing is given up."""

@@ -16,6 +16,7 @@ __all__ = [
     "Entry",
     "Flight",
     "LaneQueue",
+    "Leg",
     "Parcel",
     "Policy",
     "Receipt",
@@ -46,8 +47,8 @@ class Policy(NamedTuple):
     """How many payload bytes may be out at once: more than a slow link carries in an ack timeout is no use."""
     flight: int
     """How many messages a lane may send when it is its turn."""
-    whole_flight: int = 0
-    """How many messages a flight may have that the broker takes whole and in order; 0 where it takes none."""
+    flow: int = 0
+    """After how many messages of a whole flight, at most, the broker says how far it came, before its end."""
     first_backoff: float = 0.05
     longest_backoff: float = 2.0
 
@@ -207,7 +208,19 @@ class LaneQueue:
     one are ready, held behind one of their aggregate, out, or backing off.
     """
 
-    __slots__ = ("held", "in_turn", "one_by_one", "owner", "pausing", "ready", "settled", "waiting", "whole")
+    __slots__ = (
+        "held",
+        "in_turn",
+        "one_by_one",
+        "open",
+        "owner",
+        "pausing",
+        "reach",
+        "ready",
+        "settled",
+        "waiting",
+        "whole",
+    )
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
@@ -226,6 +239,10 @@ class LaneQueue:
         """How many of them are backing off."""
         self.whole = 0
         """How many whole flights are out."""
+        self.open: WholeFlight | None = None
+        """The one of them that goes on as long as there is more for it."""
+        self.reach = INFINITY
+        """How many messages of a whole flight may be out: behind a refused one they go for nothing."""
         self.settled: list[Ended] = []
 
 
@@ -253,26 +270,68 @@ class Flight:
 
 
 class WholeFlight:
-    """Envelopes of one lane that a route takes together: from the first to wherever it ends, it has stored them."""
+    """Envelopes of one lane that a route takes together: from the first to wherever it ends, it has stored them.
 
-    __slots__ = ("deadline", "lane", "number", "parcels", "places", "refusal", "route", "stored")
+    It is sent in legs, and goes on until one is its last.
+    """
 
-    def __init__(self, number: int, lane: LaneQueue, parcels: list[Parcel], route: Route, deadline: float) -> None:
+    __slots__ = ("_deadlines", "lane", "number", "parcels", "places", "refusal", "route", "stored", "topic")
+
+    def __init__(self, number: int, lane: LaneQueue, route: Route, topic: str) -> None:
         self.number = number
         self.lane = lane
-        self.parcels = parcels
-        """What is not known to be stored."""
         self.route = route
-        self.deadline = deadline
-        self.places = sum(map(len, parcels))
+        self.topic = topic
+        """Of its first envelope."""
+        self.parcels: list[Parcel] = []
+        """What was sent and is not known to be stored."""
+        self.places = 0
+        """How many envelopes were sent."""
         self.stored = 0
-        """How many are known to be."""
+        """How many of them are known to be stored."""
         self.refusal: tuple[int, Refusal] | None = None
         """The first place that the route refused; it stores none from there on."""
+        self._deadlines: deque[tuple[int, float]] = deque()
+        """For each leg, behind which place it ended, and until when that is awaited."""
+
+    @property
+    def out(self) -> int:
+        """How many are not known to be stored."""
+        return self.places - self.stored
+
+    @property
+    def deadline(self) -> float:
+        """Until when the next word on it is awaited."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= self.stored:
+            deadlines.popleft()
+        return deadlines[0][1] if deadlines else INFINITY
+
+    def add(self, parcels: list[Parcel], deadline: float) -> None:
+        """Another leg is sent."""
+        self.parcels += parcels
+        self.places += sum(map(len, parcels))
+        self._deadlines.append((self.places, deadline))
 
     def topics(self) -> list[str]:
         """Of each place, those that are known to be stored left out."""
         return [envelope[0] for parcel in self.parcels for envelope in parcel.envelopes]
+
+
+class Leg(NamedTuple):
+    """What of a whole flight is sent in one write."""
+
+    flight: WholeFlight
+    parcels: list[Parcel]
+    first: int
+    """The place of its first envelope."""
+    last: bool
+    """Whether the flight ends with it."""
+
+    @property
+    def lane(self) -> LaneQueue:
+        """Whose envelopes they are."""
+        return self.flight.lane
 
 
 def prepare_each(prepare: Callable[[Envelope], Any], envelopes: Iterable[Envelope]) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
 from .envelope import Envelope
-from .flight import Flight, Policy, Receipt, Refusal, Route, WholeFlight
+from .flight import Flight, Leg, Policy, Receipt, Refusal, Route
 
 __all__ = ["Publisher", "PublisherEvents"]
 
@@ -81,8 +81,8 @@ class Publisher(Protocol):
     def route(self, topic: str) -> Route | None:
         """The route that takes envelopes of a topic in whole flights; None if each has to go alone."""
 
-    def send(self, flight: Flight | WholeFlight) -> None:
-        """Put a flight on the wire; the answers come through the events."""
+    def send(self, flight: Flight | Leg) -> None:
+        """Put a flight, or the next leg of a whole one, on the wire; the answers come through the events."""
 
     def hurry(self) -> float:
         """Somebody waits until nothing is unsettled: nothing of what was sent may lie and wait for company.

@@ -119,8 +119,12 @@ class PoolSettings(_Settings):
 
     ack_workers: Count = Field(default_factory=lambda: 2 * (os.cpu_count() or 1))
     """How many ACK workers settle answered tasks; default twice the CPUs."""
-    budget_messages: Count = 100_000
-    """How many messages may be unsettled at once, over all lanes and brokers."""
+    budget_messages: Count = 16_000
+    """How many messages may be unsettled at once, over all lanes and brokers.
+
+    Two windows full: enough that a broker never waits for us, and little enough that the garbage collector, which
+    looks at all that is unsettled, does not take from the dataflow what a larger one would win (`bench --max-pending`).
+    """
     budget_bytes: Count = 256 * 1024 * 1024
     """How many payload bytes may be unsettled at once, over all lanes and brokers."""
     ack_timeout: Seconds = 5.0

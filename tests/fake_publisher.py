@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.flight import Flight, Policy, Receipt, Refusal, Route, WholeFlight, prepare_each
+from bytewax_jetstream.flight import Flight, Leg, Policy, Receipt, Refusal, Route, prepare_each
 from bytewax_jetstream.publisher import PublisherEvents
 
 __all__ = ["POLICY", "FakePublisher", "silent", "stored"]
@@ -104,7 +104,7 @@ class FakePublisher:
             raise EnvelopeError("the topic is bad: choose another")
         return envelope.payload
 
-    def send(self, flight: Flight | WholeFlight) -> None:
+    def send(self, flight: Flight | Leg) -> None:
         assert isinstance(flight, Flight), "there are no routes"
         if self.fail_send is not None:
             raise self.fail_send

@@ -11,6 +11,7 @@ plays the same run.
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from random import Random
@@ -24,6 +25,7 @@ from bytewax_jetstream.flight import (
     Ended,
     Flight,
     LaneQueue,
+    Leg,
     Policy,
     Receipt,
     Refusal,
@@ -90,11 +92,22 @@ class Request(NamedTuple):
 
 
 class Burst(NamedTuple):
-    """What arrives of a whole flight: places and envelopes, and whether the end does."""
+    """What arrives of a leg of a whole flight: places and envelopes, and behind how many the end comes, if it does."""
 
     flight: int
     messages: list[tuple[int, Envelope]]
-    ends: bool
+    end: int | None
+
+
+@dataclass
+class Taking:
+    """What the broker knows of a whole flight."""
+
+    through: int = 0
+    """How many places it has taken."""
+    pending: str = ""
+    """The last id it has proposed for it: there is nothing to say of what was taken until that is stored."""
+    over: bool = False
 
 
 class Proposal(NamedTuple):
@@ -145,10 +158,11 @@ class World:
             window=random.choice((1, 4, 16, 1000)),
             window_bytes=random.choice((100, 1000, 1_000_000)),
             flight=random.choice((1, 3, 64)),
-            whole_flight=random.choice((3, 64)) if (random.random() < 0.7 if whole is None else whole) else 0,
+            flow=random.choice((1, 3)),
         )
         several = random.random() < 0.5 if replicated is None else replicated
-        self._routes = {topic: Route(f"S-{topic}", several, fresh=False) for topic in ("good", "other")}
+        routed = ("good", "other") if (random.random() < 0.7 if whole is None else whole) else ()
+        self._routes = {topic: Route(f"S-{topic}", several, fresh=False) for topic in routed}
         self.now = 0.0
         self.disconnections = 0
         self.problems: list[str] = []
@@ -174,6 +188,9 @@ class World:
         self._quorum = True
         self._proposed: dict[str, Proposal] = {}
         """In process, in order, by event id."""
+        self._takings: dict[int, Taking] = {}
+        self.later_legs = 0
+        """Legs that were not the first of their flight."""
         self.dropped = 0
         """Proposals that a new leader never heard of."""
 
@@ -285,16 +302,18 @@ class World:
         under_way = [event for event in self._events if isinstance(event[2], _Arrival)]
         self._events = [event for event in self._events if not isinstance(event[2], _Arrival)]
         heapq.heapify(self._events)
-        if self.random.random() >= self.faults.restart:
+        if self.random.random() < self.faults.restart:
+            self._takings.clear()
+        else:
             stalled = self.random.choice((0.0, 1.0, 5.0))
             for when, _, arrival in under_way:
                 self._at(when + stalled, arrival)
         self._dispatch.disconnected("the connection is lost")
         self._at(self.now + self.random.choice((0.01, 0.5, 3.0)), self._connect)
 
-    def _send(self, flight: Flight | WholeFlight) -> None:
-        if isinstance(flight, WholeFlight):
-            self._send_whole(flight)
+    def _send(self, flight: Flight | Leg) -> None:
+        if isinstance(flight, Leg):
+            self._send_leg(flight)
             return
         aggregates: set[str] = set()
         for index, entry in enumerate(flight.entries):
@@ -308,18 +327,22 @@ class World:
             if self._happens(self.faults.repeat_request):
                 self._post(request)
 
-    def _send_whole(self, flight: WholeFlight) -> None:
+    def _send_leg(self, leg: Leg) -> None:
         homes: dict[str, str] = {}
         for other in [*self._dispatch._whole.values()]:
             for envelope in (each for parcel in other.parcels for each in parcel.envelopes):
                 key = f"{id(other.lane)} {envelope.aggregate_id}"
                 if envelope.aggregate_id and homes.setdefault(key, other.route.name) != other.route.name:
                     self.problems.append(f"aggregate {envelope.aggregate_id} is out on two routes")
-        envelopes = [envelope for parcel in flight.parcels for envelope in parcel.envelopes]
+        self.later_legs += bool(leg.first and leg.parcels)
+        envelopes = [envelope for parcel in leg.parcels for envelope in parcel.envelopes]
         kept = [
-            (place, each) for place, each in enumerate(envelopes) if not self._happens(self.faults.drop_request / 9)
+            (place, each)
+            for place, each in enumerate(envelopes, start=leg.first)
+            if not self._happens(self.faults.drop_request / 9)
         ]
-        self._post(Burst(flight.number, kept, not self._happens(self.faults.drop_request / 3)))
+        ends = leg.last and not self._happens(self.faults.drop_request / 3)
+        self._post(Burst(leg.flight.number, kept, leg.first + len(envelopes) if ends else None))
 
     def _post(self, request: Request | Burst) -> None:
         """Requests of one connection arrive in their order; those of a lost one whenever they do."""
@@ -382,14 +405,22 @@ class World:
 
     def _arrive_whole(self, burst: Burst) -> None:
         """As fast-ingest in gap mode `fail`: nothing is stored after the first that is missing or refused."""
-        dispatch, number, through, pending = self._dispatch, burst.flight, 0, ""
+        dispatch, number = self._dispatch, burst.flight
+        if number not in self._takings and (not burst.messages or burst.messages[0][0]):
+            self._takings[number] = Taking(over=True)  # it never saw it begin
+        taking = self._takings.setdefault(number, Taking())
+        if taking.over:
+            self._tell(lambda: dispatch.ended(number, 0, self.now))
+            return
         words: list[Callable[[], None]] = []
         for place, envelope in burst.messages:
             event_id = envelope.event_id
-            if place != through:
+            if place != taking.through:
+                taking.over = True
                 break
             if self._dedupe and event_id in self._places:
                 if place == 0 and self.random.random() < 0.5:
+                    taking.over = True
                     self._tell(lambda: dispatch.returned(number, 1, duplicate=True))
                     return
             elif event_id in self._proposed:
@@ -399,20 +430,33 @@ class World:
                 if verdict is not Verdict.RETRY:
                     self._refused[event_id].add((number, place))
                 words.append(partial(dispatch.refused, number, place, Refusal(verdict, "no"), self.now))
+                taking.over = True
                 break
             else:
                 self._store(event_id, lambda: None)
-                pending = event_id
-            through += 1
-            if self.random.random() < 0.05 and not self._proposed:
-                self._tell(partial(dispatch.stored_through, number, through))
-        if not burst.ends and through == len(burst.messages):
-            return  # it waits for more
-        words.append(lambda: dispatch.ended(number, through, self.now))
-        if pending in self._proposed:
-            self._proposed[pending] = Proposal(pending, lambda: self._tell(*words))
-        else:
+                taking.pending = event_id
+            taking.through += 1
+            if taking.through % self.policy.flow == 0:
+                self._when_stored(taking.pending, partial(dispatch.stored_through, number, taking.through))
+        if burst.end is not None:
+            taking.over = True
+        if taking.over:
+            through = taking.through
+            words.append(lambda: dispatch.ended(number, through, self.now))
+            self._when_stored(taking.pending, *words)
+
+    def _when_stored(self, event_id: str, *words: Callable[[], None]) -> None:
+        """Say something when an envelope, the last of some, is in process no more."""
+        proposal = self._proposed.get(event_id)
+        if proposal is None:
             self._tell(*words)
+            return
+
+        def answer() -> None:
+            proposal.answer()
+            self._tell(*words)
+
+        self._proposed[event_id] = Proposal(event_id, answer)
 
     def _store(self, event_id: str, answer: Callable[[], None]) -> None:
         if not self._quorum:
@@ -442,6 +486,8 @@ class World:
         proposed, self._proposed = self._proposed, {}
         if self.random.random() < 0.5:
             self.dropped += len(proposed)
+            for taking in self._takings.values():
+                taking.over = True
             return
         for proposal in proposed.values():
             self._store(proposal.event_id, proposal.answer)
@@ -470,6 +516,7 @@ class World:
             "in process": dispatch._doubts.in_process,
             "waiting": [parcel for lane in self._lanes for parcel in lane.waiting],
             "counts": [(lane.one_by_one, lane.whole) for lane in self._lanes if lane.one_by_one or lane.whole],
+            "open": [lane.open for lane in self._lanes if lane.open],
             "silent": dispatch._silent,
             "backing off": dispatch._backing_off,
             "turns": dispatch._turns,

@@ -4,8 +4,9 @@ Every message carries a reply subject below one private inbox that names its fli
 so an answer finds its attempt without a future or a task a message. Deadlines and retries are the
 dispatch's; this module knows the wire and what the server's answers mean.
 
-A whole flight is one fast-ingest batch in gap mode `fail`, written in one burst with its commit: the server
-stores its messages in order and, from the first that is missing or refused, none.
+A whole flight is one fast-ingest batch in gap mode `fail`: the server stores its messages in order and, from the
+first that is missing or refused, none. A short one is written in one burst with its commit; one that goes on is
+written leg by leg, as far ahead of the server's flow acks as the window allows.
 Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.go`.
 """
 
@@ -16,12 +17,12 @@ import logging
 import re
 from collections import deque
 from collections.abc import Hashable, Sequence
-from itertools import chain, repeat
+from itertools import chain, count, repeat
 from typing import Any, NamedTuple, cast
 
 from ..envelope import Envelope
 from ..errors import ConnectError, StreamError
-from ..flight import Flight, Policy, Receipt, Refusal, Route, Verdict, WholeFlight, prepare_each
+from ..flight import Flight, Leg, Policy, Receipt, Refusal, Route, Verdict, prepare_each
 from ..publisher import PublisherEvents
 from ..settings import JetStreamSettings
 from .codes import NO_FLIGHTS, NO_MESSAGE, TOO_MANY_FLIGHTS, UNKNOWN_FLIGHT, UNMET_CODES, classify
@@ -38,9 +39,7 @@ WINDOW = 8_192
 """Messages out at once: several round trips' worth at any rate, and settled well within an ack timeout."""
 WINDOW_BYTES = 8 * 1024 * 1024
 FLIGHT = 512
-"""Messages a lane sends in its turn, in one write, when each has an ack of its own."""
-WHOLE_FLIGHT = 2_000
-"""Messages of a whole flight, at most: larger ones cost less a message, smaller ones are acknowledged sooner."""
+"""Messages a lane sends in its turn, in one write."""
 FLOW = 500
 """The server says how far it is after so many messages; it allows no more."""
 
@@ -49,8 +48,10 @@ NEVER = re.compile(rb"(?!)").match
 
 START, APPEND, END = 0, 1, 3
 """Operations of the batch protocol: the first message, another, and the commit, which is no message itself."""
-PLACES = [b"%d.%d.$FI" % (place + 1, START if place == 0 else APPEND) for place in range(WHOLE_FLIGHT)]
-"""How the reply subjects in a whole flight end."""
+BEGUN = b"1.%d.$FI" % START
+"""How the reply subject of a whole flight's first message ends."""
+APPENDED = (b"%%d.%d.$FI" % APPEND).__mod__
+"""And that of another, by its number."""
 
 
 class _Doubt(NamedTuple):
@@ -104,7 +105,7 @@ class JetStreamPublisher:
             window=WINDOW,
             window_bytes=WINDOW_BYTES,
             flight=FLIGHT,
-            whole_flight=WHOLE_FLIGHT,
+            flow=FLOW,
         )
 
     async def start(self, events: PublisherEvents) -> None:
@@ -146,10 +147,10 @@ class JetStreamPublisher:
         """The stream that takes messages of a topic in whole flights."""
         return self._topics.route(topic)
 
-    def send(self, flight: Flight | WholeFlight) -> None:
-        """Write a flight in one piece."""
-        if isinstance(flight, WholeFlight):
-            self._send_whole(flight)
+    def send(self, flight: Flight | Leg) -> None:
+        """Write it in one piece."""
+        if isinstance(flight, Leg):
+            self._send_leg(flight)
             return
         inbox, number = self._inbox, flight.number
         frames = []
@@ -274,13 +275,16 @@ class JetStreamPublisher:
                 if place == 0:
                     self._events.ended(flight, 0)  # it never began
 
-    def _send_whole(self, flight: WholeFlight) -> None:
-        topics = flight.topics()
+    def _send_leg(self, leg: Leg) -> None:
+        flight, parcels, first, last = leg
+        topics = [envelope[0] for parcel in parcels for envelope in parcel.envelopes]
         starts = {topic: b"HPUB %s " % topic.encode() for topic in set(topics)}
         reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch, flight.number, FLOW)
-        wires = chain.from_iterable(parcel.wires for parcel in flight.parcels)
-        frames = zip(map(starts.__getitem__, topics), repeat(reply), PLACES, wires, strict=False)
-        end = b"PUB %s %s%d.%d.$FI 0\r\n\r\n" % (topics[0].encode(), reply, len(topics) + 1, END)
+        places = chain([BEGUN], map(APPENDED, count(2))) if not first else map(APPENDED, count(first + 1))
+        wires = chain.from_iterable(parcel.wires for parcel in parcels)
+        frames = zip(map(starts.__getitem__, topics), repeat(reply), places, wires, strict=False)
+        number = first + len(topics) + 1
+        end = b"PUB %s %s%d.%d.$FI 0\r\n\r\n" % (flight.topic.encode(), reply, number, END) if last else b""
         self._connection.write(b"".join(chain(chain.from_iterable(frames), (end,))))
 
     def _nobody_there(self, flight: int, place: int) -> None:

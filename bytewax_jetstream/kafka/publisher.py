@@ -17,7 +17,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from ..envelope import Envelope
 from ..errors import ConnectError, EnvelopeError, StreamError
-from ..flight import Flight, Policy, Refusal, Route, Verdict, WholeFlight, prepare_each
+from ..flight import Flight, Leg, Policy, Refusal, Route, Verdict, prepare_each
 from ..publisher import PublisherEvents
 from ..settings import KafkaSettings
 from .client import INDEX_BITS, PAUSE, Client, error_of, place_of
@@ -176,7 +176,7 @@ class KafkaPublisher:
         """Kafka's library forms batches of its own."""
         return None
 
-    def send(self, flight: Flight | WholeFlight) -> None:
+    def send(self, flight: Flight | Leg) -> None:
         """Hand a flight to librdkafka, and take what reports there are."""
         assert isinstance(flight, Flight), "there are no routes"
         client = self._client

@@ -58,7 +58,7 @@ class NatsServer(OwnedServer):
         self._port = port
         self._config = config
         self._jetstream = jetstream
-        self._name = name
+        self.name = name
         self._monitor_port = 0
         super().__init__(keeps_data=self._kept_store is not None)
 
@@ -112,8 +112,8 @@ class NatsServer(OwnedServer):
         if self._jetstream:
             self.store_dir.mkdir(parents=True, exist_ok=True)
             command += ["-js", "-sd", str(self.store_dir)]
-        if self._name:
-            command += ["-n", self._name]
+        if self.name:
+            command += ["-n", self.name]
         if self._config.strip():  # the server refuses an empty file
             (scratch / "server.conf").write_text(self._config)
             command += ["-c", str(scratch / "server.conf")]

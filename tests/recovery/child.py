@@ -27,7 +27,7 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream import operators
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
-from bytewax_jetstream.flight import Flight, WholeFlight
+from bytewax_jetstream.flight import Flight, Leg
 from bytewax_jetstream.jetstream import publisher, wire
 from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
@@ -48,7 +48,7 @@ Without = Literal["barrier", "ids", "results", "order"]
 that an envelope waits for the one before it of its aggregate."""
 KEPT = ("oks", "errs", "checkpoints")
 Kept = PublishResult | Checkpoint
-Sent = Flight | WholeFlight
+Sent = Flight | Leg
 
 BATCH = 40
 KEEPERS = 2

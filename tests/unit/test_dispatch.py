@@ -1,5 +1,7 @@
 """Each rule of the dispatch by itself; `test_dispatch_simulation.py` has them all at once."""
 
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import Any
@@ -12,12 +14,13 @@ from bytewax_jetstream.errors import EnvelopeError
 from bytewax_jetstream.flight import (
     Flight,
     LaneQueue,
+    Leg,
     Policy,
     Receipt,
     Refusal,
+    Route,
     Settled,
     Verdict,
-    WholeFlight,
     prepare_each,
 )
 from tests.simulation import one_by_one
@@ -38,9 +41,11 @@ INFINITY = float("inf")
 class Bench:
     """A connected dispatch with one lane, and a clock that a test moves."""
 
-    def __init__(self, connected: bool = True, **policy: Any) -> None:
+    def __init__(
+        self, connected: bool = True, route: Callable[[str], Route | None] = lambda topic: None, **policy: Any
+    ) -> None:
         self.prepared: list[str] = []
-        self.dispatch = Dispatch(POLICY._replace(**policy), partial(prepare_each, self._prepare), Random(1))
+        self.dispatch = Dispatch(POLICY._replace(**policy), partial(prepare_each, self._prepare), Random(1), route)
         self.lane = self.new_lane()
         self.now = 0.0
         if connected:
@@ -65,10 +70,10 @@ class Bench:
         assert isinstance(flight, Flight), f"to send there is {flight}"
         return flight
 
-    def whole_flight(self) -> WholeFlight:
-        flight = self.dispatch.next_flight(self.now)
-        assert isinstance(flight, WholeFlight), f"to send there is {flight}"
-        return flight
+    def leg(self) -> Leg:
+        leg = self.dispatch.next_flight(self.now)
+        assert isinstance(leg, Leg), f"to send there is {leg}"
+        return leg
 
     def flights(self) -> list[list[str]]:
         """All there is to send, as event ids."""
@@ -96,8 +101,8 @@ class Bench:
         return not any([*kept, lane.ready, lane.held, lane.settled, dispatch.out, dispatch.out_bytes])
 
 
-def ids(flight: Flight | WholeFlight) -> list[str]:
-    if isinstance(flight, WholeFlight):
+def ids(flight: Flight | Leg) -> list[str]:
+    if isinstance(flight, Leg):
         return [envelope.event_id for parcel in flight.parcels for envelope in parcel.envelopes]
     return [entry.envelope.event_id for entry in flight.entries if entry is not None]
 
@@ -721,6 +726,191 @@ def test_what_is_overdue_is_not_sent_any_more() -> None:
 
     assert bench.flights() == []
     assert bench.outcomes() == {"1": Outcome.UNKNOWN}
+
+
+# Whole flights
+
+
+ROUTES = {topic: Route(topic.upper(), replicated=False, fresh=False) for topic in ("orders", "other")}
+
+
+def whole(**policy: Any) -> Bench:
+    """Where flights are taken whole, and the broker says after every third message how far it came."""
+    return Bench(route=ROUTES.get, **{"flight": 4, "flow": 3, "window": 10, **policy})
+
+
+def numbered(*numbers: int, **fields: Any) -> list[Envelope]:
+    return [envelope(str(number), **fields) for number in numbers]
+
+
+def test_a_short_flight_goes_out_with_its_end() -> None:
+    bench = whole()
+    bench.submit(*numbered(1, 2, 3))
+    leg = bench.leg()
+
+    assert (ids(leg), leg.first, leg.last) == (["1", "2", "3"], 0, True)
+    bench.dispatch.ended(leg.flight.number, 3, 0.0)
+    assert bench.outcomes() == dict.fromkeys("123", Outcome.STORED)
+    assert bench.is_empty()
+
+
+def test_a_flight_goes_on_while_there_is_more_and_ends_when_the_broker_has_nothing_to_say_before_its_end() -> None:
+    bench = whole()
+    bench.submit(*numbered(*range(6)))
+    first, second = bench.leg(), bench.leg()
+    assert (ids(first), first.first, first.last) == (["0", "1", "2", "3"], 0, False)
+    assert (ids(second), second.first, second.last) == (["4", "5"], 4, False)
+    assert bench.flights() == []
+    bench.submit(*numbered(6))
+    third = bench.leg()
+    assert (ids(third), third.first, third.last) == (["6"], 6, False)
+    bench.dispatch.stored_through(first.flight.number, 3)
+    assert bench.flights() == []
+    bench.dispatch.stored_through(first.flight.number, 6)
+    end = bench.leg()
+
+    assert (ids(end), end.first, end.last) == ([], 7, True)
+    assert list(bench.outcomes()) == ["0", "1", "2", "3", "4", "5"]
+    bench.dispatch.ended(first.flight.number, 7, 0.0)
+    assert bench.outcomes() == {"6": Outcome.STORED}
+    assert bench.dispatch.whole_flights == 1
+    assert bench.is_empty()
+
+
+def test_what_comes_after_the_end_was_sent_waits_for_the_next_flight() -> None:
+    bench = whole()
+    bench.submit(*numbered(1, 2))
+    leg = bench.leg()
+    bench.submit(*numbered(3, 4))
+    assert bench.flights() == []
+    bench.dispatch.ended(leg.flight.number, 2, 0.0)
+
+    following = bench.leg()
+    assert following.flight is not leg.flight
+    assert ids(following) == ["3", "4"]
+
+
+def test_a_flight_that_was_stored_to_its_last_message_ends_without_an_answer() -> None:
+    bench = whole()
+    bench.submit(*numbered(*range(6)))
+    number = bench.leg().flight.number
+    bench.leg()
+    bench.dispatch.stored_through(number, 6)
+    end = bench.leg()
+
+    assert (ids(end), end.last) == ([], True)
+    assert bench.outcomes() == dict.fromkeys("012345", Outcome.STORED)
+    assert bench.is_empty()
+    assert bench.dispatch.next_tick() == 60.0  # nothing but its delivery timeout, which will find nothing
+
+
+def test_a_full_window_ends_flights_rather_than_wait_for_words_that_do_not_come() -> None:
+    bench = whole(window=6)
+    lanes = [bench.new_lane() for _ in range(3)]
+    for lane in lanes:
+        bench.submit(*(envelope(f"{id(lane)} {number}") for number in range(4)), lane=lane)
+    sent = []
+    while (leg := bench.dispatch.next_flight(0.0)) is not None:
+        assert isinstance(leg, Leg)
+        sent.append((lanes.index(leg.lane), len(ids(leg)), leg.last))
+
+    # Four of the first are out; for the second there is room for two, of which nothing would be said.
+    assert sent == [(0, 4, False)]
+    bench.dispatch.stored_through(1, 3)
+    assert [len(found) for found in bench.flights()] == [4, 0]
+
+
+def test_an_envelope_for_another_route_ends_the_flight_and_waits_its_turn() -> None:
+    bench = whole()
+    bench.submit(*numbered(*range(4)))
+    bench.submit(*numbered(4, 5, topic="other"))
+    bench.submit(*numbered(6, 7))
+    first, end = bench.leg(), bench.leg()
+    assert ids(first) == ["0", "1", "2", "3"]
+    assert (ids(end), end.flight, end.last) == ([], first.flight, True)
+    assert bench.flights() == []
+    bench.dispatch.ended(first.flight.number, 4, 0.0)
+
+    other = bench.leg()
+    assert (ids(other), other.flight.route) == (["4", "5"], ROUTES["other"])
+    assert bench.flights() == [[]]  # its end: what waits is for another
+    bench.dispatch.ended(other.flight.number, 2, 0.0)
+    assert bench.flights() == [["6", "7"]]
+
+
+def test_a_refusal_in_the_middle_is_rejected_and_what_was_sent_behind_it_goes_on_in_another_flight() -> None:
+    bench = whole()
+    bench.submit(*numbered(*range(8)))
+    first, second = bench.leg(), bench.leg()
+    bench.submit(*numbered(8))
+    bench.dispatch.refused(first.flight.number, 2, Refusal(Verdict.REJECT, "no", 1), 0.0)
+    assert bench.flights() == [[]]  # its end: it takes nothing any more
+    bench.dispatch.ended(first.flight.number, 2, 0.0)
+    for _ in second.parcels:
+        bench.dispatch.ended(first.flight.number, 0, 0.0)  # it says so to each that came after
+
+    assert bench.outcomes() == {"0": Outcome.STORED, "1": Outcome.STORED, "2": Outcome.REJECTED}
+    assert bench.flights() == [["3", "4", "5", "6"], ["7", "8"]]
+
+
+def test_after_a_refusal_a_lane_goes_no_further_ahead_than_it_came_and_further_with_each_that_is_stored() -> None:
+    bench = whole(flight=50, window=1_000)
+    bench.submit(*numbered(*range(500)))
+    flight = bench.leg().flight
+    bench.flights()
+    bench.dispatch.refused(flight.number, 20, Refusal(Verdict.REJECT, "no", 1), 0.0)
+    bench.dispatch.ended(flight.number, 20, 0.0)
+    bench.flights()
+    assert bench.dispatch.out == 20
+    bench.dispatch.stored_through(flight.number + 1, 18)
+    bench.flights()
+    assert bench.dispatch.out == 20 + 18
+    while bench.dispatch.out:
+        bench.dispatch.stored_through(flight.number + 1, 500)
+        bench.flights()
+
+    assert Counter(bench.outcomes().values()) == {Outcome.STORED: 499, Outcome.REJECTED: 1}
+    assert bench.is_empty()
+
+
+def test_a_leg_that_is_not_answered_is_awaited_from_when_it_was_sent() -> None:
+    bench = whole()
+    bench.submit(*numbered(*range(4)))
+    flight = bench.leg().flight
+    assert bench.dispatch.next_tick() == 5.0
+    bench.tick(3.0)
+    bench.submit(*numbered(4, 5, 6))
+    bench.leg()
+    bench.dispatch.stored_through(flight.number, 6)
+    bench.flights()
+
+    assert bench.dispatch.next_tick() == 8.0
+    bench.tick(8.0)
+    assert bench.dispatch.retries == 1
+    bench.tick(8.1)
+    assert bench.flights() == [["6"]]
+
+
+@pytest.mark.parametrize("how", ["silence", "disconnected"])
+def test_what_is_out_of_an_open_flight_goes_one_by_one_after_it_is_lost(how: str) -> None:
+    bench = whole()
+    bench.submit(*numbered(*range(6)))
+    flight = bench.leg().flight
+    bench.leg()
+    bench.dispatch.stored_through(flight.number, 3)
+    bench.settled()
+    if how == "silence":
+        bench.flights()
+        bench.tick(5.0)
+        bench.tick(5.1)
+    else:
+        bench.dispatch.disconnected("gone")
+        bench.dispatch.connected()
+    again = bench.flight()
+
+    assert sorted(ids(again)) == ["3", "4", "5"]
+    bench.dispatch.stored_through(flight.number, 6)
+    assert bench.settled() == []
 
 
 # Lanes that end

@@ -29,7 +29,7 @@ def _play(seeds: range, **harm: object) -> Played:
         happened.update({str(outcome): count for outcome, count in world.outcomes.items()})
         happened.update(retries=world.dispatch.retries, late_acks=world.dispatch.late_acks)
         happened.update(disconnections=world.disconnections, whole_flights=world.dispatch.whole_flights)
-        happened.update(dropped=world.dropped)
+        happened.update(dropped=world.dropped, later_legs=world.later_legs)
     return Played(problems, happened)
 
 
@@ -39,8 +39,8 @@ def test_every_promise_holds_whatever_the_broker_does(first: int) -> None:
 
     assert played.problems == {}
     # A run without faults proves nothing, so all of them must have come about.
-    happened = {"stored", "rejected", "unknown", "retries", "late_acks", "disconnections", "whole_flights", "dropped"}
-    assert {name for name, times in played.happened.items() if times} == happened
+    assert set(played.happened) > {"stored", "rejected", "unknown"}
+    assert all(played.happened.values()), played.happened
 
 
 def test_a_seed_plays_the_same_run_again() -> None:
