@@ -64,7 +64,7 @@ class Doubts:
         if self._seen:
             route = self._route(entry.envelope.topic)
             if route is not None and route.replicated:
-                self.in_process.add(entry.envelope.event_id)
+                self.in_process.update([envelope.event_id for envelope in entry.envelopes])
 
     def unanswered(self, topics: Iterable[str], last: int) -> None:
         """Attempts on these topics will not be answered: they may be in process for long."""

@@ -15,6 +15,7 @@ __all__ = [
     "Ended",
     "Entry",
     "Flight",
+    "Group",
     "LaneQueue",
     "Leg",
     "Parcel",
@@ -47,6 +48,8 @@ class Policy(NamedTuple):
     """How many payload bytes may be out at once: more than a slow link carries in an ack timeout is no use."""
     flight: int
     """How many messages a lane may send when it is its turn."""
+    atomic: bool = False
+    """Whether an aggregate's envelopes of one hand-off are stored all or none."""
     flow: int = 0
     """After how many messages of a whole flight, at most, the broker says how far it came, before its end."""
     first_backoff: float = 0.05
@@ -70,6 +73,10 @@ class Receipt(NamedTuple):
     partition: int | None = None
     sequence: int | None = None
     duplicate: bool | None = None
+
+    def before(self, messages: int) -> "Receipt":
+        """Of the message so many before, where they were stored one behind the other."""
+        return self if self.sequence is None else self._replace(sequence=self.sequence - messages)
 
 
 class Verdict(Enum):
@@ -114,6 +121,8 @@ class Entry:
     attempts = 0
     in_doubt = 0
     """How many attempts got no answer: each may be stored, now or later."""
+    count = 1
+    """How many messages it is."""
     done = False
     """Settled, maybe by the late answer to an earlier attempt; whoever still lists it passes over it."""
     last: Refusal | None = None
@@ -126,6 +135,36 @@ class Entry:
         """What the publisher made of it, once for all attempts."""
         self.size = size_of(envelope)
 
+    @property
+    def envelopes(self) -> list[Envelope]:
+        """All that it carries."""
+        return [self.envelope]
+
+
+class Group(Entry):
+    """Envelopes of one aggregate that are stored all or none: one attempt, one answer, one end."""
+
+    def __init__(self, parcel: "Parcel") -> None:
+        super().__init__(parcel.envelopes[0], parcel.batch, parcel.wires)
+        self.count = len(parcel)
+        self.size = parcel.size
+        self.attempts = parcel.attempts
+        self._envelopes = parcel.envelopes
+
+    @property
+    def envelopes(self) -> list[Envelope]:
+        """In order."""
+        return self._envelopes
+
+    def members(self) -> list[Entry]:
+        """Tell them apart: it has ended."""
+        members = []
+        for envelope, wire in zip(self._envelopes, self.wire, strict=True):
+            member = Entry(envelope, self.batch, wire)
+            member.attempts = self.attempts
+            members.append(member)
+        return members
+
 
 class Parcel:
     """Envelopes of one hand-off that wait together or go together, in order.
@@ -134,10 +173,17 @@ class Parcel:
     work cannot slow it down.
     """
 
-    __slots__ = ("_size", "alone", "attempts", "batch", "envelopes", "wires")
+    __slots__ = ("_size", "alone", "attempts", "batch", "envelopes", "group", "wires")
 
     def __init__(
-        self, batch: Batch, envelopes: list[Envelope], wires: list[Any], *, alone: bool = False, attempts: int = 0
+        self,
+        batch: Batch,
+        envelopes: list[Envelope],
+        wires: list[Any],
+        *,
+        alone: bool = False,
+        group: bool = False,
+        attempts: int = 0,
     ) -> None:
         self.batch = batch
         self.envelopes = envelopes
@@ -145,6 +191,8 @@ class Parcel:
         """Of each envelope what the publisher made of it."""
         self.alone = alone
         """Whether each has to go alone, for what it asks of the broker."""
+        self.group = group
+        """Whether they are stored all or none, and never parted."""
         self.attempts = attempts
         self._size: int | None = None
 
@@ -166,8 +214,10 @@ class Parcel:
         return first
 
     def entries(self) -> list[Entry]:
-        """Tell them apart from now on."""
-        entries = []
+        """Tell them apart from now on, unless they are a group."""
+        if self.group:
+            return [Group(self)]
+        entries: list[Entry] = []
         for envelope, wire in zip(self.envelopes, self.wires, strict=True):
             entry = Entry(envelope, self.batch, wire)
             entry.attempts = self.attempts

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from .envelope import Envelope, PublishResult
@@ -89,6 +89,35 @@ class Budget:
         self.used_bytes += size
 
 
+def _pieces(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> Iterator[Sequence[Envelope]]:
+    """What is handed over at once: so much, or one that is larger."""
+    start = 0
+    while start < len(envelopes):
+        piece = envelopes[start : start + most]
+        while len(piece) > 1 and sum(map(size_of, piece)) > most_bytes:
+            piece = piece[: len(piece) // 2]
+        start += len(piece)
+        yield piece
+
+
+def _groups_apart(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> Iterator[Sequence[Envelope]]:
+    """Likewise, with all of an aggregate in one piece, behind its first: they are stored all or none."""
+    groups: dict[object, list[Envelope]] = {}
+    for place, envelope in enumerate(envelopes):
+        aggregate = envelope.aggregate_id
+        groups.setdefault(aggregate if isinstance(aggregate, str) else place, []).append(envelope)
+    piece: list[Envelope] = []
+    piece_bytes = 0
+    for group in groups.values():
+        size = sum(map(size_of, group))
+        if piece and (len(piece) + len(group) > most or piece_bytes + size > most_bytes):
+            yield piece
+            piece, piece_bytes = [], 0
+        piece += group
+        piece_bytes += size
+    yield piece
+
+
 class Lane:
     """An ordered queue into the pool, for one thread to fill and to collect from.
 
@@ -135,17 +164,10 @@ class Lane:
         :raises SettleTimeoutError: when the budget stays spent for longer than a delivery may take.
         """
         budget, patience = self._pool.budget, self._pool.settings.delivery_timeout + 10
-        largest = min(PIECE, max(1, budget.messages // 2))
-        start = 0
-        while start < len(envelopes):
-            piece = envelopes[start : start + largest]
-            size = sum(map(size_of, piece))
-            while size > budget.bytes // 2 and len(piece) > 1:
-                piece = piece[: len(piece) // 2]
-                size = sum(map(size_of, piece))
-            start += len(piece)
+        cut = _groups_apart if self._publisher.policy.atomic else _pieces
+        for piece in cut(envelopes, min(PIECE, max(1, budget.messages // 2)), budget.bytes // 2):
             self.check()
-            budget.acquire(len(piece), size, self, patience)
+            budget.acquire(len(piece), sum(map(size_of, piece)), self, patience)
             with self._news:
                 self._unsettled += len(piece)
             self._pool.hand_over(self.link, self.queue, piece, epoch)

@@ -110,8 +110,8 @@ class _Link:
         for flight, index in self.dispatch.out_on(topic):
             self.refused(flight, index, refusal)
 
-    def envelope(self, flight: int, index: int) -> Envelope | None:
-        return self.dispatch.envelope(flight, index)
+    def envelopes(self, flight: int, index: int) -> Sequence[Envelope]:
+        return self.dispatch.envelopes(flight, index)
 
     def failed(self, reason: str) -> None:
         log.error("%s: %s", self.publisher.broker, reason)

@@ -42,8 +42,8 @@ class PublisherEvents(Protocol):
     def refused_topic(self, topic: str, refusal: Refusal) -> None:
         """The broker stores nothing that is out on that topic."""
 
-    def envelope(self, flight: int, index: int) -> Envelope | None:
-        """The envelope at that place, while its answer is awaited."""
+    def envelopes(self, flight: int, index: int) -> Sequence[Envelope]:
+        """What is at that place, while its answer is awaited: one envelope, or a group that is stored all or none."""
 
     def failed(self, reason: str) -> None:
         """The publisher is beyond repair: whatever is unsettled stays unknown."""

@@ -154,6 +154,8 @@ class StreamSettings(BaseModel):
     """How long the server knows an event id; must not be below the delivery timeout."""
     allow_message_ttl: bool = False
     """Needed for envelopes with `PublishOptions(ttl=…)`."""
+    allow_atomic: bool = False
+    """Needed for `JetStreamSettings(atomic=True)`; nats-server 2.12 and later."""
     allow_batched: bool = True
     """Let the stream take whole flights with one ack, where the server can (2.14 and later)."""
 
@@ -196,6 +198,9 @@ class JetStreamSettings(_Settings):
     dedupe: bool = True
     """Whether the server is to know event ids (`Nats-Msg-Id`) and drop what it has already. Without, the id travels
     in `Event-Id` only: that is faster, and a retry after an unanswered attempt, or a replay, may be stored twice."""
+    atomic: bool = False
+    """Whether the envelopes of one aggregate that come in one batch are stored all or none: at most 1,000, on one
+    stream, which must have `allow_atomic`; they share one outcome. Slower than whole flights."""
     pool: PoolSettings = Field(default_factory=PoolSettings)
 
     @field_validator("servers")
@@ -229,6 +234,9 @@ class JetStreamSettings(_Settings):
             raise ValueError("tls_cert_file and tls_key_file go together")
         if self.domain is not None and self.api_prefix is not None:
             raise ValueError("give domain or api_prefix, not both")
+        lacking = [stream.name for stream in self.streams if self.atomic and not stream.allow_atomic]
+        if lacking:
+            raise ValueError(f"atomic needs allow_atomic of stream {', '.join(lacking)}: set it there, too")
         window = timedelta(seconds=self.pool.delivery_timeout)
         for stream in self.streams:
             if stream.duplicate_window < window:

@@ -84,11 +84,11 @@ def _some_faults(random: Random) -> Faults:
 
 
 class Request(NamedTuple):
-    """One attempt on the wire."""
+    """One attempt on the wire, of an envelope or of a group."""
 
     flight: int
     place: int
-    envelope: Envelope
+    envelopes: tuple[Envelope, ...]
 
 
 class Burst(NamedTuple):
@@ -123,6 +123,8 @@ class Accepted(NamedTuple):
     envelope: Envelope
     lane: LaneQueue
     at: float
+    group: object
+    """The same for those that are stored all or none."""
 
 
 class World:
@@ -133,6 +135,7 @@ class World:
     :arg dedupe: Whether the broker knows event ids; without it, retries are stored twice.
     :arg whole: Whether there are whole flights; drawn from the seed when not given.
     :arg replicated: Whether the broker is; drawn from the seed when not given.
+    :arg atomic: Whether an aggregate's envelopes of one hand-off are stored all or none; drawn when not given.
     :arg faults: Drawn from the seed when not given.
     """
 
@@ -145,6 +148,7 @@ class World:
         dedupe: bool = True,
         whole: bool | None = None,
         replicated: bool | None = None,
+        atomic: bool | None = None,
         faults: Faults | None = None,
     ) -> None:
         random = self.random = Random(seed)
@@ -159,6 +163,7 @@ class World:
             window_bytes=random.choice((100, 1000, 1_000_000)),
             flight=random.choice((1, 3, 64)),
             flow=random.choice((1, 3)),
+            atomic=random.random() < 0.3 if atomic is None else atomic,
         )
         several = random.random() < 0.5 if replicated is None else replicated
         routed = ("good", "other") if (random.random() < 0.7 if whole is None else whole) else ()
@@ -234,7 +239,7 @@ class World:
     def _submit(self, lane: LaneQueue) -> None:
         if lane in self._closed:
             return
-        random, envelopes = self.random, []
+        random, envelopes, submission = self.random, [], len(self._accepted)
         for _ in range(random.choice((1, 5, 30))):
             envelope = Envelope(
                 topic="bad" if random.random() < 0.02 else random.choice(("good", "good", "good", "other")),
@@ -242,7 +247,9 @@ class World:
                 event_id=f"e{len(self._accepted)}",
                 aggregate_id=random.choice((None, "a", "b", "c")),
             )
-            self._accepted[envelope.event_id] = Accepted(envelope, lane, self.now)
+            grouped = self.policy.atomic and envelope.aggregate_id is not None and envelope.topic != "bad"
+            group = (submission, envelope.aggregate_id) if grouped else envelope.event_id
+            self._accepted[envelope.event_id] = Accepted(envelope, lane, self.now, group)
             envelopes.append(envelope)
         self._dispatch.submit(lane, envelopes, epoch=1, now=self.now)
         if self._failed:
@@ -268,7 +275,11 @@ class World:
                 self._results[event_id].append((self.now, one))
                 if self._accepted[event_id].lane is not lane:
                     self.problems.append(f"{event_id} was settled in another lane")
-        if dispatch.out > policy.window or dispatch.out_bytes >= policy.window_bytes + 300:
+        largest_group = 30 if policy.atomic else 1
+        if (
+            dispatch.out >= policy.window + largest_group
+            or dispatch.out_bytes >= policy.window_bytes + 300 * largest_group
+        ):
             self.problems.append(
                 f"{dispatch.out} messages and {dispatch.out_bytes} bytes are out: more than the window"
             )
@@ -321,7 +332,7 @@ class World:
             if entry.envelope.aggregate_id in aggregates and self.policy.one_per_aggregate:
                 self.problems.append(f"two of aggregate {entry.envelope.aggregate_id} are in flight {flight.number}")
             aggregates.add(entry.envelope.aggregate_id or "")
-            request = Request(flight.number, index, entry.envelope)
+            request = Request(flight.number, index, tuple(entry.envelopes))
             if not self._happens(self.faults.drop_request):
                 self._post(request)
             if self._happens(self.faults.repeat_request):
@@ -383,25 +394,35 @@ class World:
         if isinstance(request, Burst):
             self._arrive_whole(request)
             return None
-        event_id = request.envelope.event_id
-        if self._dedupe and event_id in self._places:
+        ids = [envelope.event_id for envelope in request.envelopes]
+        event_id = ids[-1]
+        known = [each in self._places for each in ids]
+        if any(known) and not all(known):
+            self.problems.append(f"of {' '.join(ids)} only some are stored")
+        if self._dedupe and all(known):
             return self._answer(
                 request, Receipt(self._stream(event_id), sequence=self._places[event_id], duplicate=True)
             )
-        if event_id in self._proposed:
+        if any(each in self._proposed for each in ids):
             return self._answer(request, Refusal(Verdict.RETRY, "this id is in process"))
-        if (request.flight, request.place) in self._refused[event_id]:
+        if any((request.flight, request.place) in self._refused[each] for each in ids):
             return self._answer(request, Refusal(Verdict.REJECT, "never, as said"))
         if self._happens(self.faults.retry):
             return self._answer(request, Refusal(Verdict.RETRY, "not now"))
         if self._happens(self.faults.reject):
-            self._refused[event_id].add((request.flight, request.place))
+            self._refuse(request)
             verdict = self.random.choice((Verdict.REJECT, Verdict.STOP))
             return self._answer(request, Refusal(verdict, "never", 400))
         if self._happens(self.faults.give_up):
-            self._refused[event_id].add((request.flight, request.place))
+            self._refuse(request)
             return self._answer(request, Refusal(Verdict.GIVE_UP, "the library gave up"))
+        for each in ids[:-1]:
+            self._store(each, lambda: None)
         return self._store(event_id, lambda: self._answer(request, self._receipt(event_id)))
+
+    def _refuse(self, request: Request) -> None:
+        for envelope in request.envelopes:
+            self._refused[envelope.event_id].add((request.flight, request.place))
 
     def _arrive_whole(self, burst: Burst) -> None:
         """As fast-ingest in gap mode `fail`: nothing is stored after the first that is missing or refused."""
@@ -528,13 +549,15 @@ class World:
 
     def _check_results(self) -> None:
         policy = self.policy
-        for event_id, (envelope, lane, accepted) in self._accepted.items():
+        ends: defaultdict[object, set[tuple[bool, Outcome]]] = defaultdict(set)
+        for event_id, (envelope, lane, accepted, group) in self._accepted.items():
             results = self._results[event_id]
             if len(results) != 1:
                 self.problems.append(f"{event_id} has {len(results)} results")
                 continue
             at, (entry, outcome, receipt, refusal) = results[0]
             stored = event_id in self._places
+            ends[group].add((stored, outcome))
             if outcome is Outcome.STORED and (not stored or receipt is None or refusal is not None):
                 self.problems.append(f"{event_id} is called stored, and is not")
             said = receipt.sequence if receipt else None
@@ -558,13 +581,17 @@ class World:
             if at - accepted > longest:
                 self.problems.append(f"{event_id} was settled after {at - accepted:g} s, allowed are {longest:g}")
 
+        for group, found in ends.items():
+            if len(found) > 1:
+                self.problems.append(f"the group {group} did not end as one: {found}")
+
     def _check_order(self) -> None:
         for event_id, copies in Counter(self._log).items():
             if copies > 1:
                 self.problems.append(f"{event_id} is stored {copies} times")
         place = self._places
         last: dict[tuple[LaneQueue, str], str] = {}
-        for event_id, (envelope, lane, _) in self._accepted.items():
+        for event_id, (envelope, lane, _, _) in self._accepted.items():
             results = self._results[event_id]
             if envelope.aggregate_id is None or not results or results[0][1].outcome is not Outcome.STORED:
                 continue

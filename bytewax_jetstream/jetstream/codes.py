@@ -2,7 +2,16 @@
 
 from ..flight import Refusal, Verdict
 
-__all__ = ["NO_FLIGHTS", "NO_MESSAGE", "TOO_MANY_FLIGHTS", "UNKNOWN_FLIGHT", "UNMET_CODES", "classify"]
+__all__ = [
+    "KNOWN_IDS",
+    "NO_FLIGHTS",
+    "NO_MESSAGE",
+    "NO_ROLLUP",
+    "TOO_MANY_FLIGHTS",
+    "UNKNOWN_FLIGHT",
+    "UNMET_CODES",
+    "classify",
+]
 
 RETRY_CODES = frozenset(
     {
@@ -18,6 +27,7 @@ RETRY_CODES = frozenset(
         10158,  # this id is in process
         10163,  # last sequence by subject not ready
         10167,  # too many requests
+        10176,  # a group of which something is missing: nothing of it is stored
         10210,  # too many batches in flight
         10211,
     }
@@ -28,6 +38,7 @@ STOP_CODES = frozenset(
         10076,  # JetStream not enabled
         10060,  # not the expected stream
         10109,  # stream sealed
+        10174,  # stores no groups
         10185,  # API level
     }
 )
@@ -36,6 +47,10 @@ STORE_FAILED = 10077
 UNMET_CODES = frozenset({10071, 10164})
 """The expected last sequence is another. The server looks at that before it looks at the event id, so after an
 attempt whose ack was lost, or on a replay, the message that is in the way may be this very one."""
+KNOWN_IDS = 10201
+"""Of a group some ids are known, or are in it twice; nothing of it is stored. It may be its own earlier success."""
+NO_ROLLUP = 10111
+"""The server does not understand a message's `Nats-Rollup`; it looks at that after it has looked for the id."""
 NO_MESSAGE = 10037
 NO_FLIGHTS = frozenset(
     {

@@ -339,6 +339,17 @@ class Connection:
             raise JetStreamApiError(refusal.get("err_code", refusal.get("code", 0)), refusal.get("description", ""))
         return answer
 
+    async def ask(self, topic: str, headers: dict[str, str], seconds: float) -> dict[str, Any]:
+        """Publish a message without a payload, and return the answer, error or not.
+
+        :raises ConnectError: when there is none.
+        """
+        try:
+            answer = await self._live().request(topic, b"", timeout=seconds, headers=headers)
+        except (NatsError, OSError) as error:
+            raise ConnectError(f"no answer within {seconds:g} s ({_words(error)})") from None
+        return cast(dict[str, Any], json.loads(answer.data))
+
     def permission_denied(self, message: str) -> None:
         """The server forbade something; it names the subject and goes on."""
         self._last_denied = message

@@ -22,11 +22,21 @@ from typing import Any, NamedTuple, cast
 
 from ..envelope import Envelope
 from ..errors import ConnectError, StreamError
-from ..flight import Flight, Leg, Policy, Receipt, Refusal, Route, Verdict, prepare_each
+from ..flight import Flight, Group, Leg, Policy, Receipt, Refusal, Route, Verdict, prepare_each
 from ..publisher import PublisherEvents
 from ..settings import JetStreamSettings
-from .codes import NO_FLIGHTS, NO_MESSAGE, TOO_MANY_FLIGHTS, UNKNOWN_FLIGHT, UNMET_CODES, classify
+from .codes import (
+    KNOWN_IDS,
+    NO_FLIGHTS,
+    NO_MESSAGE,
+    NO_ROLLUP,
+    TOO_MANY_FLIGHTS,
+    UNKNOWN_FLIGHT,
+    UNMET_CODES,
+    classify,
+)
 from .connection import DENIED_PUBLISH, Connection, JetStreamApiError
+from .groups import group_frames, reject_impossible
 from .streams import REMEDY
 from .topics import Topics
 from .wire import encode, encode_all, message_id
@@ -105,6 +115,7 @@ class JetStreamPublisher:
             window=WINDOW,
             window_bytes=WINDOW_BYTES,
             flight=FLIGHT,
+            atomic=self._settings.atomic,
             flow=FLOW,
         )
 
@@ -140,8 +151,13 @@ class JetStreamPublisher:
 
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
         """Check envelopes against the topics known and the server's limits, and encode them."""
+        wires: list[Any] | None
         wires = encode_all(envelopes, self._topics.checked, self._connection.max_payload, dedupe=self._settings.dedupe)
-        return prepare_each(self._prepare, envelopes) if wires is None else wires
+        if wires is None:
+            wires = prepare_each(self._prepare, envelopes)
+        if self._settings.atomic:
+            reject_impossible(envelopes, wires, self._topics.stream_of, self._connection.max_payload)
+        return wires
 
     def route(self, topic: str) -> Route | None:
         """The stream that takes messages of a topic in whole flights."""
@@ -153,9 +169,13 @@ class JetStreamPublisher:
             self._send_leg(flight)
             return
         inbox, number = self._inbox, flight.number
-        frames = []
+        frames: list[bytes] = []
         for index, entry in enumerate(flight.entries):
             assert entry is not None, "a new flight has no answered entries"
+            if isinstance(entry, Group):
+                topics, reply = [each.topic for each in entry.envelopes], b"%s%d.%d" % (inbox, number, index)
+                frames += group_frames(topics, entry.wire, reply, b"%s%d-%d" % (self._batch, number, index))
+                continue
             frames.append(b"HPUB %s %s%d.%d%s" % (entry.envelope.topic.encode(), inbox, number, index, entry.wire))
         self._connection.write(b"".join(frames))
 
@@ -208,6 +228,8 @@ class JetStreamPublisher:
 
     def _answered(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         """A PubAck, an error, or the server's word that nobody listens on that subject."""
+        if not payload and header is None:
+            return  # it has one more of a group, and waits for the last
         tokens = subject[len(self._inbox) :].split(b".")
         whole = tokens[-1] == b"$FI"
         nobody = not payload and header is not None and header.startswith(b"NATS/1.0 503")
@@ -232,7 +254,7 @@ class JetStreamPublisher:
             self._nobody_there(flight, place)
         elif error := answer.get("error"):
             refusal = classify(error.get("err_code", 0), error.get("code", 0), str(error.get("description")))
-            if refusal.code in UNMET_CODES and isinstance(answer.get("stream"), str):
+            if (refusal.code in UNMET_CODES or refusal.code == KNOWN_IDS) and isinstance(answer.get("stream"), str):
                 self._doubt(_Doubt(flight, place, answer["stream"], refusal))
             else:
                 self._events.refused(flight, place, refusal)
@@ -289,10 +311,10 @@ class JetStreamPublisher:
 
     def _nobody_there(self, flight: int, place: int) -> None:
         """No stream listens on the topic, or its leader is being elected: only a look at the streams can tell."""
-        envelope = self._events.envelope(flight, place)
-        if envelope is None:
+        envelopes = self._events.envelopes(flight, place)
+        if not envelopes:
             return
-        topic = envelope.topic
+        topic = envelopes[0].topic
         if self._topics.is_gone(topic):
             refusal = Refusal(Verdict.STOP, f"no stream covers topic {topic} any more: {REMEDY}, and run again", 503)
         else:
@@ -307,14 +329,18 @@ class JetStreamPublisher:
             self._look_up = asyncio.get_running_loop().create_task(self._resolve_doubts())
 
     async def _resolve_doubts(self) -> None:
-        """Read the messages that are in the way, one after the other."""
+        """Look the messages up that are in the way, one after the other."""
         while self._doubts:
             doubt = self._doubts.popleft()
-            envelope = self._events.envelope(doubt.flight, doubt.place)
-            if envelope is None:
+            envelopes = self._events.envelopes(doubt.flight, doubt.place)
+            if not envelopes:
                 continue  # answered otherwise, or tried again by now
+            if doubt.refusal.code == KNOWN_IDS:
+                await self._resolve_group(doubt, envelopes)
+                self._events.turn()
+                continue
             try:
-                sequence = await self._own_message(envelope, doubt.stream)
+                sequence = await self._own_message(envelopes[0], doubt.stream)
             except (ConnectError, JetStreamApiError) as error:
                 reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
                 self._events.refused(doubt.flight, doubt.place, Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code))
@@ -324,6 +350,39 @@ class JetStreamPublisher:
                 else:
                     self._events.acked(doubt.flight, doubt.place, Receipt(doubt.stream, None, sequence, True))
             self._events.turn()
+
+    async def _resolve_group(self, doubt: _Doubt, envelopes: Sequence[Envelope]) -> None:
+        """A group of which ids are known is stored if all are, and otherwise never will be."""
+        try:
+            answers = await asyncio.gather(*map(self._ask_for, envelopes))
+        except ConnectError as error:
+            reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
+            self._events.refused(doubt.flight, doubt.place, Refusal(Verdict.RETRY, reason, KNOWN_IDS))
+            return
+        errors = [answer["error"] for answer in answers if "error" in answer]
+        others = [error for error in errors if error.get("err_code") != NO_ROLLUP]
+        if others:  # such as that an id is in process
+            code, status, words = others[0].get("err_code", 0), others[0].get("code", 0), others[0].get("description")
+            self._events.refused(doubt.flight, doubt.place, classify(code, status, str(words)))
+        elif errors:
+            known, number = len(answers) - len(errors), len(answers)
+            reason = f"{doubt.refusal.reason}; {known} of the {number} of its group are stored before, the others not"
+            self._events.refused(doubt.flight, doubt.place, doubt.refusal._replace(reason=reason))
+        else:
+            last = answers[-1]["seq"]
+            together = [answer["seq"] for answer in answers] == list(range(last + 1 - len(answers), last + 1))
+            self._events.acked(doubt.flight, doubt.place, Receipt(doubt.stream, None, last if together else None, True))
+
+    async def _ask_for(self, envelope: Envelope) -> dict[str, Any]:
+        """Ask the server whether it knows an event id, by a message that it never stores.
+
+        The server looks for the id first; if it does not know it, it finds that it cannot make anything of the other
+        header (tried against single servers and clusters: `tests/integration/test_groups.py`).
+        """
+        line = message_id(envelope.event_id).partition(b"\r\n")[0].decode()
+        name, _, value = line.partition(": ")
+        headers = {name: value, "Nats-Rollup": "none"}
+        return await self._connection.ask(envelope.topic, headers, self._settings.pool.ack_timeout / 2)
 
     async def _own_message(self, envelope: Envelope, stream: str) -> int | None:
         """The sequence of the message behind the expected last one, if it has this envelope's event id."""

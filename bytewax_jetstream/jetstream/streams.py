@@ -206,6 +206,7 @@ def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
         "max_msg_size": wanted.max_message_size,
         "max_age": _nanoseconds(wanted.max_age) if wanted.max_age is not None else None,
         "allow_msg_ttl": wanted.allow_message_ttl or None,
+        "allow_atomic": wanted.allow_atomic or None,
         # Not a promise to anybody, so a stream without it falls short of nothing.
         "allow_batched": (wanted.allow_batched and takes_batches) or None,
     }
@@ -252,6 +253,8 @@ def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str
         found["duplicate_window"] = f"duplicate_window is {window}, asked is {wanted.duplicate_window}"
     if wanted.allow_message_ttl and not config.get("allow_msg_ttl"):
         found["allow_msg_ttl"] = "allow_msg_ttl is off, asked is on"
+    if wanted.allow_atomic and not config.get("allow_atomic"):
+        found["allow_atomic"] = "allow_atomic is off, asked is on (nats-server 2.12 and later have it)"
     limits = {
         "max_msgs": wanted.max_messages,
         "max_bytes": wanted.max_bytes,

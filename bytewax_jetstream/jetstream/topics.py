@@ -83,6 +83,11 @@ class Topics:
             route = self._routes[topic] = self._new_route(topic)
             return route
 
+    def stream_of(self, topic: str) -> str | None:
+        """The stream that stores a topic, as far as that is known."""
+        covered = self._coverage.of(topic) if self._coverage is not None else None
+        return covered.stream if covered is not None else None
+
     def is_gone(self, topic: str) -> bool:
         """Whether no stream covers a topic, and has not for longer than an election of a leader takes."""
         now = time.monotonic()

@@ -304,7 +304,7 @@ class KafkaPublisher:
         self._retry = None
         waiting, self._backlog = self._backlog, deque()
         for number, index, wire in waiting:
-            if self._events.envelope(number, index) is not None:  # whose time is not up
+            if self._events.envelopes(number, index):  # whose time is not up
                 self._send_one(number, index, wire)
         self._reported()
 
@@ -333,7 +333,8 @@ class KafkaPublisher:
             self._events.refused(number, index, self._classify(code, text, number, index))
 
     def _classify(self, code: int, text: str, number: int, index: int) -> Refusal:
-        return classify(code, text, self._events.envelope(number, index), checked=self._admin is not None)
+        envelope = next(iter(self._events.envelopes(number, index)), None)
+        return classify(code, text, envelope, checked=self._admin is not None)
 
     # Topics first seen after the start
 
@@ -381,8 +382,7 @@ class KafkaPublisher:
 
     def _unpark(self, name: str) -> None:
         for number, index in self._parked.pop(name):
-            envelope = self._events.envelope(number, index)
-            if envelope is not None:
+            for envelope in self._events.envelopes(number, index):
                 self._send_one(number, index, encode(envelope))
 
     def _reject_parked(self, name: str, reason: str) -> None:
@@ -392,6 +392,6 @@ class KafkaPublisher:
 
     def _forget_settled(self, name: str) -> None:
         """Let go of messages whose time was up before a broker answered."""
-        self._parked[name] = [place for place in self._parked[name] if self._events.envelope(*place) is not None]
+        self._parked[name] = [place for place in self._parked[name] if self._events.envelopes(*place)]
         if not self._parked[name]:
             del self._parked[name]

@@ -564,7 +564,7 @@ def test_an_answer_to_nothing_that_was_ever_sent_is_ignored() -> None:
     for number, index in [(flight.number, 1), (flight.number, -1), (99, 0), (0, 0)]:
         bench.dispatch.acked(number, index, RECEIPT)
         bench.dispatch.refused(number, index, LATER, bench.now)
-        assert bench.dispatch.envelope(number, index) is None
+        assert bench.dispatch.envelopes(number, index) == []
     bench.tick(5.0)
     bench.dispatch.acked(flight.number, 7, RECEIPT)
     bench.dispatch.refused(flight.number, -1, LATER, bench.now)
@@ -913,6 +913,43 @@ def test_what_is_out_of_an_open_flight_goes_one_by_one_after_it_is_lost(how: str
     assert bench.settled() == []
 
 
+# Groups
+
+
+def test_an_aggregates_envelopes_of_one_hand_over_are_sent_as_one_and_end_as_one() -> None:
+    bench = Bench(atomic=True)
+    bench.submit(envelope("1", "a"), envelope("2", "b"), envelope("3", "a"), envelope("4"), envelope("5", "a"))
+    bench.submit(envelope("6", "a"), envelope("7", "a"), envelope("8", "b"))
+    flight = bench.flight()
+
+    assert [[each.event_id for each in bench.dispatch.envelopes(flight.number, at)] for at in range(4)] == [
+        ["1", "3", "5"], ["2"], ["4"], [],
+    ]  # fmt: skip
+    assert bench.dispatch.out == 5
+    bench.dispatch.acked(flight.number, 0, Receipt("ORDERS", None, 9, duplicate=False))
+    ends = {one.entry.envelope.event_id: one.receipt for one in bench.settled()}
+    assert {event_id: receipt and receipt.sequence for event_id, receipt in ends.items()} == {"1": 7, "3": 8, "5": 9}
+    bench.refused(bench.flight(), 0, Verdict.REJECT)
+    assert bench.outcomes() == {"6": Outcome.REJECTED, "7": Outcome.REJECTED}
+    assert bench.dispatch.out == 2
+
+
+def test_a_group_that_is_not_answered_is_tried_again_as_one_and_its_end_is_that_of_all() -> None:
+    bench = Bench(atomic=True, delivery_timeout=6.0)
+    bench.submit(envelope("1", "a"), envelope("2", "a"))
+    bench.flight()
+    bench.tick(5.0)
+    bench.tick(5.1)
+    again = bench.flight()
+    assert [each.event_id for each in bench.dispatch.envelopes(again.number, 0)] == ["1", "2"]
+    bench.refused(again, 0, Verdict.REJECT)
+
+    settled = bench.settled()
+    assert [(one.outcome, one.entry.attempts) for one in settled] == [(Outcome.UNKNOWN, 2)] * 2
+    bench.tick(6.0)
+    assert bench.is_empty()
+
+
 # Lanes that end
 
 
@@ -1020,10 +1057,8 @@ def test_it_tells_what_is_out_where() -> None:
     bench.dispatch.acked(flight.number, 0, RECEIPT)
 
     assert bench.dispatch.out_on("a") == [(flight.number, 2)]
-    found = bench.dispatch.envelope(flight.number, 1)
-    assert found is not None
-    assert found.event_id == "2"
-    assert bench.dispatch.envelope(flight.number, 0) is None
+    assert [found.event_id for found in bench.dispatch.envelopes(flight.number, 1)] == ["2"]
+    assert bench.dispatch.envelopes(flight.number, 0) == []
 
 
 def test_settled_envelopes_are_handed_out_once_by_lane_in_the_order_of_settlement() -> None:

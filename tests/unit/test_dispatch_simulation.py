@@ -1,12 +1,13 @@
 """Thousands of simulated runs: each is one seed, and a seed that fails is printed and fails again."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
 
 from bytewax_jetstream.dispatch import Dispatch
-from bytewax_jetstream.envelope import Outcome
+from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.flight import Entry, LaneQueue, Receipt, Refusal
 from tests.simulation import Believing, Faults, World
 
@@ -65,6 +66,16 @@ def test_it_notices_a_second_envelope_of_an_aggregate_in_flight() -> None:
 
 def test_it_notices_a_broker_that_does_not_know_event_ids() -> None:
     assert "is stored 2 times" in _noticed(dedupe=False)
+
+
+def test_it_notices_a_group_that_is_parted() -> None:
+    class Parting(Dispatch):
+        def submit(self, lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int, now: float) -> None:
+            self._policy = self._policy._replace(atomic=False)
+            super().submit(lane, envelopes, epoch, now)
+
+    assert "did not end as one" in _noticed(dispatch=Parting, atomic=True)
+    assert _noticed(atomic=True) == ""
 
 
 def test_it_notices_a_timeout_that_is_called_rejected() -> None:

@@ -52,7 +52,7 @@ def test_without_any_setting_a_local_server_is_meant() -> None:
     assert settings.js_prefix == "$JS.API"
     assert not settings.wants_tls
     assert (settings.pool.budget_messages, settings.pool.ack_timeout, settings.pool.delivery_timeout) == (
-        100_000,
+        16_000,
         5,
         60,
     )

@@ -1,0 +1,265 @@
+"""Groups on real servers: the envelopes of one aggregate that come at once are stored all or none."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import nats
+import pytest
+
+from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
+from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
+from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
+from bytewax_jetstream.testing import NatsCluster, NatsServer
+from tests.lanes import broker_of, jetstream, opened, settle
+from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.waiting import until
+
+LARGE = b"1" * 500
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[NatsCluster]:
+    with NatsCluster(3) as cluster:
+        yield cluster
+
+
+def _settings(url: str, **more: Any) -> JetStreamSettings:
+    return jetstream(url, atomic=True, **more)
+
+
+def _ids(url: str, stream: str) -> list[str]:
+    return [message.headers["Nats-Msg-Id"] for message in stored(url, stream)]
+
+
+def _outcomes(results: dict[str, PublishResult]) -> set[Outcome]:
+    return {result.outcome for result in results.values()}
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_groups_are_stored_one_behind_the_other_and_each_result_has_its_own_sequence(
+    nats_server: NatsServer, batched: bool
+) -> None:
+    stream = f"GROUPS{batched}".upper()
+    make_stream(nats_server.url, stream, stream, allow_atomic=True, allow_batched=batched)
+    batch = envelopes(3_000, stream, aggregates=7)
+    batch[50] = batch[50]._replace(aggregate_id=None)
+    batch[51] = batch[51]._replace(aggregate_id="alone")
+    with opened(_settings(nats_server.url)) as (_, lane):
+        results = settle(lane, batch)
+
+    assert _outcomes(results) == {Outcome.STORED}
+    assert {result.attempts for result in results.values()} == {1}
+    found = stored(nats_server.url, stream)
+    for place, message in enumerate(found, start=1):
+        alone = "Nats-Batch-Id" not in message.headers
+        assert results[message.headers["Nats-Msg-Id"]].sequence in ((place, None) if alone else (place,))
+    groups = [message.headers.get("Nats-Batch-Id") for message in found]
+    assert len(set(groups)) == 8  # one for each aggregate, and none for the two that are alone
+    assert sum(before != after for before, after in pairwise(groups)) <= 9
+    assert audit(nats_server.url, stream, batch) == FLAWLESS
+
+
+def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(nats_server: NatsServer) -> None:
+    make_stream(nats_server.url, "NONE", "none", allow_atomic=True, max_msg_size=400)
+    batch = [Envelope("none", LARGE if at == 8 else b"1", f"e-{at}", f"a-{at % 3}") for at in range(15)]
+    with opened(_settings(nats_server.url)) as (pool, lane):
+        results = settle(lane, batch)
+        assert broker_of(pool)["retries"] == 0
+
+    refused = {f"e-{at}" for at in range(15) if at % 3 == 8 % 3}
+    assert {id_ for id_, result in results.items() if result.outcome is Outcome.REJECTED} == refused
+    assert {results[event_id].code for event_id in refused} == {10054}
+    assert set(_ids(nats_server.url, "NONE")) == set(results) - refused
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"payload": "text"}, "envelope 'e-4' of its group cannot be stored: the payload is a str: give bytes"),
+        ({"topic": "nowhere"}, "envelope 'e-4' of its group cannot be stored: no stream covers topic nowhere"),
+        ({"topic": "elsewhere"}, "its group goes to streams BADONE and ELSEWHERE, and only one stream can store it"),
+        ({"payload": b"1" * (1024 * 1024 - 150)}, "in a group the server's max_payload of 1048576 allows 1048416"),
+    ],
+)
+def test_of_a_group_that_can_never_be_one_all_are_rejected_before_anything_is_sent(
+    nats_server: NatsServer, bad: dict[str, Any], words: str
+) -> None:
+    for name in ("BADONE", "ELSEWHERE"):
+        if name not in (api(nats_server.url, "STREAM.NAMES")["streams"] or ()):
+            make_stream(nats_server.url, name, name.lower(), allow_atomic=True)
+    batch = envelopes(9, "badone", aggregates=3)
+    batch[4] = batch[4]._replace(**bad)
+    with opened(_settings(nats_server.url)) as (_, lane):
+        results = settle(lane, batch)
+
+    rejected = {event_id: result.reason for event_id, result in results.items() if result.reason}
+    assert set(rejected) == {"e-1", "e-4", "e-7"}
+    assert words in str(rejected["e-1"])
+    assert {result.attempts for result in results.values() if result.reason} == {0}
+
+
+def test_a_group_of_more_than_a_thousand_is_rejected_and_one_of_a_thousand_is_not(nats_server: NatsServer) -> None:
+    make_stream(nats_server.url, "THOUSAND", "thousand", allow_atomic=True)
+    most, more = envelopes(1_000, "thousand", aggregates=1), envelopes(1_001, "thousand", first=5_000, aggregates=1)
+    with opened(_settings(nats_server.url)) as (_, lane):
+        assert _outcomes(settle(lane, most)) == {Outcome.STORED}
+        results = settle(lane, more)
+
+    assert _outcomes(results) == {Outcome.REJECTED}
+    assert "1001 envelopes of its aggregate came at once, and 1000 can be stored" in str(results["e-5000"].reason)
+
+
+def test_an_expectation_of_the_first_holds_for_the_group(nats_server: NatsServer) -> None:
+    make_stream(nats_server.url, "EXPECTING", "expecting", allow_atomic=True)
+    first, second = envelopes(4, "expecting", aggregates=1), envelopes(4, "expecting", first=4, aggregates=1)
+    first[0] = first[0]._replace(options=PublishOptions(expected_last_subject_sequence=0))
+    second[0] = second[0]._replace(options=PublishOptions(expected_last_subject_sequence=2))
+    with opened(_settings(nats_server.url)) as (_, lane):
+        assert _outcomes(settle(lane, first)) == {Outcome.STORED}
+        assert _outcomes(settle(lane, first)) == {Outcome.STORED}  # it is its own message that is in the way
+        assert _outcomes(settle(lane, second)) == {Outcome.REJECTED}
+
+    assert audit(nats_server.url, "EXPECTING", first) == FLAWLESS
+
+
+@pytest.mark.parametrize("servers", ["nats_server", "cluster"])
+@pytest.mark.parametrize("known", [slice(0, 6), slice(0, 1), slice(2, 4), slice(5, 6)], ids=str)
+def test_a_group_of_which_ids_are_known_is_stored_if_all_are_and_else_rejected_and_nothing_more_is_stored(
+    request: pytest.FixtureRequest, servers: str, known: slice
+) -> None:
+    server = request.getfixturevalue(servers)
+    stream = f"KNOWN{known.start}_{known.stop}"
+    make_stream(server.url, stream, stream, allow_atomic=True, num_replicas=3 if servers == "cluster" else 1)
+    batch = envelopes(6, stream, aggregates=1)
+    batch[3] = batch[3]._replace(event_id="not a plain id")
+    with opened(_settings(server.url)) as (_, lane):
+        for envelope in batch[known]:
+            settle(lane, [envelope])
+        results = settle(lane, batch)
+        # The look-up leaves nothing behind that would keep the others from being stored by themselves.
+        alone: dict[str, PublishResult] = {}
+        for envelope in batch:
+            alone |= settle(lane, [envelope])
+
+    if known == slice(0, 6):
+        assert {(r.outcome, r.duplicate) for r in results.values()} == {(Outcome.STORED, True)}
+        assert [results[each.event_id].sequence for each in batch] == [1, 2, 3, 4, 5, 6]
+    else:
+        number = known.stop - known.start
+        assert _outcomes(results) == {Outcome.REJECTED}
+        assert f"{number} of the 6 of its group are stored before, the others not" in str(results["e-0"].reason)
+    assert _outcomes(alone) == {Outcome.STORED}
+    assert {id_ for id_, result in alone.items() if result.duplicate} == {each.event_id for each in batch[known]}
+    assert len(stored(server.url, stream)) == 6
+
+
+def test_the_same_id_twice_in_a_group_is_rejected(nats_server: NatsServer) -> None:
+    make_stream(nats_server.url, "TWICE", "twice", allow_atomic=True)
+    batch = envelopes(3, "twice", aggregates=1)
+    with opened(_settings(nats_server.url)) as (_, lane):
+        lane.submit([*batch, batch[0]])
+        results = lane.flush()
+
+    assert {result.outcome for result in results} == {Outcome.REJECTED}
+    assert stored(nats_server.url, "TWICE") == []
+
+
+def test_a_group_whose_answer_is_lost_is_found_stored(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_stream(nats_server.url, "UNHEARD", "unheard", allow_atomic=True)
+    batch = envelopes(10, "unheard", aggregates=2)
+    unheard = iter(range(2))
+    answered = JetStreamPublisher._one_answered
+
+    def deaf(self: JetStreamPublisher, flight: int, place: int, answer: dict[str, Any]) -> None:
+        if "batch" not in answer or next(unheard, None) is None:
+            answered(self, flight, place, answer)
+
+    monkeypatch.setattr(JetStreamPublisher, "_one_answered", deaf)
+    with opened(_settings(nats_server.url, ack_timeout=0.3)) as (_, lane):
+        results = settle(lane, batch)
+
+    assert {(r.outcome, r.duplicate, r.attempts) for r in results.values()} == {(Outcome.STORED, True, 2)}
+    assert sorted(result.sequence or 0 for result in results.values()) == list(range(1, 11))
+    assert audit(nats_server.url, "UNHEARD", batch) == FLAWLESS
+
+
+@pytest.mark.parametrize("dedupe", [True, False])
+def test_groups_stay_whole_through_the_death_of_the_server(tmp_path: Any, dedupe: bool) -> None:
+    with NatsServer(store_dir=tmp_path / "store") as server:
+        make_stream(server.url, "DEATH", "death", allow_atomic=True)
+        rounds = [envelopes(2_000, "death", first=2_000 * number, aggregates=40) for number in range(6)]
+        with opened(_settings(server.url, dedupe=dedupe)) as (pool, lane):
+            for number, batch in enumerate(rounds):
+                lane.submit(batch)
+                if number in (1, 3):
+                    until(lambda: pool.statistics()["stored"] > 2_000 * (number - 1))  # noqa: B023  # called here only
+                    server.kill()
+                    server.start()
+            results = lane.flush()
+
+        assert {result.outcome for result in results} == {Outcome.STORED}
+        found = stored(server.url, "DEATH")
+    at = "Nats-Msg-Id" if dedupe else "Event-Id"
+    ids = [message.headers[at] for message in found]
+    group_of = {each.event_id: (number, each.aggregate_id) for number, batch in enumerate(rounds) for each in batch}
+    assert set(ids) == set(group_of)
+    if dedupe:
+        assert len(ids) == len(set(ids))
+    sizes: dict[tuple[str, object], int] = {}
+    for message in found:
+        key = message.headers["Nats-Batch-Id"], group_of[message.headers[at]]
+        sizes[key] = sizes.get(key, 0) + 1
+    assert set(sizes.values()) == {50}
+
+
+def test_a_stream_that_stores_no_groups_stops_the_run_and_says_what_to_do(nats_server: NatsServer) -> None:
+    make_stream(nats_server.url, "PLAIN", "plain")
+    with opened(_settings(nats_server.url)) as (_, lane):
+        results = settle(lane, envelopes(4, "plain", aggregates=1))
+
+        assert _outcomes(results) == {Outcome.REJECTED}
+        assert "atomic publish is disabled (10174): mend the stream" in str(lane.stop_reason)
+
+
+def test_a_declared_stream_stores_groups(nats_server: NatsServer) -> None:
+    stream = StreamSettings(name="DECLARED", subjects=("declared",), allow_atomic=True)
+    with opened(_settings(nats_server.url, streams=(stream,))) as (_, lane):
+        assert _outcomes(settle(lane, envelopes(4, "declared", aggregates=1))) == {Outcome.STORED}
+    with pytest.raises(ValueError, match="atomic needs allow_atomic of stream DECLARED: set it there, too"):
+        _settings(nats_server.url, streams=(StreamSettings(name="DECLARED", subjects=("declared",)),))
+
+
+@pytest.mark.parametrize("servers", ["nats_server", "cluster"])
+@pytest.mark.parametrize("rollup", [True, False])
+def test_the_server_looks_for_an_id_before_it_finds_that_the_message_cannot_be_stored(
+    request: pytest.FixtureRequest, servers: str, rollup: bool
+) -> None:
+    """What the look-up of a group's ids stands on; it must be looked at again when this fails with another server."""
+    server = request.getfixturevalue(servers)
+    name = f"LOOK{rollup}".upper()
+    replicas = 3 if servers == "cluster" else 1
+    make_stream(server.url, name, name, allow_rollup_hdrs=rollup, num_replicas=replicas)
+
+    async def ask() -> list[dict[str, Any]]:
+        client = await nats.connect(server.url.split(","))
+        try:
+            answers = []
+            for event_id, more in [
+                ("a", {}),
+                ("a", {"Nats-Rollup": "none"}),
+                ("b", {"Nats-Rollup": "none"}),
+                ("b", {}),
+            ]:
+                headers = {"Nats-Msg-Id": event_id, **more}
+                answers.append(json.loads((await client.request(name, b"", timeout=5, headers=headers)).data))
+            return answers
+        finally:
+            await client.close()
+
+    new, known, unknown, alone = asyncio.run(ask())
+    assert (new["seq"], known["seq"], known["duplicate"]) == (1, 1, True)
+    assert unknown["error"]["err_code"] == 10111
+    assert (alone["seq"], alone.get("duplicate")) == (2, None)
