@@ -201,8 +201,8 @@ class _Watch:
             submit(lane, envelopes, epoch=epoch)
             self._epoch = max(epoch, self._epoch)
             self._count(Slot.SUBMITTED, len(envelopes))
-            if self._held is not None and epoch > self._held and lane.unsettled:
-                self._die()
+            if self._held is not None and epoch > self._held + 1 and lane.unsettled:
+                self._die()  # by now the one that is held was committed, while the next was open
 
         def watched(send: Callable[[Any, Sent], None]) -> Callable[[Any, Sent], None]:
             def watched_send(publisher: Any, flight: Sent) -> None:
