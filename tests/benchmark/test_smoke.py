@@ -7,6 +7,7 @@ import pytest
 
 from bytewax_jetstream.bench.brokers import JetStreamBroker
 from bytewax_jetstream.bench.cases import STRATEGIES, Case
+from bytewax_jetstream.bench.kafka_broker import KafkaBroker
 from bytewax_jetstream.bench.report import check
 from bytewax_jetstream.bench.runner import run
 from bytewax_jetstream.errors import BenchError
@@ -58,6 +59,20 @@ def test_ack_frames_are_those_that_the_server_sent(rounds: dict[str, dict[str, A
     assert rounds["sync"]["ack_frames_per_msg"] == rounds["pool"]["ack_frames_per_msg"] == 1
     assert rounds["before"]["ack_frames_per_msg"] == 2
     assert rounds["lean"]["ack_frames_per_msg"] < 0.1
+
+
+@pytest.mark.parametrize("payload", [128, 1024, 16_384])
+def test_a_round_of_every_strategy_of_kafka_stores_every_message_and_leaves_nothing_behind(
+    kafka_address: str, payload: int
+) -> None:
+    group = [case(name, broker="kafka", payload_bytes=payload, ids="header") for name in STRATEGIES["kafka"]]
+    with KafkaBroker(kafka_address) as broker:
+        measured = run([group], {"kafka": broker}, rounds=1)
+
+    assert check(measured) == []
+    assert {entry["strategy"] for entry in measured} == set(STRATEGIES["kafka"])
+    assert {entry["found"] for entry in measured} == {MESSAGES}
+    assert all(entry["threads_final"] == entry["threads_initial"] for entry in measured)
 
 
 def test_paced_messages_and_ids_in_another_header_are_stored_too(broker: JetStreamBroker) -> None:
