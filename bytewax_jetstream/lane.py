@@ -135,6 +135,7 @@ class Lane:
         self.link = link
         """The pool's own; passed through."""
         self._publisher = publisher
+        self._cut = _groups_apart if publisher.policy.atomic else _pieces
         self._mailbox: deque[Delivery] = deque()
         self._news = threading.Condition()
         self._unsettled = 0
@@ -164,8 +165,7 @@ class Lane:
         :raises SettleTimeoutError: when the budget stays spent for longer than a delivery may take.
         """
         budget, patience = self._pool.budget, self._pool.settings.delivery_timeout + 10
-        cut = _groups_apart if self._publisher.policy.atomic else _pieces
-        for piece in cut(envelopes, min(PIECE, max(1, budget.messages // 2)), budget.bytes // 2):
+        for piece in self._cut(envelopes, min(PIECE, max(1, budget.messages // 2)), budget.bytes // 2):
             self.check()
             budget.acquire(len(piece), sum(map(size_of, piece)), self, patience)
             with self._news:
