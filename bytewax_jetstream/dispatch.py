@@ -87,6 +87,8 @@ class Dispatch:
         self._whole: dict[int, WholeFlight] = {}
         self._silent: dict[int, Flight] = {}
         """Given up, oldest first, until all is settled: a late ack still says that an envelope is stored."""
+        self._silent_whole: dict[int, WholeFlight] = {}
+        """Likewise."""
         self._backing_off: list[tuple[float, int, LaneQueue, Entry]] = []
         self._with_settled: list[LaneQueue] = []
         self._next_expiry = INFINITY
@@ -157,6 +159,7 @@ class Dispatch:
             for entry in self._unanswered(one, refusal):
                 self.retries += 1
                 self._go_one_by_one(one.lane, entry)
+            self._silent_whole[one.number] = one
         for lane in self._lanes:
             self._admit(lane)
 
@@ -212,6 +215,7 @@ class Dispatch:
         """The broker stored the envelopes at the first places of a whole flight."""
         flight = self._whole.get(number)
         if flight is None:
+            self._stored_late(number, places)
             return
         lane = flight.lane
         if flight.refusal is not None:
@@ -283,6 +287,10 @@ class Dispatch:
             self._expire(now)
         while self._silent and not next(iter(self._silent.values())).unanswered():
             del self._silent[next(iter(self._silent))]
+        for number in [
+            number for number, one in self._silent_whole.items() if all(entry.done for entry in one.entries)
+        ]:
+            del self._silent_whole[number]
 
     def abandon(self, reason: str) -> None:
         """Settle everything as unknown: the publisher is closed or beyond repair."""
@@ -567,7 +575,7 @@ class Dispatch:
         if isinstance(flight, Flight):
             entries = flight.unanswered()
         else:
-            entries = [entry for parcel in flight.parcels for entry in parcel.entries()]
+            entries = flight.entries = [entry for parcel in flight.parcels for entry in parcel.entries()]
         for entry in entries:
             # The broker's own word on an earlier attempt tells more than this silence.
             entry.last = entry.last or refusal
@@ -598,6 +606,16 @@ class Dispatch:
         entry = flight.at(index) if flight is not None else None
         if flight is not None and entry is not None and not entry.done and flight.lane in self._lanes:
             self._finish(flight.lane, entry, Outcome.STORED, receipt, None)
+
+    def _stored_late(self, number: int, places: int) -> None:
+        flight = self._silent_whole.get(number)
+        if flight is None or flight.lane not in self._lanes:
+            return
+        receipt = Receipt(flight.route.name)
+        for entry in flight.entries[: max(0, places - flight.stored)]:
+            self.late_acks += 1
+            if not entry.done:
+                self._finish(flight.lane, entry, Outcome.STORED, receipt, None)
 
     def _refused_late(self, number: int, index: int) -> None:
         """A later attempt decides, but this one is in doubt no more."""
@@ -674,6 +692,7 @@ class Dispatch:
                 self._back_off(lane, entry, now)
             return
         self._land_whole(flight)
+        self._silent_whole[flight.number] = flight
         for entry in self._unanswered(flight, refusal):
             lane.one_by_one += 1
             if not self._held_back(lane, entry):

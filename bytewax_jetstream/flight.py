@@ -325,7 +325,7 @@ class WholeFlight:
     It is sent in legs, and goes on until one is its last.
     """
 
-    __slots__ = ("_deadlines", "lane", "number", "parcels", "places", "refusal", "route", "stored", "topic")
+    __slots__ = ("_deadlines", "entries", "lane", "number", "parcels", "places", "refusal", "route", "stored", "topic")
 
     def __init__(self, number: int, lane: LaneQueue, route: Route, topic: str) -> None:
         self.number = number
@@ -341,6 +341,8 @@ class WholeFlight:
         """How many of them are known to be stored."""
         self.refusal: tuple[int, Refusal] | None = None
         """The first place that the route refused; it stores none from there on."""
+        self.entries: list[Entry] = []
+        """When it is not awaited any more: what was not known to be stored then, in order."""
         self._deadlines: deque[tuple[int, float]] = deque()
         """For each leg, behind which place it ended, and until when that is awaited."""
 

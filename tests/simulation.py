@@ -539,6 +539,7 @@ class World:
             "counts": [(lane.one_by_one, lane.whole) for lane in self._lanes if lane.one_by_one or lane.whole],
             "open": [lane.open for lane in self._lanes if lane.open],
             "silent": dispatch._silent,
+            "silent whole flights": dispatch._silent_whole,
             "backing off": dispatch._backing_off,
             "turns": dispatch._turns,
             "ready": [entry for lane in self._lanes for entry in lane.ready],

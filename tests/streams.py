@@ -1,6 +1,7 @@
 """What streams hold, made and read by nats-py on connections of its own: never by the code under test."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,7 +16,7 @@ from nats.js.errors import ServiceUnavailableError
 
 from bytewax_jetstream.envelope import Envelope
 
-__all__ = ["FLAWLESS", "Audit", "Stored", "api", "audit", "envelopes", "make_stream", "stored"]
+__all__ = ["FLAWLESS", "Audit", "Stored", "api", "audit", "envelopes", "make_stream", "remake_stream", "stored"]
 
 T = TypeVar("T")
 
@@ -59,6 +60,13 @@ def envelopes(count: int, topic: str, *, first: int = 0, aggregates: int | None 
 def make_stream(url: str, name: str, *subjects: str, **config: Any) -> None:
     """Create a stream from the server's own words, such as `max_msgs=10`."""
     api(url, f"STREAM.CREATE.{name}", {"name": name, "subjects": subjects, **config})
+
+
+def remake_stream(url: str, name: str, *subjects: str, **config: Any) -> None:
+    """Likewise, in place of any that has that name."""
+    with contextlib.suppress(AssertionError):  # there is none
+        api(url, f"STREAM.DELETE.{name}")
+    make_stream(url, name, *subjects, **config)
 
 
 def api(url: str, subject: str, body: object = None, *, seconds: float = 5, **credentials: Any) -> dict[str, Any]:
