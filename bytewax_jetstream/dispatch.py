@@ -183,6 +183,8 @@ class Dispatch:
         for number, index, receipt in acks:
             flight = flights.get(number)
             entry = flight.at(index) if flight is not None else None
+            if entry is not None and entry.count > 1:
+                continue  # an ack of one of a group is none of the group
             if flight is None or entry is None or entry.done or self._doubts.in_process:
                 self.acked(number, index, receipt)
                 continue
@@ -218,8 +220,8 @@ class Dispatch:
             self._stored_late(number, places)
             return
         lane = flight.lane
-        if flight.refusal is not None:
-            places = min(places, flight.refusal[0])
+        if flight.refusal is not None and places > flight.refusal[0]:
+            flight.refusal = None  # it was of another: a broker may name but the topic of what it denies
         self._store(flight, min(places, flight.places) - flight.stored, Receipt(flight.route.name, duplicate=duplicate))
         if lane.open is flight:
             if lane.waiting:
@@ -239,6 +241,7 @@ class Dispatch:
             (entry,) = flight.parcels[0].split(1).entries()
             lane.waiting.extendleft(parcel for parcel in reversed(flight.parcels) if parcel)
             lane.reach = max(LEAST_REACH, flight.stored)
+            self._doubts.never_sent(lane.waiting)
             lane.one_by_one += 1
             if not self._held_back(lane, entry):
                 self._refuse(lane, entry, flight.refusal[1], now)
@@ -263,7 +266,9 @@ class Dispatch:
         if whole is not None:
             if index >= 0 and (whole.refusal is None or index < whole.refusal[0]):
                 whole.refusal = index, refusal
-                if whole.lane.open is whole:
+                if index == 0:
+                    self.ended(number, 0, now)  # it never began
+                elif whole.lane.open is whole:
                     self._send_end(whole)  # or the broker may not know that something is missing
             return
         flight = self._flights.get(number)
@@ -503,38 +508,42 @@ class Dispatch:
         return route
 
     def _sort(self, lane: LaneQueue) -> dict[Route, Parcel]:
-        """Tell the envelopes that wait first apart by route, as far as flights that do not wait for each other may go.
+        """Tell the envelopes that wait first apart by route, as far as they need not wait for each other.
 
-        An aggregate has its order over all routes, so it ends where one would be in two of them, and where an id
-        may be in process already. What does not go in a flight waits, or goes one by one.
+        An aggregate has its order over all routes, so it ends where one would be on two of them, and where an id
+        may be in process already. What no route takes goes one by one meanwhile.
         """
-        sorted_: dict[Route, Parcel] = {}
-        homes: dict[str, Route] = {}
-        taken, parcel = 0, lane.waiting.popleft()
+        parcel = lane.waiting.popleft()
+        if parcel.group:
+            self._go_one_by_one(lane, *parcel.entries())
+            return {}
+        sorted_: dict[Route | None, Parcel] = {}
+        homes: dict[str, Route | None] = {}
+        taken = 0
         for envelope, wire in zip(parcel.envelopes, parcel.wires, strict=True):
             route = None if parcel.alone else self._route(envelope.topic)
-            if route is None or self._is_in_doubt(route):
-                break
-            if envelope.aggregate_id is not None and homes.setdefault(envelope.aggregate_id, route) is not route:
-                break
-            if route.replicated:
-                if envelope.event_id in self._doubts.in_process:
+            if route is not None and self._is_in_doubt(route):
+                route = None
+            if route is not None and route.replicated and envelope.event_id in self._doubts.in_process:
+                if taken:
                     break
+                route = None
+            if envelope.aggregate_id is not None and homes.setdefault(envelope.aggregate_id, route) != route:
+                break
+            if route is not None and route.replicated:
                 self._doubts.in_process.add(envelope.event_id)
             if route not in sorted_:
                 sorted_[route] = Parcel(parcel.batch, [], [], attempts=parcel.attempts)
             sorted_[route].envelopes.append(envelope)
             sorted_[route].wires.append(wire)
             taken += 1
-        if parcel.group:
-            self._go_one_by_one(lane, *parcel.entries())
-            return {}
-        first = parcel.split(taken or 1)
-        if not taken:
-            self._go_one_by_one(lane, *first.entries())
+        parcel.split(taken)
         if parcel:
             lane.waiting.appendleft(parcel)
-        return sorted_
+        alone = sorted_.pop(None, None)
+        for entry in alone.entries() if alone is not None else ():
+            self._go_one_by_one(lane, entry)
+        return {route: part for route, part in sorted_.items() if route is not None}
 
     def _depart(self, lane: LaneQueue, entries: list[Entry | None], now: float) -> None:
         self._last = next(self._numbers)
@@ -573,14 +582,18 @@ class Dispatch:
     def _unanswered(self, flight: Flight | WholeFlight, refusal: Refusal) -> list[Entry]:
         """What of a flight gets no answer, in order: each may be stored, and their routes are in doubt."""
         if isinstance(flight, Flight):
-            entries = flight.unanswered()
+            entries = silent = flight.unanswered()
         else:
-            entries = flight.entries = [entry for parcel in flight.parcels for entry in parcel.entries()]
-        for entry in entries:
+            entries = silent = flight.entries = [entry for parcel in flight.parcels for entry in parcel.entries()]
+            if flight.refusal is not None:  # from there on it took none
+                place, its = flight.refusal
+                silent = entries[: place - flight.stored]
+                entries[place - flight.stored].last = its
+        for entry in silent:
             # The broker's own word on an earlier attempt tells more than this silence.
             entry.last = entry.last or refusal
             entry.in_doubt += 1
-        self._doubts.unanswered({entry.envelope.topic for entry in entries}, self._last)
+        self._doubts.unanswered({entry.envelope.topic for entry in silent}, self._last)
         return entries
 
     def _answer(self, flight: Flight, index: int) -> Entry | None:
@@ -723,10 +736,13 @@ class Dispatch:
             self._admit(lane)
 
     def _end_silent_attempts(self, now: float) -> None:
-        """Flights of the other kind carry deadlines in the order of their numbers, so the oldest decides."""
+        """Flights of the other kind carry ack deadlines in the order of their numbers, so the oldest decides."""
         silence = self._silence
         while self._flights and next(iter(self._flights.values())).deadline <= now:
             self._lose(self._flights.pop(next(iter(self._flights))), silence, now)
+        if self._policy.ack_timeout is None:  # where they are those of the deliveries, and in no order
+            for number in [number for number, flight in self._flights.items() if flight.deadline <= now]:
+                self._lose(self._flights.pop(number), silence, now)
         for flight in [flight for flight in self._whole.values() if flight.deadline <= now]:
             self._lose(flight, silence, now)
             self._end(flight)
@@ -788,10 +804,14 @@ class Dispatch:
             lane.held.clear()
             lane.one_by_one = lane.whole = 0
             lane.open = None
+        topics: set[str] = set()
         for flight in [flight for flight in self._flights.values() if flight.lane in lanes]:
+            topics.update(entry.envelope.topic for entry in flight.entries if entry is not None)
             self._land(self._flights.pop(flight.number))
         for whole in [whole for whole in self._whole.values() if whole.lane in lanes]:
+            topics.update(whole.topics())
             self._land_whole(self._whole.pop(whole.number))
+        self._doubts.unanswered(topics, self._last)
         self._departing = deque(flight for flight in self._departing if flight.lane not in lanes)
         self._only_live()
 

@@ -15,7 +15,7 @@ that was sent an ack timeout later. A route that was made by this publisher has 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from .flight import Entry, Flight, Receipt, Route
+from .flight import Entry, Flight, Parcel, Receipt, Route
 
 __all__ = ["Doubts"]
 
@@ -60,15 +60,21 @@ class Doubts:
         return route.name in self._doubts
 
     def sent(self, entry: Entry) -> None:
-        """An envelope goes by itself."""
-        if self._seen:
-            route = self._route(entry.envelope.topic)
-            if route is not None and route.replicated:
-                self.in_process.update([envelope.event_id for envelope in entry.envelopes])
+        """An envelope goes by itself, or a group."""
+        route = self._route(entry.envelope.topic)
+        if route is not None and route.replicated:
+            self.in_process.update([envelope.event_id for envelope in entry.envelopes])
+
+    def never_sent(self, parcels: Iterable[Parcel]) -> None:
+        """These are surely not in process."""
+        if self.in_process:
+            self.in_process.difference_update(
+                [envelope.event_id for parcel in parcels for envelope in parcel.envelopes]
+            )
 
     def unanswered(self, topics: Iterable[str], last: int) -> None:
         """Attempts on these topics will not be answered: they may be in process for long."""
-        for route in map(self._route, topics) if self._seen else ():
+        for route in map(self._route, topics):
             if route is not None and route.replicated:
                 before = self._doubts.get(route.name)
                 self._doubts[route.name] = _Doubt(last, before.until if before else 0.0)

@@ -273,10 +273,7 @@ class AckPool:
         :raises StreamError: when a stream or topic is not what the settings ask.
         """
         self._start(publisher.broker)
-        link = self.run(self._open(publisher), "opening a connection")
-        lane = Lane(self, link, link.publisher, name, worker, deadline)
-        self._thread.call(lambda: link.dispatch.add_lane(lane.queue))
-        return lane
+        return self.run(self._open_lane(publisher, name, worker, deadline), "opening a connection")
 
     def statistics(self) -> dict[str, Any]:
         """State, sizes and counters as a plain value, taken without stopping anything."""
@@ -432,6 +429,12 @@ class AckPool:
             link, lane, envelopes, epoch = inbox.popleft()
             link.accept(lane, envelopes, epoch)
             room -= len(envelopes)
+
+    async def _open_lane(self, publisher: Publisher, name: str, worker: int, deadline: Callable[[], float]) -> Lane:
+        link = await self._open(publisher)
+        lane = Lane(self, link, link.publisher, name, worker, deadline)
+        link.dispatch.add_lane(lane.queue)
+        return lane
 
     async def _open(self, publisher: Publisher) -> _Link:
         link = self._links.get(publisher.identity)

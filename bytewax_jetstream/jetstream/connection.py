@@ -199,6 +199,8 @@ class Connection:
         """Subjects of requests under way, each with who wants to hear of a denial."""
         self.takes_batches = False
         """Whether the server, now or last, knows the batch protocol (nats-server 2.14)."""
+        self.takes_groups = False
+        """Whether it knows atomic batches (2.12)."""
         self.is_clustered = False
         """Whether it has others beside it."""
         self.reconnects = 0
@@ -404,6 +406,7 @@ class Connection:
     def _adopt(self, client: _Client) -> None:
         version = client.connected_server_version
         self.takes_batches = (version.major, version.minor) >= (2, 14)
+        self.takes_groups = (version.major, version.minor) >= (2, 12)
         self.is_clustered = client.is_clustered
         self._client = client
 

@@ -96,6 +96,8 @@ class JetStreamPublisher:
         """How the batch ids of whole flights begin: the server knows them by nothing else."""
         self._denied_topics: set[str] = set()
         """Topics that the server refused in the current read."""
+        self._forbidden: set[str] = set()
+        """Those that it refused on this connection: they would end every flight."""
         self._doubts: deque[_Doubt] = deque()
         self._look_up: asyncio.Task[None] | None = None
 
@@ -141,6 +143,10 @@ class JetStreamPublisher:
         self._batch = inbox.rpartition(".")[2].encode()[-40:] + b"-"
         self._ack = re.compile(rb"MSG %s(\d+)\.(\d+) \d+ (\d+)\r\n%s\r\n" % (re.escape(self._inbox), PUB_ACK)).match
         await self._connection.subscribe(f"{inbox}.>", self._answered)
+        if self._settings.atomic and not self._connection.takes_groups:
+            raise StreamError(
+                "this server cannot store groups all or none: use nats-server 2.12 or later, or atomic=False"
+            )
         try:
             await self._topics.ensure()
         except JetStreamApiError as error:
@@ -161,7 +167,7 @@ class JetStreamPublisher:
 
     def route(self, topic: str) -> Route | None:
         """The stream that takes messages of a topic in whole flights."""
-        return self._topics.route(topic)
+        return self._topics.route(topic) if topic not in self._forbidden else None
 
     def send(self, flight: Flight | Leg) -> None:
         """Write it in one piece."""
@@ -205,6 +211,7 @@ class JetStreamPublisher:
     # What the connection reports
 
     def _up(self) -> None:
+        self._forbidden.clear()
         if self._started:
             self._topics.connected()
             self._events.connected()
@@ -245,7 +252,7 @@ class JetStreamPublisher:
                 self._events.ended(flight, 0)
             else:
                 self._whole_answered(flight, place, answer)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             # Whatever is not the server's form is not believed, and the deadline decides.
             log.warning("ignored an answer on %r that is none (%s): %r", subject[:80], error, payload[:200])
 
@@ -262,11 +269,15 @@ class JetStreamPublisher:
             sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
             if type(sequence) is not int:
                 raise ValueError("no sequence")
+            envelopes = self._events.envelopes(flight, place)
+            if envelopes and answer.get("count", 1) != len(envelopes):
+                raise ValueError("not the number of messages that were sent")
             if stream is not None:
                 self._events.acked(flight, place, Receipt(stream, None, sequence, bool(answer.get("duplicate"))))
 
     def _whole_answered(self, flight: int, place: int, answer: dict[str, Any]) -> None:
         """What the server says of a whole flight; the dispatch knows what that is to its envelopes."""
+        self._refuse_denied()  # which came before, and may be why it ended
         kind, error = answer.get("type"), answer.get("error")
         if kind == "ack":
             self._events.stored_through(flight, int(answer["seq"]))
@@ -294,8 +305,6 @@ class JetStreamPublisher:
                 self._events.returned(flight, 0)
             else:
                 self._events.refused(flight, place, refusal)
-                if place == 0:
-                    self._events.ended(flight, 0)  # it never began
 
     def _send_leg(self, leg: Leg) -> None:
         flight, parcels, first, last = leg
@@ -339,6 +348,10 @@ class JetStreamPublisher:
                 await self._resolve_group(doubt, envelopes)
                 self._events.turn()
                 continue
+            if len(envelopes) > 1:  # of a group the ids are looked at first, so it is not its own success
+                self._events.refused(doubt.flight, doubt.place, doubt.refusal)
+                self._events.turn()
+                continue
             try:
                 sequence = await self._own_message(envelopes[0], doubt.stream)
             except (ConnectError, JetStreamApiError) as error:
@@ -364,6 +377,8 @@ class JetStreamPublisher:
         if others:  # such as that an id is in process
             code, status, words = others[0].get("err_code", 0), others[0].get("code", 0), others[0].get("description")
             self._events.refused(doubt.flight, doubt.place, classify(code, status, str(words)))
+        elif len(errors) == len({envelope.event_id for envelope in envelopes}):  # they were, when it was refused
+            self._events.refused(doubt.flight, doubt.place, doubt.refusal._replace(verdict=Verdict.RETRY))
         elif errors:
             known, number = len(answers) - len(errors), len(answers)
             reason = f"{doubt.refusal.reason}; {known} of the {number} of its group are stored before, the others not"
@@ -402,7 +417,8 @@ class JetStreamPublisher:
             raise
         message = answer["message"]
         headers = base64.b64decode(message.get("hdrs", ""))
-        return int(message["seq"]) if b"\r\n" + message_id(envelope.event_id) in headers else None
+        own = message_id(envelope.event_id, dedupe=self._settings.dedupe)
+        return int(message["seq"]) if b"\r\n" + own in headers else None
 
     def _denied(self, message: str) -> None:
         """The server drops messages it does not let us publish and names only the subject."""
@@ -411,12 +427,17 @@ class JetStreamPublisher:
             self._denied_topics.add(denied.group(1))
 
     def _read(self) -> None:
-        """All that came in one read is taken in: a thousand denials of one topic are one look at what is out."""
+        """All that came in one read is taken in."""
+        self._refuse_denied()
+        self._events.turn()
+
+    def _refuse_denied(self) -> None:
+        """A thousand denials of one topic are one look at what is out."""
         while self._denied_topics:
             topic = self._denied_topics.pop()
+            self._forbidden.add(topic)
             reason = f"this user may not publish on {topic}: grant it, then publish again"
             self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
-        self._events.turn()
 
     def _prepare(self, envelope: Envelope) -> bytes:
         self._topics.check(envelope.topic)

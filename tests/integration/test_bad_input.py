@@ -241,8 +241,8 @@ def test_a_wrong_password_is_said_at_once_and_never_shown(way: str, caplog: pyte
     assert CANARY not in "".join(traceback.format_exception(refused.value)) + caplog.text + repr(settings)
 
 
-@pytest.fixture
-def guarded() -> Iterator[NatsServer]:
+@pytest.fixture(params=[False, True], ids=["one by one", "whole flights"])
+def guarded(request: pytest.FixtureRequest) -> Iterator[NatsServer]:
     """A server with a stream OPEN and users who may do this and not that."""
     users = """
         authorization { users: [
@@ -253,7 +253,8 @@ def guarded() -> Iterator[NatsServer]:
         ]}
     """
     with NatsServer(config=users) as server:
-        api(server.url, "STREAM.CREATE.OPEN", {"name": "OPEN", "subjects": ["open.>"]}, user="all", password="all")
+        config = {"name": "OPEN", "subjects": ["open.>"], "allow_batched": request.param}
+        api(server.url, "STREAM.CREATE.OPEN", config, user="all", password="all")
         yield server
 
 
@@ -275,6 +276,16 @@ def test_a_subject_without_permission_is_rejected_and_the_others_are_stored(guar
     assert {results[each.event_id].outcome for each in denied} == {Outcome.REJECTED}
     assert results["d-0"].reason == "this user may not publish on open.Denied.x: grant it, then publish again"
     assert len(stored(guarded.url, "OPEN", user="all", password="all")) == len(fine)
+
+
+def test_all_of_a_flight_without_permission_is_rejected_at_once(guarded: NatsServer) -> None:
+    denied = [Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(40)]
+    began = time.monotonic()
+    with opened(_as("some", guarded, ack_timeout=20)) as (_, lane):
+        results = settle(lane, denied)
+
+    assert {result.outcome for result in results.values()} == {Outcome.REJECTED}
+    assert time.monotonic() - began < 10, "it waited for an ack that nobody sends"
 
 
 @both_ways
@@ -454,7 +465,7 @@ def _delete(url: str, stream: str) -> None:
     ("harm", "says"),
     [
         (_delete, r"(rejected|unknown): no stream covers topic \S+ any more: add it to the subjects"),
-        (_seal, r"rejected: the server refused it: .*sealed.*\(10109\): mend the stream"),
+        (_seal, r"(rejected|unknown): the server refused it: .*sealed.*\(10109\): mend the stream"),
     ],
     ids=["deleted", "sealed"],
 )

@@ -63,8 +63,8 @@ def test_groups_are_stored_one_behind_the_other_and_each_result_has_its_own_sequ
 
 
 def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(nats_server: NatsServer) -> None:
-    make_stream(nats_server.url, "NONE", "none", allow_atomic=True, max_msg_size=400)
-    batch = [Envelope("none", LARGE if at == 8 else b"1", f"e-{at}", f"a-{at % 3}") for at in range(15)]
+    make_stream(nats_server.url, "ALLORNONE", "allornone", allow_atomic=True, max_msg_size=400)
+    batch = [Envelope("allornone", LARGE if at == 8 else b"1", f"e-{at}", f"a-{at % 3}") for at in range(15)]
     with opened(_settings(nats_server.url)) as (pool, lane):
         results = settle(lane, batch)
         assert broker_of(pool)["retries"] == 0
@@ -72,7 +72,7 @@ def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(nat
     refused = {f"e-{at}" for at in range(15) if at % 3 == 8 % 3}
     assert {id_ for id_, result in results.items() if result.outcome is Outcome.REJECTED} == refused
     assert {results[event_id].code for event_id in refused} == {10054}
-    assert set(_ids(nats_server.url, "NONE")) == set(results) - refused
+    assert set(_ids(nats_server.url, "ALLORNONE")) == set(results) - refused
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,19 @@ def test_an_expectation_of_the_first_holds_for_the_group(nats_server: NatsServer
         assert _outcomes(settle(lane, second)) == {Outcome.REJECTED}
 
     assert audit(nats_server.url, "EXPECTING", first) == FLAWLESS
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_an_expectation_that_is_not_met_rejects_the_group_wherever_it_is(nats_server: NatsServer, place: int) -> None:
+    stream = f"UNMET{place}"
+    make_stream(nats_server.url, stream, stream, allow_atomic=True)
+    batch = envelopes(4, stream, aggregates=1)
+    batch[place] = batch[place]._replace(options=PublishOptions(expected_last_subject_sequence=7))
+    with opened(_settings(nats_server.url)) as (pool, lane):
+        assert _outcomes(settle(lane, batch)) == {Outcome.REJECTED}
+        assert broker_of(pool)["retries"] == 0
+
+    assert stored(nats_server.url, stream) == []
 
 
 @pytest.mark.parametrize("servers", ["nats_server", "cluster"])

@@ -150,12 +150,13 @@ def test_an_expected_sequence_that_is_wrong_is_rejected_and_not_stored(nats_serv
     assert [message.headers["Nats-Msg-Id"] for message in stored(nats_server.url, "EXPECTED")] == ["first", "other"]
 
 
+@pytest.mark.parametrize("dedupe", [True, False])
 def test_an_envelope_whose_own_earlier_attempt_met_the_expectation_is_a_duplicate_not_rejected(
-    nats_server: NatsServer,
+    nats_server: NatsServer, dedupe: bool
 ) -> None:
     # The server looks at the expectation before it looks at the id, and after the first attempt it is not met any more.
     make_stream(nats_server.url, "AGAIN", "again.>")
-    settings = jetstream(nats_server.url)
+    settings = jetstream(nats_server.url, dedupe=dedupe)
     by_stream = Envelope("again.a", b"", event_id="by-stream", options=PublishOptions(expected_last_sequence=0))
     by_subject = Envelope(
         "again.b", b"", event_id="by-subject", options=PublishOptions(expected_last_subject_sequence=0)

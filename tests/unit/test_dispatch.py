@@ -873,6 +873,90 @@ def test_after_a_refusal_a_lane_goes_no_further_ahead_than_it_came_and_further_w
     assert bench.is_empty()
 
 
+def test_what_was_refused_of_a_flight_that_is_lost_is_rejected_and_what_was_behind_it_is_in_no_doubt() -> None:
+    bench = whole()
+    bench.submit(*numbered(1, 2, 3))
+    flight = bench.leg().flight
+    bench.dispatch.refused(flight.number, 1, Refusal(Verdict.REJECT, "no", 1), 0.0)
+    bench.tick(5.0)
+    bench.tick(5.1)
+    again = bench.flight()
+    for index in range(3):
+        bench.refused(again, index, Verdict.REJECT)
+
+    assert bench.outcomes() == {"1": Outcome.UNKNOWN, "2": Outcome.REJECTED, "3": Outcome.REJECTED}
+
+
+def test_a_refusal_of_what_the_broker_then_counts_as_stored_was_of_another() -> None:
+    bench = whole()
+    bench.submit(*numbered(1, 2, 3))
+    flight = bench.leg().flight
+    bench.dispatch.refused(flight.number, 1, Refusal(Verdict.REJECT, "denied", 1), 0.0)
+    bench.dispatch.ended(flight.number, 2, 0.0)
+
+    assert bench.outcomes() == dict.fromkeys("12", Outcome.STORED)
+    bench.tick(0.1)
+    assert bench.flights() == [["3"]]
+
+
+def test_a_flight_whose_first_is_refused_never_began() -> None:
+    bench = whole()
+    bench.submit(*numbered(1, 2, 3))
+    bench.dispatch.refused(bench.leg().flight.number, 0, Refusal(Verdict.REJECT, "denied", 1), 0.0)
+
+    assert bench.outcomes() == {"1": Outcome.REJECTED}
+    assert bench.flights() == [["2", "3"]]
+
+
+def test_what_no_route_takes_goes_one_by_one_beside_what_one_does() -> None:
+    bench = whole(flight=10)
+    topics = ["orders", "elsewhere", "other", "elsewhere"]
+    bench.submit(*(envelope(str(at), topic=topics[at % 4]) for at in range(8)))
+
+    assert bench.flights() == [["0", "4"], ["2", "6"], ["1", "3", "5", "7"]]
+
+
+def test_an_aggregate_on_two_topics_of_a_route_goes_in_one_flight() -> None:
+    bench = Bench(route=lambda topic: Route("ALL", replicated=False, fresh=False), flow=3)
+    bench.submit(*(envelope(str(at), "a", topic=f"t{at % 2}") for at in range(4)))
+
+    assert bench.flights() == [["0", "1", "2", "3"]]
+
+
+def test_what_a_closed_lane_had_out_puts_its_route_in_doubt() -> None:
+    bench = Bench(route=lambda topic: Route("R3", replicated=True, fresh=True), flow=3)
+    other = bench.new_lane()
+    bench.submit(*numbered(1, 2))
+    bench.leg()
+    bench.dispatch.remove_lane(bench.lane)
+    bench.submit(*numbered(1, 2), lane=other)
+
+    assert bench.dispatch.in_doubt == 1
+    assert bench.flights() == [["1", "2"]]
+    assert not bench.dispatch._whole
+
+
+def test_what_goes_again_behind_a_refusal_goes_whole_on_a_replicated_route_too() -> None:
+    bench = Bench(route=lambda topic: Route("R3", replicated=True, fresh=True), flow=3)
+    bench.submit(*numbered(1, 2, 3, 4))
+    flight = bench.leg().flight
+    bench.dispatch.refused(flight.number, 1, Refusal(Verdict.REJECT, "no", 1), 0.0)
+    bench.dispatch.ended(flight.number, 1, 0.0)
+
+    assert bench.flights() == [[], ["3", "4"]]  # the end of the first, and what goes again
+    assert len(bench.dispatch._whole) == 1
+
+
+def test_a_plain_ack_is_none_of_a_group() -> None:
+    bench = Bench(atomic=True)
+    bench.submit(envelope("1", "a"), envelope("2", "a"))
+    flight = bench.flight()
+    bench.dispatch.acked_all([(flight.number, 0, RECEIPT)])
+
+    assert bench.settled() == []
+    assert bench.dispatch.out == 2
+
+
 def test_a_leg_that_is_not_answered_is_awaited_from_when_it_was_sent() -> None:
     bench = whole()
     bench.submit(*numbered(*range(4)))
@@ -909,8 +993,11 @@ def test_what_is_out_of_an_open_flight_goes_one_by_one_after_it_is_lost(how: str
     again = bench.flight()
 
     assert sorted(ids(again)) == ["3", "4", "5"]
-    bench.dispatch.stored_through(flight.number, 6)
-    assert bench.settled() == []
+    bench.dispatch.stored_through(flight.number, 5)  # late, and still true
+    assert bench.outcomes() == dict.fromkeys("34", Outcome.STORED)
+    bench.dispatch.acked(again.number, ids(again).index("5"), RECEIPT)
+    assert bench.outcomes() == {"5": Outcome.STORED}
+    assert bench.dispatch.late_acks == 2
 
 
 # Groups
