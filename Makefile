@@ -61,8 +61,8 @@ MEASURE := $(BIN)/bytewax-jetstream bench --check --rounds 5
 results: $(STAMP) ## measure anew what README and claims page show
 	$(MEASURE) --scenarios low,medium,high,extreme --json $(RESULTS)/report.json --plot $(RESULTS)/report.svg
 	$(MEASURE) --scenarios sustained --strategies sync,async,pool,batch,lean,flow --json $(RESULTS)/sustained.json
-	$(MEASURE) --scenarios million --strategies lean,flow --rounds 3 --json $(RESULTS)/million.json
-	$(MEASURE) --scenarios paced --strategies sync,async,batch,flow --json $(RESULTS)/paced.json
+	$(MEASURE) --scenarios low,medium,high,extreme,sustained,million --strategies flow --json $(RESULTS)/growth.json
+	$(MEASURE) --scenarios paced --brokers jetstream,kafka --strategies sync,async,batch,flow --json $(RESULTS)/paced.json
 	$(MEASURE) --scenarios extreme --strategies sync,batch --ack-workers 1,2,4,48 --json $(RESULTS)/workers.json
 	$(MEASURE) --scenarios extreme --strategies async,batch --max-pending 256,4000,16000,100000 --json $(RESULTS)/pending.json
 	$(MEASURE) --scenarios sustained --strategies batch,flow --max-pending 4000,16000,100000 --json $(RESULTS)/budget.json
@@ -70,7 +70,8 @@ results: $(STAMP) ## measure anew what README and claims page show
 	$(MEASURE) --scenarios extreme --strategies sync,async,flow --batch 1,10,100,1000 --json $(RESULTS)/batches.json
 	$(MEASURE) --scenarios low,medium,high,extreme --strategies flow --rounds 20 --json $(RESULTS)/memory.json
 	$(MEASURE) --scenarios extreme --strategies flow --storage file,memory --json $(RESULTS)/storage.json
-	$(MEASURE) --scenarios low,medium,high,extreme --strategies flow --brokers jetstream,kafka --json $(RESULTS)/brokers.json
+	$(MEASURE) --scenarios low,medium,high,extreme,sustained --strategies flow --brokers jetstream,kafka --ids msgid,header \
+		--json $(RESULTS)/brokers.json
 	$(MEASURE) --scenarios extreme --strategies sink,confluent,flow --brokers kafka --payload 128 --batch 1,10,100,1000 --json $(RESULTS)/kafka.json
 	$(MEASURE) --scenarios sustained --strategies sync,pool,batch,lean,flow --ids msgid,header --json $(RESULTS)/ids.json
 	@$(MAKE) --no-print-directory pages

@@ -3,6 +3,7 @@
 import json
 import logging
 import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import nats
 import pytest
 
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
+from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
 from bytewax_jetstream.lane import Lane
 from bytewax_jetstream.pool import AckPool
 from bytewax_jetstream.settings import StreamSettings
@@ -182,6 +184,46 @@ def test_without_dedupe_the_server_keeps_no_ids(nats_server: NatsServer) -> None
 
     found = [message.headers["Event-Id"] for message in stored(nats_server.url, "HEADER")]
     assert sorted(found) == sorted(2 * [f"e-{at}" for at in range(100)])
+
+
+@pytest.fixture(scope="module")
+def narrow_server() -> Iterator[NatsServer]:
+    """It takes one batch of a stream at a time, and forgets it after a second without a message."""
+    limits = 'jetstream { limits { batch { max_inflight_per_stream: 1, timeout: "1s" } } }'
+    with NatsServer(config=limits) as server:
+        yield server
+
+
+def test_lanes_for_which_the_server_has_no_flight_left_go_one_by_one(narrow_server: NatsServer) -> None:
+    make_stream(narrow_server.url, "NARROW", "narrow", allow_batched=True)
+    settings = jetstream(narrow_server.url)
+    batches = [envelopes(4_000, "narrow", first=10_000 * at) for at in range(3)]
+    batches = [[e._replace(aggregate_id=f"{at}-{e.aggregate_id}") for e in batch] for at, batch in enumerate(batches)]
+    with opened(settings) as (pool, lane):
+        lanes = [lane, *(pool.lane(JetStreamPublisher(settings), name=str(at)) for at in range(2))]
+        for one, batch in zip(lanes, batches, strict=True):
+            one.submit(batch)
+        results = [result for one in lanes for result in one.flush()]
+        counts = broker_of(pool)
+
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert len(results) == 12_000
+    assert max(result.attempts for result in results) > 1, "no flight was refused"
+    assert counts["streams_without_flights"] == 0
+    assert audit(narrow_server.url, "NARROW", [each for batch in batches for each in batch]) == FLAWLESS
+
+
+def test_no_flight_lies_open_until_the_server_forgets_it(narrow_server: NatsServer) -> None:
+    make_stream(narrow_server.url, "IDLE", "idle", allow_batched=True)
+    with opened(jetstream(narrow_server.url, ack_timeout=20)) as (pool, lane):
+        for round_ in range(3):
+            settle(lane, envelopes(1_500, "idle", first=1_500 * round_))
+            time.sleep(1.2 if round_ < 2 else 0)  # longer than the server remembers a batch: there must be none
+        counts = broker_of(pool)
+
+    assert counts["in_whole_flights"] == 4_500
+    assert counts["retries"] == 0
+    assert audit(narrow_server.url, "IDLE", envelopes(4_500, "idle")) == FLAWLESS
 
 
 # The false ack
