@@ -10,36 +10,25 @@ written leg by leg, as far ahead of the server's flow acks as the window allows.
 Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.go`.
 """
 
-import asyncio
-import base64
 import json
 import logging
 import re
-from collections import deque
 from collections.abc import Hashable, Sequence
 from itertools import chain, count, repeat
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from ..envelope import Envelope
-from ..errors import ConnectError, StreamError
+from ..errors import StreamError
 from ..flight import Flight, Group, Leg, Policy, Receipt, Refusal, Route, Verdict, prepare_each
 from ..publisher import PublisherEvents
 from ..settings import JetStreamSettings
-from .codes import (
-    KNOWN_IDS,
-    NO_FLIGHTS,
-    NO_MESSAGE,
-    NO_ROLLUP,
-    TOO_MANY_FLIGHTS,
-    UNKNOWN_FLIGHT,
-    UNMET_CODES,
-    classify,
-)
+from .codes import NO_FLIGHTS, TOO_MANY_FLIGHTS, UNKNOWN_FLIGHT, classify
 from .connection import DENIED_PUBLISH, Connection, JetStreamApiError
 from .groups import group_frames, reject_impossible
+from .lookup import LookUps
 from .streams import REMEDY
 from .topics import Topics
-from .wire import encode, encode_all, message_id
+from .wire import encode, encode_all
 
 __all__ = ["JetStreamPublisher"]
 
@@ -62,15 +51,6 @@ BEGUN = b"1.%d.$FI" % START
 """How the reply subject of a whole flight's first message ends."""
 APPENDED = (b"%%d.%d.$FI" % APPEND).__mod__
 """And that of another, by its number."""
-
-
-class _Doubt(NamedTuple):
-    """A refusal that may be owed to the envelope's own earlier success."""
-
-    flight: int
-    place: int
-    stream: str
-    refusal: Refusal
 
 
 class JetStreamPublisher:
@@ -98,8 +78,7 @@ class JetStreamPublisher:
         """Topics that the server refused in the current read."""
         self._forbidden: set[str] = set()
         """Those that it refused on this connection: they would end every flight."""
-        self._doubts: deque[_Doubt] = deque()
-        self._look_up: asyncio.Task[None] | None = None
+        self._look_ups: LookUps
 
     @property
     def identity(self) -> Hashable:
@@ -137,6 +116,7 @@ class JetStreamPublisher:
             take_bulk=self._take_acks,
         )
         self._topics = Topics(self._connection, self._settings)
+        self._look_ups = LookUps(self._connection, self._settings, events)
         await self._connection.open()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode() + b"."
@@ -193,8 +173,7 @@ class JetStreamPublisher:
         """Let go of the connection within a bounded time."""
         if self._started:
             self._topics.close()
-        if self._look_up is not None:
-            self._look_up.cancel()
+            self._look_ups.close()
         await self._connection.close()
 
     def statistics(self) -> dict[str, int]:
@@ -261,9 +240,7 @@ class JetStreamPublisher:
             self._nobody_there(flight, place)
         elif error := answer.get("error"):
             refusal = classify(error.get("err_code", 0), error.get("code", 0), str(error.get("description")))
-            if (refusal.code in UNMET_CODES or refusal.code == KNOWN_IDS) and isinstance(answer.get("stream"), str):
-                self._doubt(_Doubt(flight, place, answer["stream"], refusal))
-            else:
+            if not self._look_ups.take(flight, place, answer.get("stream"), refusal):
                 self._events.refused(flight, place, refusal)
         else:
             sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
@@ -331,94 +308,6 @@ class JetStreamPublisher:
                 Verdict.RETRY, f"nobody listens on topic {topic}: no stream covers it, or it has no leader", 503
             )
         self._events.refused(flight, place, refusal)
-
-    def _doubt(self, doubt: _Doubt) -> None:
-        self._doubts.append(doubt)
-        if self._look_up is None or self._look_up.done():
-            self._look_up = asyncio.get_running_loop().create_task(self._resolve_doubts())
-
-    async def _resolve_doubts(self) -> None:
-        """Look the messages up that are in the way, one after the other."""
-        while self._doubts:
-            doubt = self._doubts.popleft()
-            envelopes = self._events.envelopes(doubt.flight, doubt.place)
-            if not envelopes:
-                continue  # answered otherwise, or tried again by now
-            if doubt.refusal.code == KNOWN_IDS:
-                await self._resolve_group(doubt, envelopes)
-                self._events.turn()
-                continue
-            if len(envelopes) > 1:  # of a group the ids are looked at first, so it is not its own success
-                self._events.refused(doubt.flight, doubt.place, doubt.refusal)
-                self._events.turn()
-                continue
-            try:
-                sequence = await self._own_message(envelopes[0], doubt.stream)
-            except (ConnectError, JetStreamApiError) as error:
-                reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
-                self._events.refused(doubt.flight, doubt.place, Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code))
-            else:
-                if sequence is None:
-                    self._events.refused(doubt.flight, doubt.place, doubt.refusal)
-                else:
-                    self._events.acked(doubt.flight, doubt.place, Receipt(doubt.stream, None, sequence, True))
-            self._events.turn()
-
-    async def _resolve_group(self, doubt: _Doubt, envelopes: Sequence[Envelope]) -> None:
-        """A group of which ids are known is stored if all are, and otherwise never will be."""
-        try:
-            answers = await asyncio.gather(*map(self._ask_for, envelopes))
-        except ConnectError as error:
-            reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
-            self._events.refused(doubt.flight, doubt.place, Refusal(Verdict.RETRY, reason, KNOWN_IDS))
-            return
-        errors = [answer["error"] for answer in answers if "error" in answer]
-        others = [error for error in errors if error.get("err_code") != NO_ROLLUP]
-        if others:  # such as that an id is in process
-            code, status, words = others[0].get("err_code", 0), others[0].get("code", 0), others[0].get("description")
-            self._events.refused(doubt.flight, doubt.place, classify(code, status, str(words)))
-        elif len(errors) == len({envelope.event_id for envelope in envelopes}):  # they were, when it was refused
-            self._events.refused(doubt.flight, doubt.place, doubt.refusal._replace(verdict=Verdict.RETRY))
-        elif errors:
-            known, number = len(answers) - len(errors), len(answers)
-            reason = f"{doubt.refusal.reason}; {known} of the {number} of its group are stored before, the others not"
-            self._events.refused(doubt.flight, doubt.place, doubt.refusal._replace(reason=reason))
-        else:
-            last = answers[-1]["seq"]
-            together = [answer["seq"] for answer in answers] == list(range(last + 1 - len(answers), last + 1))
-            self._events.acked(doubt.flight, doubt.place, Receipt(doubt.stream, None, last if together else None, True))
-
-    async def _ask_for(self, envelope: Envelope) -> dict[str, Any]:
-        """Ask the server whether it knows an event id, by a message that it never stores.
-
-        The server looks for the id first; if it does not know it, it finds that it cannot make anything of the other
-        header (tried against single servers and clusters: `tests/integration/test_groups.py`).
-        """
-        line = message_id(envelope.event_id).partition(b"\r\n")[0].decode()
-        name, _, value = line.partition(": ")
-        headers = {name: value, "Nats-Rollup": "none"}
-        return await self._connection.ask(envelope.topic, headers, self._settings.pool.ack_timeout / 2)
-
-    async def _own_message(self, envelope: Envelope, stream: str) -> int | None:
-        """The sequence of the message behind the expected last one, if it has this envelope's event id."""
-        options = envelope.options
-        assert options is not None, "only an expectation can be unmet"
-        if options.expected_last_sequence is not None:
-            body: dict[str, object] = {"seq": options.expected_last_sequence + 1}
-        else:
-            body = {"seq": (options.expected_last_subject_sequence or 0) + 1, "next_by_subj": envelope.topic}
-        try:
-            # Answered before the attempt is given up, or the next one would start the doubt anew.
-            seconds = self._settings.pool.ack_timeout / 2
-            answer = await self._connection.request(f"STREAM.MSG.GET.{stream}", body, seconds)
-        except JetStreamApiError as error:
-            if error.code == NO_MESSAGE:
-                return None
-            raise
-        message = answer["message"]
-        headers = base64.b64decode(message.get("hdrs", ""))
-        own = message_id(envelope.event_id, dedupe=self._settings.dedupe)
-        return int(message["seq"]) if b"\r\n" + own in headers else None
 
     def _denied(self, message: str) -> None:
         """The server drops messages it does not let us publish and names only the subject."""
