@@ -255,7 +255,7 @@ def test_a_server_that_is_restarted_while_reading_costs_and_repeats_nothing(
     server = own_nats_server
     queue(server.url, "S", 3000)
 
-    with Driver(source(server.url, "S", batch_size=100, ack_wait=timedelta(seconds=20))) as driver:
+    with Driver(source(server.url, "S", batch_size=100, ack_wait=timedelta(seconds=5))) as driver:
         for round_ in (1, 2, 3):
             driver.until(lambda: len(driver.items) >= 400 * round_)  # noqa: B023  # called before the next round
             driver.part.snapshot()
