@@ -26,33 +26,28 @@ The rules, all of them:
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from itertools import accumulate, count, groupby, islice
+from itertools import count
 from random import Random
 from typing import Any
 
+from .answer import Receipt, Refusal, Verdict
 from .doubt import Doubts
 from .envelope import Envelope, Outcome
 from .errors import EnvelopeError
 from .flight import (
     INFINITY,
     Acked,
-    Batch,
     Ended,
-    Entry,
     Flight,
-    Group,
     LaneQueue,
     Leg,
-    Parcel,
     Policy,
-    Receipt,
-    Refusal,
     Route,
     Settled,
     Stored,
-    Verdict,
     WholeFlight,
 )
+from .parcel import Batch, Entry, Group, Parcel, by_aggregate, by_company, fitting
 
 __all__ = ["Dispatch"]
 
@@ -131,8 +126,8 @@ class Dispatch:
         parcel = Parcel(batch, list(envelopes), self._prepare(envelopes))
         if EnvelopeError in set(map(type, parcel.wires)):
             self._reject_bad(lane, parcel)
-        for part in _by_aggregate(parcel) if self._policy.atomic else [parcel]:
-            lane.waiting += _by_company(part)
+        for part in by_aggregate(parcel) if self._policy.atomic else [parcel]:
+            lane.waiting += by_company(part)
         self._admit(lane)
 
     def connected(self) -> None:
@@ -177,14 +172,15 @@ class Dispatch:
     def acked_all(self, acks: Iterable[tuple[int, int, Receipt]]) -> None:
         """The broker stored envelopes: flight, index and receipt of each.
 
-        The same as `acked` for each, written out because this is the path of every message that goes one by one.
+        The same as `acked` for each, written out because this is the path of every message that goes one by one; an
+        ack that names one message is none of a group.
         """
         flights, groups = self._flights, dict[LaneQueue, Acked]()
         for number, index, receipt in acks:
             flight = flights.get(number)
             entry = flight.at(index) if flight is not None else None
             if entry is not None and entry.count > 1:
-                continue  # an ack of one of a group is none of the group
+                continue
             if flight is None or entry is None or entry.done or self._doubts.in_process:
                 self.acked(number, index, receipt)
                 continue
@@ -241,7 +237,8 @@ class Dispatch:
             (entry,) = flight.parcels[0].split(1).entries()
             lane.waiting.extendleft(parcel for parcel in reversed(flight.parcels) if parcel)
             lane.reach = max(LEAST_REACH, flight.stored)
-            self._doubts.never_sent(lane.waiting)
+            for parcel in lane.waiting:
+                self._doubts.not_in_process(parcel.envelopes)
             lane.one_by_one += 1
             if not self._held_back(lane, entry):
                 self._refuse(lane, entry, flight.refusal[1], now)
@@ -334,7 +331,7 @@ class Dispatch:
         return due
 
     def envelopes(self, number: int, index: int) -> list[Envelope]:
-        """What is out at that place of a flight; several if they are a group, none if nothing is."""
+        """What is out at that place of a flight, each place answered by itself: several if they are a group."""
         flight = self._flights.get(number)
         entry = flight.at(index) if flight is not None else None
         return entry.envelopes if entry is not None else []
@@ -462,7 +459,7 @@ class Dispatch:
         if route is not None:
             self._depart_whole(lane, parcels, route, now)
         elif lane.open is not None:
-            self._send_end(lane.open)  # what waits does not go with it
+            self._send_end(lane.open)  # nothing goes with it: what waits is for another, or its time was over
         elif lane.waiting:
             for each, parcel in self._sort(lane).items():
                 self._depart_whole(lane, [parcel], each, now, last=True)
@@ -471,7 +468,7 @@ class Dispatch:
         """Take from what waits as much as goes on one route and has room; nothing if the first does not."""
         policy, waiting, parcels = self._policy, lane.waiting, list[Parcel]()
         route, out = (lane.open.route, lane.open.out) if lane.open is not None else (None, 0)
-        room = min(policy.flight, policy.window - self.out, lane.reach - out)
+        room = int(min(policy.flight, policy.window - self.out, lane.reach - out))
         room_bytes = policy.window_bytes - self.out_bytes
         while waiting and room > 0 and room_bytes > 0:
             if waiting[0].batch.expires <= now:
@@ -479,9 +476,9 @@ class Dispatch:
                 continue
             if waiting[0].alone:
                 break
-            fitting = _fitting(waiting[0], room, room_bytes)
-            if fitting < len(waiting[0]):
-                waiting.appendleft(waiting[0].split(fitting))
+            number = fitting(waiting[0], room, room_bytes)
+            if number < len(waiting[0]):
+                waiting.appendleft(waiting[0].split(number))
             its_route = self._route_of_all(waiting[0])
             if its_route is None or its_route != (route or its_route):
                 break
@@ -495,8 +492,6 @@ class Dispatch:
 
     def _route_of_all(self, parcel: Parcel) -> Route | None:
         """The one route that takes all of a parcel as it is, if there is one."""
-        if parcel.alone:
-            return None
         routes = set(map(self._route, {envelope[0] for envelope in parcel.envelopes}))
         route = routes.pop()
         if routes or route is None or self._is_in_doubt(route):
@@ -683,8 +678,7 @@ class Dispatch:
             lane.reach += len(parcel)
             self.out -= len(parcel)
             self.out_bytes -= parcel.size
-            if self._doubts.in_process:
-                self._doubts.in_process.difference_update([envelope[2] for envelope in parcel.envelopes])
+            self._doubts.not_in_process(parcel.envelopes)
             self._hand_out(lane, Stored(parcel, receipt))
 
     def _end(self, flight: WholeFlight) -> None:
@@ -859,8 +853,7 @@ class Dispatch:
         self, lane: LaneQueue, entry: Entry, outcome: Outcome, receipt: Receipt | None, refusal: Refusal | None
     ) -> None:
         entry.done = True
-        if self._doubts.in_process:
-            self._doubts.in_process.difference_update([envelope.event_id for envelope in entry.envelopes])
+        self._doubts.not_in_process(entry.envelopes)
         if not isinstance(entry, Group):
             self._hand_out(lane, Settled(entry, outcome, receipt, refusal))
             return
@@ -872,40 +865,6 @@ class Dispatch:
         if not lane.settled:
             self._with_settled.append(lane)
         lane.settled.append(ended)
-
-
-def _by_aggregate(parcel: Parcel) -> list[Parcel]:
-    """Split a parcel into the groups that are stored all or none, and what is alone of its aggregate in between."""
-    groups: dict[object, list[int]] = {}
-    for place, envelope in enumerate(parcel.envelopes):
-        groups.setdefault(place if envelope.aggregate_id is None else envelope.aggregate_id, []).append(place)
-    parts = []
-    for several, places in groupby(groups.values(), key=lambda places: len(places) > 1):
-        for part in places if several else [[place for (place,) in places]]:
-            envelopes, wires = [parcel.envelopes[at] for at in part], [parcel.wires[at] for at in part]
-            parts.append(Parcel(parcel.batch, envelopes, wires, alone=several, group=several))
-    return parts
-
-
-def _by_company(parcel: Parcel) -> list[Parcel]:
-    """Split a parcel so that what has options, and so needs an answer of its own, is not among the others."""
-    if parcel.group or not any(envelope[7] for envelope in parcel.envelopes):
-        return [parcel] if parcel else []
-    parts = []
-    for alone, group in groupby(
-        zip(parcel.envelopes, parcel.wires, strict=True), key=lambda pair: pair[0].options is not None
-    ):
-        envelopes, wires = zip(*group, strict=True)
-        parts.append(Parcel(parcel.batch, list(envelopes), list(wires), alone=alone))
-    return parts
-
-
-def _fitting(parcel: Parcel, room: float, room_bytes: int) -> int:
-    """How many of its first envelopes fit, at least one: the byte window is for many, not against a large one."""
-    if len(parcel) <= room and parcel.size <= room_bytes:
-        return len(parcel)
-    sizes = accumulate(len(envelope[1]) for envelope in parcel.envelopes)
-    return max(1, sum(size <= room_bytes for size in islice(sizes, int(min(room, len(parcel))))))
 
 
 LEAST_REACH = 16

@@ -15,7 +15,10 @@ that was sent an ack timeout later. A route that was made by this publisher has 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from .flight import Entry, Flight, Parcel, Receipt, Route
+from .answer import Receipt
+from .envelope import Envelope
+from .flight import Flight, Route
+from .parcel import Entry
 
 __all__ = ["Doubts"]
 
@@ -65,12 +68,10 @@ class Doubts:
         if route is not None and route.replicated:
             self.in_process.update([envelope.event_id for envelope in entry.envelopes])
 
-    def never_sent(self, parcels: Iterable[Parcel]) -> None:
-        """These are surely not in process."""
+    def not_in_process(self, envelopes: Iterable[Envelope]) -> None:
+        """These have ended, or were never sent."""
         if self.in_process:
-            self.in_process.difference_update(
-                [envelope.event_id for parcel in parcels for envelope in parcel.envelopes]
-            )
+            self.in_process.difference_update([envelope.event_id for envelope in envelopes])
 
     def unanswered(self, topics: Iterable[str], last: int) -> None:
         """Attempts on these topics will not be answered: they may be in process for long."""

@@ -1,34 +1,27 @@
-"""The words in which the dispatch, the pool and the publishers talk of what is sent and what became of it."""
+"""The words in which the dispatch, the pool and the publishers talk of what waits, is sent and has ended."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any, NamedTuple
 
+from .answer import Receipt, Refusal
 from .envelope import Envelope, Outcome
 from .errors import EnvelopeError
+from .parcel import Entry, Parcel
 
 __all__ = [
     "INFINITY",
     "Acked",
-    "Batch",
     "Ended",
-    "Entry",
     "Flight",
-    "Group",
     "LaneQueue",
     "Leg",
-    "Parcel",
     "Policy",
-    "Receipt",
-    "Refusal",
     "Route",
     "Settled",
     "Stored",
-    "Verdict",
     "WholeFlight",
     "prepare_each",
-    "size_of",
 ]
 
 INFINITY = float("inf")
@@ -64,165 +57,6 @@ class Route(NamedTuple):
     """Whether it counts an id as stored that is only in process there, and may yet be lost."""
     fresh: bool
     """Made by this publisher, so nothing of an earlier run can be in process there."""
-
-
-class Receipt(NamedTuple):
-    """Where the broker stored an envelope."""
-
-    stream: str | None = None
-    partition: int | None = None
-    sequence: int | None = None
-    duplicate: bool | None = None
-
-    def before(self, messages: int) -> "Receipt":
-        """Of the message so many before, where they were stored one behind the other."""
-        return self if self.sequence is None else self._replace(sequence=self.sequence - messages)
-
-
-class Verdict(Enum):
-    """What a refusal means for the envelope."""
-
-    RETRY = "retry"
-    """Not now: try again with the same event id."""
-    REJECT = "reject"
-    """Never, this one: the others are not concerned."""
-    STOP = "stop"
-    """Never, and others will fare the same: a dataflow must stop rather than dead-letter everything."""
-    GIVE_UP = "give up"
-    """The broker's library has given up; whether it is stored nobody knows."""
-
-
-class Refusal(NamedTuple):
-    """Why the broker did not store an envelope."""
-
-    verdict: Verdict
-    reason: str
-    code: int | None = None
-
-
-class Batch(NamedTuple):
-    """What a lane was given in one hand-off."""
-
-    submitted: float
-    expires: float
-    epoch: int
-
-
-def size_of(envelope: Envelope) -> int:
-    """Payload bytes an envelope takes from budget and window; a payload that is not bytes is rejected anyway."""
-    payload = envelope.payload
-    return len(payload) if type(payload) is bytes else 0
-
-
-class Entry:
-    """An envelope between its acceptance and its settlement."""
-
-    # Class attributes, not slots: most entries never change them, and are made at half the cost.
-    attempts = 0
-    in_doubt = 0
-    """How many attempts got no answer: each may be stored, now or later."""
-    count = 1
-    """How many messages it is."""
-    done = False
-    """Settled, maybe by the late answer to an earlier attempt; whoever still lists it passes over it."""
-    last: Refusal | None = None
-    """Why the last attempt did not do."""
-
-    def __init__(self, envelope: Envelope, batch: Batch, wire: Any) -> None:
-        self.envelope = envelope
-        self.batch = batch
-        self.wire = wire
-        """What the publisher made of it, once for all attempts."""
-        self.size = size_of(envelope)
-
-    @property
-    def envelopes(self) -> list[Envelope]:
-        """All that it carries."""
-        return [self.envelope]
-
-
-class Group(Entry):
-    """Envelopes of one aggregate that are stored all or none: one attempt, one answer, one end."""
-
-    def __init__(self, parcel: "Parcel") -> None:
-        super().__init__(parcel.envelopes[0], parcel.batch, parcel.wires)
-        self.count = len(parcel)
-        self.size = parcel.size
-        self.attempts = parcel.attempts
-        self._envelopes = parcel.envelopes
-
-    @property
-    def envelopes(self) -> list[Envelope]:
-        """In order."""
-        return self._envelopes
-
-    def members(self) -> list[Entry]:
-        """Tell them apart: it has ended."""
-        members = []
-        for envelope, wire in zip(self._envelopes, self.wire, strict=True):
-            member = Entry(envelope, self.batch, wire)
-            member.attempts = self.attempts
-            members.append(member)
-        return members
-
-
-class Parcel:
-    """Envelopes of one hand-off that wait together or go together, in order.
-
-    Most never need to be told apart, so nothing is made of each: what has no part in the garbage collector's
-    work cannot slow it down.
-    """
-
-    __slots__ = ("_size", "alone", "attempts", "batch", "envelopes", "group", "wires")
-
-    def __init__(
-        self,
-        batch: Batch,
-        envelopes: list[Envelope],
-        wires: list[Any],
-        *,
-        alone: bool = False,
-        group: bool = False,
-        attempts: int = 0,
-    ) -> None:
-        self.batch = batch
-        self.envelopes = envelopes
-        self.wires = wires
-        """Of each envelope what the publisher made of it."""
-        self.alone = alone
-        """Whether each has to go alone, for what it asks of the broker."""
-        self.group = group
-        """Whether they are stored all or none, and never parted."""
-        self.attempts = attempts
-        self._size: int | None = None
-
-    def __len__(self) -> int:
-        return len(self.envelopes)
-
-    @property
-    def size(self) -> int:
-        """Payload bytes; counted once, as it is asked for at every step of the way."""
-        if self._size is None:
-            self._size = sum([len(envelope[1]) for envelope in self.envelopes])
-        return self._size
-
-    def split(self, count: int) -> "Parcel":
-        """Take the first ones out."""
-        first = Parcel(self.batch, self.envelopes[:count], self.wires[:count], alone=self.alone, attempts=self.attempts)
-        del self.envelopes[:count], self.wires[:count]
-        self._size = None
-        return first
-
-    def entries(self) -> list[Entry]:
-        """Tell them apart from now on, unless they are a group."""
-        if self.group:
-            return [Group(self)]
-        entries: list[Entry] = []
-        for envelope, wire in zip(self.envelopes, self.wires, strict=True):
-            entry = Entry(envelope, self.batch, wire)
-            entry.attempts = self.attempts
-            entries.append(entry)
-        return entries
 
 
 class Settled(NamedTuple):

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from .envelope import Envelope, PublishResult
 from .errors import PoolClosedError, SettleTimeoutError
-from .flight import LaneQueue, size_of
+from .flight import LaneQueue
+from .parcel import places_by_aggregate, size_of
 from .publisher import Publisher
 from .results import Delivery
 from .settings import PoolSettings
@@ -89,33 +90,37 @@ class Budget:
         self.used_bytes += size
 
 
-def _pieces(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> Iterator[Sequence[Envelope]]:
-    """What is handed over at once: so much, or one that is larger."""
+Piece = tuple[Sequence[Envelope], int]
+"""Envelopes that are handed over at once, and their payload bytes."""
+
+
+def _pieces(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> Iterator[Piece]:
+    """Not more than that, or one that is larger."""
     start = 0
     while start < len(envelopes):
         piece = envelopes[start : start + most]
-        while len(piece) > 1 and sum(map(size_of, piece)) > most_bytes:
+        size = sum(map(size_of, piece))
+        while len(piece) > 1 and size > most_bytes:
             piece = piece[: len(piece) // 2]
+            size = sum(map(size_of, piece))
         start += len(piece)
-        yield piece
+        yield piece, size
 
 
-def _groups_apart(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> Iterator[Sequence[Envelope]]:
+def _groups_apart(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> Iterator[Piece]:
     """Likewise, with all of an aggregate in one piece, behind its first: they are stored all or none."""
-    groups: dict[object, list[Envelope]] = {}
-    for place, envelope in enumerate(envelopes):
-        aggregate = envelope.aggregate_id
-        groups.setdefault(aggregate if isinstance(aggregate, str) else place, []).append(envelope)
     piece: list[Envelope] = []
-    piece_bytes = 0
-    for group in groups.values():
-        size = sum(map(size_of, group))
-        if piece and (len(piece) + len(group) > most or piece_bytes + size > most_bytes):
-            yield piece
-            piece, piece_bytes = [], 0
+    size = 0
+    for places in places_by_aggregate(envelopes):
+        group = [envelopes[place] for place in places]
+        group_size = sum(map(size_of, group))
+        if piece and (len(piece) + len(group) > most or size + group_size > most_bytes):
+            yield piece, size
+            piece, size = [], 0
         piece += group
-        piece_bytes += size
-    yield piece
+        size += group_size
+    if piece:
+        yield piece, size
 
 
 class Lane:
@@ -165,9 +170,9 @@ class Lane:
         :raises SettleTimeoutError: when the budget stays spent for longer than a delivery may take.
         """
         budget, patience = self._pool.budget, self._pool.settings.delivery_timeout + 10
-        for piece in self._cut(envelopes, min(PIECE, max(1, budget.messages // 2)), budget.bytes // 2):
+        for piece, size in self._cut(envelopes, min(PIECE, max(1, budget.messages // 2)), budget.bytes // 2):
             self.check()
-            budget.acquire(len(piece), sum(map(size_of, piece)), self, patience)
+            budget.acquire(len(piece), size, self, patience)
             with self._news:
                 self._unsettled += len(piece)
             self._pool.hand_over(self.link, self.queue, piece, epoch)

@@ -26,10 +26,11 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 from weakref import WeakSet
 
+from .answer import Receipt, Refusal
 from .dispatch import Dispatch
 from .envelope import Envelope
 from .errors import ConnectError, PoolClosedError
-from .flight import Ended, LaneQueue, Receipt, Refusal
+from .flight import Ended, LaneQueue
 from .lane import Budget, Lane
 from .loop import LoopThread
 from .publisher import Publisher

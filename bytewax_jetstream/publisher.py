@@ -6,8 +6,9 @@ A `Protocol`, not a base class: a publisher shares nothing with its sibling but 
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
+from .answer import Receipt, Refusal
 from .envelope import Envelope
-from .flight import Flight, Leg, Policy, Receipt, Refusal, Route
+from .flight import Flight, Leg, Policy, Route
 
 __all__ = ["Publisher", "PublisherEvents"]
 

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from .answer import Receipt, Verdict
 from .envelope import Outcome, PublishResult, picklable
-from .flight import Acked, Ended, Receipt, Stored, Verdict
+from .flight import Acked, Ended, Stored
 
 __all__ = ["Delivery", "Reckoning", "reckon"]
 

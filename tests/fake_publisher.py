@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+from bytewax_jetstream.answer import Receipt, Refusal
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.flight import Flight, Leg, Policy, Receipt, Refusal, Route, prepare_each
+from bytewax_jetstream.flight import Flight, Leg, Policy, Route, prepare_each
 from bytewax_jetstream.publisher import PublisherEvents
 
 __all__ = ["POLICY", "FakePublisher", "silent", "stored"]

@@ -17,6 +17,7 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
+from bytewax_jetstream.answer import Receipt, Refusal, Verdict
 from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
@@ -27,11 +28,8 @@ from bytewax_jetstream.flight import (
     LaneQueue,
     Leg,
     Policy,
-    Receipt,
-    Refusal,
     Route,
     Settled,
-    Verdict,
     WholeFlight,
     prepare_each,
 )

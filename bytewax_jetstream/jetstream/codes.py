@@ -1,6 +1,6 @@
 """What the server's error codes mean for a message, or for a whole flight."""
 
-from ..flight import Refusal, Verdict
+from ..answer import Refusal, Verdict
 
 __all__ = [
     "KNOWN_IDS",

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..envelope import Envelope
 from ..errors import EnvelopeError
+from ..parcel import places_by_aggregate
 
 __all__ = ["group_frames", "reject_impossible"]
 
@@ -24,11 +25,7 @@ def reject_impossible(
 
     :arg wires: Of each envelope its wire form or its error; changed in place.
     """
-    groups: dict[str, list[int]] = {}
-    for place, envelope in enumerate(envelopes):
-        if isinstance(envelope.aggregate_id, str):
-            groups.setdefault(envelope.aggregate_id, []).append(place)
-    for places in groups.values():
+    for places in places_by_aggregate(envelopes):
         if len(places) == 1:
             continue
         group = [(envelopes[place], wires[place]) for place in places]

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..answer import Receipt, Refusal, Verdict
 from ..envelope import Envelope
 from ..errors import ConnectError
-from ..flight import Receipt, Refusal, Verdict
 from ..publisher import PublisherEvents
 from ..settings import JetStreamSettings
 from .codes import KNOWN_IDS, NO_MESSAGE, NO_ROLLUP, UNMET_CODES, classify

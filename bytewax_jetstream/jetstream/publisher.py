@@ -17,9 +17,11 @@ from collections.abc import Hashable, Sequence
 from itertools import chain, count, repeat
 from typing import Any, cast
 
+from ..answer import Receipt, Refusal, Verdict
 from ..envelope import Envelope
 from ..errors import StreamError
-from ..flight import Flight, Group, Leg, Policy, Receipt, Refusal, Route, Verdict, prepare_each
+from ..flight import Flight, Leg, Policy, Route, prepare_each
+from ..parcel import Group
 from ..publisher import PublisherEvents
 from ..settings import JetStreamSettings
 from .codes import NO_FLIGHTS, TOO_MANY_FLIGHTS, UNKNOWN_FLIGHT, classify

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from ..answer import Receipt
 from ..errors import ConnectError
-from ..flight import Receipt
 from ..settings import KafkaSettings
 from .config import producer
 

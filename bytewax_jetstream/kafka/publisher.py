@@ -15,9 +15,10 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
+from ..answer import Refusal, Verdict
 from ..envelope import Envelope
 from ..errors import ConnectError, EnvelopeError, StreamError
-from ..flight import Flight, Leg, Policy, Refusal, Route, Verdict, prepare_each
+from ..flight import Flight, Leg, Policy, Route, prepare_each
 from ..publisher import PublisherEvents
 from ..settings import KafkaSettings
 from .client import INDEX_BITS, PAUSE, Client, error_of, place_of

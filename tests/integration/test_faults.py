@@ -1,11 +1,9 @@
 """A server that is killed, paused and restarted, and a cluster that loses its leaders, under a whole dataflow."""
 
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import nats
@@ -24,11 +22,7 @@ from tests.waiting import until
 workers_1_2 = pytest.mark.parametrize("workers", [1, 2])
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["one by one", "whole flights"])
-def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every promise here is one of both ways."""
-    monkeypatch.setattr(sys.modules[__name__], "make_stream", partial(make_stream, allow_batched=request.param))
-    return bool(request.param)
+pytestmark = pytest.mark.usefixtures("whole")
 
 
 def _parts(batch: list[Envelope], parts: int = 8) -> list[list[Envelope]]:

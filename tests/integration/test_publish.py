@@ -1,11 +1,9 @@
 """The pool and the JetStream publisher against a real nats-server, whole and through a proxy that harms."""
 
 import hashlib
-import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from functools import partial
 
 import pytest
 
@@ -16,7 +14,7 @@ from bytewax_jetstream.pool import AckPool
 from bytewax_jetstream.testing import NatsServer
 from tests.lanes import broker_of, jetstream, opened, publish, settle
 from tests.proxy import Proxy
-from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, remake_stream, stored
+from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
 from tests.waiting import until
 
 
@@ -26,11 +24,7 @@ def proxy(nats_server: NatsServer) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["one by one", "whole flights"])
-def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every promise here is one of both ways."""
-    monkeypatch.setattr(sys.modules[__name__], "make_stream", partial(remake_stream, allow_batched=request.param))
-    return bool(request.param)
+pytestmark = pytest.mark.usefixtures("whole")
 
 
 def test_a_stored_result_names_where_it_is_stored(nats_server: NatsServer, whole: bool) -> None:

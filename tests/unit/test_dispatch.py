@@ -8,21 +8,11 @@ from typing import Any
 
 import pytest
 
+from bytewax_jetstream.answer import Receipt, Refusal, Verdict
 from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.flight import (
-    Flight,
-    LaneQueue,
-    Leg,
-    Policy,
-    Receipt,
-    Refusal,
-    Route,
-    Settled,
-    Verdict,
-    prepare_each,
-)
+from bytewax_jetstream.flight import Flight, LaneQueue, Leg, Policy, Route, Settled, prepare_each
 from tests.simulation import one_by_one
 
 POLICY = Policy(

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import pytest
 
+from bytewax_jetstream.answer import Receipt, Refusal
 from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
-from bytewax_jetstream.flight import Entry, LaneQueue, Receipt, Refusal
+from bytewax_jetstream.flight import LaneQueue
+from bytewax_jetstream.parcel import Entry
 from tests.simulation import Believing, Faults, World
 
 SEEDS = 2_000

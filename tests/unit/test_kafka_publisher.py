@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from bytewax_jetstream.answer import Verdict
 from bytewax_jetstream.bridge import from_jetstream, from_kafka
 from bytewax_jetstream.envelope import Envelope
-from bytewax_jetstream.flight import Verdict
 from bytewax_jetstream.kafka.client import error_of, place_of
 from bytewax_jetstream.kafka.publisher import FLIGHT, classify
 from bytewax_jetstream.kafka.wire import ANY, encode, is_plain

@@ -17,9 +17,9 @@ import pytest
 
 from bytewax_jetstream import loop as loop_module
 from bytewax_jetstream import pool as pool_module
+from bytewax_jetstream.answer import Receipt, Refusal, Verdict
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
 from bytewax_jetstream.errors import PoolClosedError, SettleTimeoutError
-from bytewax_jetstream.flight import Receipt, Refusal, Verdict
 from bytewax_jetstream.lane import Budget, Lane
 from bytewax_jetstream.pool import AckPool, PoolState
 from bytewax_jetstream.settings import PoolSettings
