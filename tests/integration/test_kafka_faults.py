@@ -42,7 +42,9 @@ def test_a_broker_that_ends_and_comes_back_costs_nothing(
     server = own_kafka_server
     topic = new_topic(server.bootstrap)
     batch = envelopes(40_000, topic, aggregates=100)
-    with opened(kafka(server.bootstrap, topics=(topic,))) as (pool, lane):
+    # Room for all of them: a full budget would hold the second submit until the paused broker's messages time out.
+    settings = kafka(server.bootstrap, topics=(topic,), pool={"budget_messages": len(batch)})
+    with opened(settings) as (pool, lane):
         for start in (0, 20_000):
             lane.submit(batch[start : start + 10_000])
             until(lambda: pool.statistics()["stored"] > start + 500)  # noqa: B023  # called here only
