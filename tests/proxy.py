@@ -154,9 +154,10 @@ class Proxy:
     def _cut_all(self) -> None:
         for writer in self._streams:
             connection = writer.get_extra_info("socket")
-            # Lingering for no time at all makes the close a reset.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+            if connection.fileno() >= 0:  # or its other side has closed it meanwhile
+                # Lingering for no time at all makes the close a reset.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
 
     def _freeze_all(self) -> None:
         self._frozen |= self._streams
