@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .answer import Receipt, Refusal
+from .answer import Receipt, Refusal, Verdict
 from .envelope import Envelope, Outcome
 from .errors import EnvelopeError
 from .parcel import Entry, Parcel
@@ -47,6 +47,13 @@ class Policy(NamedTuple):
     """After how many messages of a whole flight, at most, the broker says how far it came, before its end."""
     first_backoff: float = 0.05
     longest_backoff: float = 2.0
+
+    @property
+    def silence(self) -> Refusal:
+        """Why an attempt that was not answered in time did not do."""
+        timeout = self.ack_timeout
+        words = f"no ack within {timeout:g} s" if timeout is not None else "no word from the broker's library"
+        return Refusal(Verdict.RETRY, words)
 
 
 class Route(NamedTuple):

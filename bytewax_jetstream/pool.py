@@ -85,7 +85,7 @@ class _Link:
         self.turn()
 
     def disconnected(self, reason: str) -> None:
-        log.warning("%s: %s; %d envelopes are tried again", self.publisher.broker, reason, self.dispatch.out)
+        log.warning("%s: %s; %d envelopes are tried again", self.publisher.broker, reason, self.dispatch.traffic.out)
         self.dispatch.disconnected(reason)
         self.turn()
 
@@ -291,11 +291,11 @@ class AckPool:
                 {
                     "broker": link.publisher.broker,
                     "lanes": link.lanes,
-                    "out": link.dispatch.out,
-                    "retries": link.dispatch.retries,
-                    "late_acks": link.dispatch.late_acks,
-                    "whole_flights": link.dispatch.whole_flights,
-                    "in_whole_flights": link.dispatch.in_whole_flights,
+                    "out": link.dispatch.traffic.out,
+                    "retries": link.dispatch.traffic.retries,
+                    "late_acks": link.dispatch.traffic.late_acks,
+                    "whole_flights": link.dispatch.traffic.whole_flights,
+                    "in_whole_flights": link.dispatch.traffic.in_whole_flights,
                     "streams_in_doubt": link.dispatch.in_doubt,
                     **link.publisher.statistics(),
                 }
@@ -419,7 +419,7 @@ class AckPool:
         self.take_in()
         for link in list(self._links.values()):
             link.act()
-        if self._inbox or any(link.dispatch.out for link in self._links.values()):
+        if self._inbox or any(link.dispatch.traffic.out for link in self._links.values()):
             self._looking = True
             asyncio.get_running_loop().call_later(0 if self._inbox else LOOK_AGAIN, self._look)
 

@@ -33,6 +33,7 @@ from bytewax_jetstream.flight import (
     WholeFlight,
     prepare_each,
 )
+from bytewax_jetstream.whole import Whole
 
 __all__ = ["Believing", "Faults", "World", "one_by_one"]
 
@@ -275,11 +276,11 @@ class World:
                     self.problems.append(f"{event_id} was settled in another lane")
         largest_group = 30 if policy.atomic else 1
         if (
-            dispatch.out >= policy.window + largest_group
-            or dispatch.out_bytes >= policy.window_bytes + 300 * largest_group
+            dispatch.traffic.out >= policy.window + largest_group
+            or dispatch.traffic.out_bytes >= policy.window_bytes + 300 * largest_group
         ):
             self.problems.append(
-                f"{dispatch.out} messages and {dispatch.out_bytes} bytes are out: more than the window"
+                f"{dispatch.traffic.out} messages and {dispatch.traffic.out_bytes} bytes are out: more than the window"
             )
         due = dispatch.next_tick()
         if due < self._tick_at:
@@ -338,7 +339,7 @@ class World:
 
     def _send_leg(self, leg: Leg) -> None:
         homes: dict[str, str] = {}
-        for other in [*self._dispatch._whole.values()]:
+        for other in [*self._dispatch._whole._flights.values()]:
             for envelope in (each for parcel in other.parcels for each in parcel.envelopes):
                 key = f"{id(other.lane)} {envelope.aggregate_id}"
                 if envelope.aggregate_id and homes.setdefault(key, other.route.name) != other.route.name:
@@ -528,17 +529,17 @@ class World:
         self._check_order()
         dispatch = self._dispatch
         left: dict[str, object] = {
-            "out": dispatch.out,
-            "out_bytes": dispatch.out_bytes,
-            "flights": dispatch._flights,
-            "whole flights": dispatch._whole,
-            "in process": dispatch._doubts.in_process,
+            "out": dispatch.traffic.out,
+            "out_bytes": dispatch.traffic.out_bytes,
+            "flights": dispatch._one_by_one._flights,
+            "whole flights": dispatch._whole._flights,
+            "in process": dispatch.traffic.doubts.in_process,
             "waiting": [parcel for lane in self._lanes for parcel in lane.waiting],
             "counts": [(lane.one_by_one, lane.whole) for lane in self._lanes if lane.one_by_one or lane.whole],
             "open": [lane.open for lane in self._lanes if lane.open],
-            "silent": dispatch._silent,
-            "silent whole flights": dispatch._silent_whole,
-            "backing off": dispatch._backing_off,
+            "silent": dispatch._one_by_one._silent,
+            "silent whole flights": dispatch._whole._silent,
+            "backing off": dispatch._one_by_one._backing_off,
             "turns": dispatch._turns,
             "ready": [entry for lane in self._lanes for entry in lane.ready],
             "held": [aggregate for lane in self._lanes for aggregate in lane.held],
@@ -600,16 +601,13 @@ class World:
             last[lane, envelope.aggregate_id] = event_id
 
 
-class Believing(Dispatch):
+class Believing(Whole):
     """Believes every ack: what was not answered goes whole again, and no route is ever in doubt."""
 
-    def _lose(self, flight: Flight | WholeFlight, refusal: Refusal, now: float) -> None:
-        if isinstance(flight, Flight):
-            super()._lose(flight, refusal, now)
-            return
-        self._land_whole(flight)
+    def _lose(self, flight: WholeFlight, refusal: Refusal, now: float) -> None:
+        self._end(flight)
         for parcel in flight.parcels:
-            self._doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
+            self._traffic.doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
         flight.lane.waiting.extendleft(reversed(flight.parcels))
 
     def _is_in_doubt(self, route: Route) -> bool:

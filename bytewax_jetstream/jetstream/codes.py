@@ -1,5 +1,8 @@
 """What the server's error codes mean for a message, or for a whole flight."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ..answer import Refusal, Verdict
 
 __all__ = [
@@ -64,14 +67,14 @@ UNKNOWN_FLIGHT = 10208
 """The server does not know the batch any more, or ended it before this message."""
 
 
-def classify(code: int, status: int, description: str) -> Refusal:
+def classify(error: Mapping[str, Any]) -> Refusal:
     """What an error reply means for its message.
 
     Source: nats-server `server/errors.json`, tried against 2.15.1 where a test names the code.
 
-    :arg code: The server's `err_code`.
-    :arg status: Its HTTP-like `code`.
+    :arg error: The server's words: `err_code`, the HTTP-like `code`, and `description`.
     """
+    code, status, description = error.get("err_code", 0), error.get("code", 0), str(error.get("description"))
     reason = f"the server refused it: {description} ({code})"
     if code in STOP_CODES:
         return Refusal(Verdict.STOP, f"{reason}: mend the stream or the account, then run again", code)

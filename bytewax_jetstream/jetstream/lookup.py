@@ -107,7 +107,7 @@ class LookUps:
         unknown = [answer["error"] for answer in answers if "error" in answer]
         for other in unknown:
             if other.get("err_code") != NO_ROLLUP:  # such as that an id is in process
-                return classify(other.get("err_code", 0), other.get("code", 0), str(other.get("description")))
+                return classify(other)
         if not unknown:
             last = answers[-1]["seq"]
             together = [answer["seq"] for answer in answers] == list(range(last + 1 - len(answers), last + 1))

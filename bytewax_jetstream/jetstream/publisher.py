@@ -13,7 +13,8 @@ Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.
 import json
 import logging
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from itertools import chain, count, repeat
 from typing import Any, cast
 
@@ -219,71 +220,65 @@ class JetStreamPublisher:
         if not payload and header is None:
             return  # it has one more of a group, and waits for the last
         tokens = subject[len(self._inbox) :].split(b".")
-        whole = tokens[-1] == b"$FI"
         nobody = not payload and header is not None and header.startswith(b"NATS/1.0 503")
         try:
-            if whole:
+            answer = {} if nobody else json.loads(payload)
+            if tokens[-1] == b"$FI":
+                self._refuse_denied()  # which came before, and may be why a flight ended
                 flight, place = int(tokens[0][len(self._batch) :]), int(tokens[3]) - 1
+                tell = self._word_on_flight(flight, place, answer)
             else:
                 flight, place = map(int, tokens)
-            answer = {} if nobody else json.loads(payload)
-            if not whole:
-                self._one_answered(flight, place, answer)
-            elif nobody:
-                self._events.ended(flight, 0)
-            else:
-                self._whole_answered(flight, place, answer)
+                tell = self._word_on_one(flight, place, answer)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             # Whatever is not the server's form is not believed, and the deadline decides.
             log.warning("ignored an answer on %r that is none (%s): %r", subject[:80], error, payload[:200])
-
-    def _one_answered(self, flight: int, place: int, answer: dict[str, Any]) -> None:
-        if not answer:
-            self._nobody_there(flight, place)
-        elif error := answer.get("error"):
-            refusal = classify(error.get("err_code", 0), error.get("code", 0), str(error.get("description")))
-            if not self._look_ups.take(flight, place, answer.get("stream"), refusal):
-                self._events.refused(flight, place, refusal)
         else:
-            sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
-            if type(sequence) is not int:
-                raise ValueError("no sequence")
-            envelopes = self._events.envelopes(flight, place)
-            if envelopes and answer.get("count", 1) != len(envelopes):
-                raise ValueError("not the number of messages that were sent")
-            if stream is not None:
-                self._events.acked(flight, place, Receipt(stream, None, sequence, bool(answer.get("duplicate"))))
+            tell()
 
-    def _whole_answered(self, flight: int, place: int, answer: dict[str, Any]) -> None:
+    def _word_on_one(self, flight: int, place: int, answer: dict[str, Any]) -> Callable[[], object]:
+        """What the server says of an envelope, or a group, that went by itself: nothing when nobody listens."""
+        events = self._events
+        if not answer:
+            return partial(self._nobody_there, flight, place)
+        if error := answer.get("error"):
+            return partial(self._refused, flight, place, answer.get("stream"), classify(error))
+        sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
+        if type(sequence) is not int:
+            raise ValueError("no sequence")
+        envelopes = events.envelopes(flight, place)
+        if envelopes and answer.get("count", 1) != len(envelopes):
+            raise ValueError("not the number of messages that were sent")
+        if stream is None:
+            return _nothing
+        return partial(events.acked, flight, place, Receipt(stream, None, sequence, bool(answer.get("duplicate"))))
+
+    def _word_on_flight(self, flight: int, place: int, answer: dict[str, Any]) -> Callable[[], object]:
         """What the server says of a whole flight; the dispatch knows what that is to its envelopes."""
-        self._refuse_denied()  # which came before, and may be why it ended
-        kind, error = answer.get("type"), answer.get("error")
+        events, kind, error = self._events, answer.get("type"), answer.get("error")
+        if not answer:
+            return partial(events.ended, flight, 0)
         if kind == "ack":
-            self._events.stored_through(flight, int(answer["seq"]))
-        elif kind == "gap":
-            pass  # the end that follows says how far it came
-        elif error is None:
+            return partial(events.stored_through, flight, int(answer["seq"]))
+        if kind == "gap":
+            return _nothing  # the end that follows says how far it came
+        if error is None:
             if self._topics.stream(answer["stream"].encode()) is None:
-                return
+                return _nothing
             if answer.get("duplicate"):
                 # It ends at once when its first message is known: probably all are, so each is asked for.
-                self._events.returned(flight, int(answer["count"]), duplicate=True)
-            else:
-                self._events.ended(flight, int(answer["count"]))
-        else:
-            code = error.get("err_code", 0)
-            refusal = classify(code, error.get("code", 0), str(error.get("description")))
-            if kind == "err":
-                self._events.refused(flight, int(answer["seq"]) - 1, refusal)
-            elif code == UNKNOWN_FLIGHT:
-                self._events.ended(flight, 0)
-            elif code in NO_FLIGHTS:
-                self._topics.takes_no_flights(answer.get("stream") or "of this account", refusal.reason)
-                self._events.returned(flight, 0)
-            elif code == TOO_MANY_FLIGHTS:
-                self._events.returned(flight, 0)
-            else:
-                self._events.refused(flight, place, refusal)
+                return partial(events.returned, flight, int(answer["count"]), duplicate=True)
+            return partial(events.ended, flight, int(answer["count"]))
+        code, refusal = error.get("err_code", 0), classify(error)
+        if kind == "err":
+            return partial(events.refused, flight, int(answer["seq"]) - 1, refusal)
+        if code == UNKNOWN_FLIGHT:
+            return partial(events.ended, flight, 0)
+        if code in NO_FLIGHTS:
+            self._topics.takes_no_flights(answer.get("stream") or "of this account", refusal.reason)
+        if code in NO_FLIGHTS or code == TOO_MANY_FLIGHTS:
+            return partial(events.returned, flight, 0)
+        return partial(events.refused, flight, place, refusal)
 
     def _send_leg(self, leg: Leg) -> None:
         flight, parcels, first, last = leg
@@ -296,6 +291,10 @@ class JetStreamPublisher:
         number = first + len(topics) + 1
         end = b"PUB %s %s%d.%d.$FI 0\r\n\r\n" % (flight.topic.encode(), reply, number, END) if last else b""
         self._connection.write(b"".join(chain(chain.from_iterable(frames), (end,))))
+
+    def _refused(self, flight: int, place: int, stream: object, refusal: Refusal) -> None:
+        if not self._look_ups.take(flight, place, stream, refusal):
+            self._events.refused(flight, place, refusal)
 
     def _nobody_there(self, flight: int, place: int) -> None:
         """No stream listens on the topic, or its leader is being elected: only a look at the streams can tell."""
@@ -333,3 +332,7 @@ class JetStreamPublisher:
     def _prepare(self, envelope: Envelope) -> bytes:
         self._topics.check(envelope.topic)
         return encode(envelope, self._connection.max_payload, dedupe=self._settings.dedupe)
+
+
+def _nothing() -> None:
+    """There is nothing to tell."""

@@ -184,13 +184,13 @@ def test_a_group_whose_answer_is_lost_is_found_stored(nats_server: NatsServer, m
     make_stream(nats_server.url, "UNHEARD", "unheard", allow_atomic=True)
     batch = envelopes(10, "unheard", aggregates=2)
     unheard = iter(range(2))
-    answered = JetStreamPublisher._one_answered
+    answered = JetStreamPublisher._answered
 
-    def deaf(self: JetStreamPublisher, flight: int, place: int, answer: dict[str, Any]) -> None:
-        if "batch" not in answer or next(unheard, None) is None:
-            answered(self, flight, place, answer)
+    def deaf(self: JetStreamPublisher, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
+        if b'"batch"' not in payload or next(unheard, None) is None:
+            answered(self, subject, reply, header, payload)
 
-    monkeypatch.setattr(JetStreamPublisher, "_one_answered", deaf)
+    monkeypatch.setattr(JetStreamPublisher, "_answered", deaf)
     with opened(_settings(nats_server.url, ack_timeout=0.3)) as (_, lane):
         results = settle(lane, batch)
 

@@ -86,9 +86,9 @@ class Bench:
         self.dispatch.refused(flight.number, index, Refusal(verdict, reason, 42), self.now)
 
     def is_empty(self) -> bool:
-        dispatch, lane = self.dispatch, self.lane
-        kept: list[object] = [dispatch._flights, dispatch._silent, dispatch._backing_off, dispatch._turns]
-        return not any([*kept, lane.ready, lane.held, lane.settled, dispatch.out, dispatch.out_bytes])
+        one_by_one, traffic, lane = self.dispatch._one_by_one, self.dispatch.traffic, self.lane
+        kept: list[object] = [one_by_one._flights, one_by_one._silent, one_by_one._backing_off, self.dispatch._turns]
+        return not any([*kept, lane.ready, lane.held, lane.settled, traffic.out, traffic.out_bytes])
 
 
 def ids(flight: Flight | Leg) -> list[str]:
@@ -323,7 +323,7 @@ def test_no_more_messages_are_out_than_the_window_has_room_for() -> None:
     first, second = bench.flight(), bench.flight()
     assert (ids(first), ids(second)) == (["0", "1"], ["2"])
     assert bench.flights() == []
-    assert bench.dispatch.out == 3
+    assert bench.dispatch.traffic.out == 3
 
     bench.dispatch.acked(first.number, 1, RECEIPT)
     assert bench.flights() == [["3"]]
@@ -356,7 +356,7 @@ def test_room_in_the_windows_comes_back_however_a_flight_ends(end: str) -> None:
     bench = Bench()
     bench.submit(envelope("1", size=10))
     flight = bench.flight()
-    assert (bench.dispatch.out, bench.dispatch.out_bytes) == (1, 10)
+    assert (bench.dispatch.traffic.out, bench.dispatch.traffic.out_bytes) == (1, 10)
     match end:
         case "ack":
             bench.dispatch.acked(flight.number, 0, RECEIPT)
@@ -371,7 +371,7 @@ def test_room_in_the_windows_comes_back_however_a_flight_ends(end: str) -> None:
         case _:
             bench.dispatch.abandon("closed")
 
-    assert (bench.dispatch.out, bench.dispatch.out_bytes) == (0, 0)
+    assert (bench.dispatch.traffic.out, bench.dispatch.traffic.out_bytes) == (0, 0)
 
 
 # Trying again
@@ -383,16 +383,16 @@ def test_an_attempt_without_an_answer_is_made_again_after_the_ack_timeout_and_a_
     first = bench.flight()
     bench.tick(4.999)
     assert bench.flights() == []
-    assert bench.dispatch.out == 1
+    assert bench.dispatch.traffic.out == 1
     bench.tick(5.0)
-    assert bench.dispatch.out == 0
+    assert bench.dispatch.traffic.out == 0
     assert bench.flights() == []
 
     bench.tick(5.0 + POLICY.first_backoff)
     second = bench.flight()
     assert first.entries == second.entries
     assert second.number != first.number
-    assert bench.dispatch.retries == 1
+    assert bench.dispatch.traffic.retries == 1
 
 
 def test_only_what_is_unanswered_of_a_flight_is_tried_again() -> None:
@@ -418,14 +418,14 @@ def test_what_a_lost_connection_took_along_is_sent_again_first_and_in_order() ->
     bench.dispatch.connected()
 
     assert bench.flights() == [["0", "1"], ["3", "4"], ["5"]]
-    assert bench.dispatch.retries == 3
+    assert bench.dispatch.traffic.retries == 3
 
 
 def test_a_backoff_grows_to_its_limit_and_is_jittered() -> None:
     pauses: list[list[float]] = []
     for _ in range(30):
         bench = Bench(delivery_timeout=1000.0)
-        bench.dispatch._random.seed(len(pauses))
+        bench.dispatch._one_by_one._random.seed(len(pauses))
         bench.submit(envelope("1"))
         seen = []
         for _ in range(9):
@@ -456,7 +456,7 @@ def test_the_library_that_has_deadlines_of_its_own_is_given_none_but_the_deliver
     bench.submit(envelope("1"))
     flight = bench.flight()
     bench.tick(59.0)
-    assert bench.dispatch.out == 1
+    assert bench.dispatch.traffic.out == 1
     assert flight.deadline == 60.5
 
 
@@ -544,7 +544,7 @@ def test_a_second_answer_to_one_attempt_changes_nothing() -> None:
     bench.refused(flight, 0, Verdict.REJECT)
 
     assert bench.outcomes() == {"1": Outcome.STORED}
-    assert bench.dispatch.out == 1
+    assert bench.dispatch.traffic.out == 1
 
 
 def test_an_answer_to_nothing_that_was_ever_sent_is_ignored() -> None:
@@ -579,7 +579,7 @@ def test_a_late_ack_settles_and_the_retry_is_not_awaited(how: str) -> None:
     assert bench.flights() == [["2"]], "the next of the aggregate follows"
     bench.dispatch.acked(again.number, 0, RECEIPT._replace(duplicate=True))
     assert bench.settled() == []
-    assert bench.dispatch.out == 1
+    assert bench.dispatch.traffic.out == 1
 
 
 def test_a_late_ack_during_the_backoff_settles_without_a_retry() -> None:
@@ -592,7 +592,7 @@ def test_a_late_ack_during_the_backoff_settles_without_a_retry() -> None:
 
     bench.tick(10.0)
     assert bench.flights() == []
-    assert bench.dispatch.late_acks == 1
+    assert bench.dispatch.traffic.late_acks == 1
 
 
 def test_a_late_ack_settles_what_waits_for_a_connection() -> None:
@@ -612,7 +612,7 @@ def test_what_is_kept_for_late_acks_is_let_go_when_all_is_settled() -> None:
     bench.submit(envelope("1"))
     bench.flight()
     bench.dispatch.disconnected("gone")
-    assert len(bench.dispatch._silent) == 1
+    assert len(bench.dispatch._one_by_one._silent) == 1
     bench.dispatch.connected()
     bench.dispatch.acked(bench.flight().number, 0, RECEIPT)
     bench.settled()
@@ -763,7 +763,7 @@ def test_a_flight_goes_on_while_there_is_more_and_ends_when_the_broker_has_nothi
     assert list(bench.outcomes()) == ["0", "1", "2", "3", "4", "5"]
     bench.dispatch.ended(first.flight.number, 7, 0.0)
     assert bench.outcomes() == {"6": Outcome.STORED}
-    assert bench.dispatch.whole_flights == 1
+    assert bench.dispatch.traffic.whole_flights == 1
     assert bench.is_empty()
 
 
@@ -851,11 +851,11 @@ def test_after_a_refusal_a_lane_goes_no_further_ahead_than_it_came_and_further_w
     bench.dispatch.refused(flight.number, 20, Refusal(Verdict.REJECT, "no", 1), 0.0)
     bench.dispatch.ended(flight.number, 20, 0.0)
     bench.flights()
-    assert bench.dispatch.out == 20
+    assert bench.dispatch.traffic.out == 20
     bench.dispatch.stored_through(flight.number + 1, 18)
     bench.flights()
-    assert bench.dispatch.out == 20 + 18
-    while bench.dispatch.out:
+    assert bench.dispatch.traffic.out == 20 + 18
+    while bench.dispatch.traffic.out:
         bench.dispatch.stored_through(flight.number + 1, 500)
         bench.flights()
 
@@ -923,7 +923,7 @@ def test_what_a_closed_lane_had_out_puts_its_route_in_doubt() -> None:
 
     assert bench.dispatch.in_doubt == 1
     assert bench.flights() == [["1", "2"]]
-    assert not bench.dispatch._whole
+    assert not bench.dispatch._whole._flights
 
 
 def test_what_goes_again_behind_a_refusal_goes_whole_on_a_replicated_route_too() -> None:
@@ -934,7 +934,7 @@ def test_what_goes_again_behind_a_refusal_goes_whole_on_a_replicated_route_too()
     bench.dispatch.ended(flight.number, 1, 0.0)
 
     assert bench.flights() == [[], ["3", "4"]]  # the end of the first, and what goes again
-    assert len(bench.dispatch._whole) == 1
+    assert len(bench.dispatch._whole._flights) == 1
 
 
 def test_a_plain_ack_is_none_of_a_group() -> None:
@@ -944,7 +944,7 @@ def test_a_plain_ack_is_none_of_a_group() -> None:
     bench.dispatch.acked_all([(flight.number, 0, RECEIPT)])
 
     assert bench.settled() == []
-    assert bench.dispatch.out == 2
+    assert bench.dispatch.traffic.out == 2
 
 
 def test_a_leg_that_is_not_answered_is_awaited_from_when_it_was_sent() -> None:
@@ -960,7 +960,7 @@ def test_a_leg_that_is_not_answered_is_awaited_from_when_it_was_sent() -> None:
 
     assert bench.dispatch.next_tick() == 8.0
     bench.tick(8.0)
-    assert bench.dispatch.retries == 1
+    assert bench.dispatch.traffic.retries == 1
     bench.tick(8.1)
     assert bench.flights() == [["6"]]
 
@@ -987,7 +987,7 @@ def test_what_is_out_of_an_open_flight_goes_one_by_one_after_it_is_lost(how: str
     assert bench.outcomes() == dict.fromkeys("34", Outcome.STORED)
     bench.dispatch.acked(again.number, ids(again).index("5"), RECEIPT)
     assert bench.outcomes() == {"5": Outcome.STORED}
-    assert bench.dispatch.late_acks == 2
+    assert bench.dispatch.traffic.late_acks == 2
 
 
 # Groups
@@ -1002,13 +1002,13 @@ def test_an_aggregates_envelopes_of_one_hand_over_are_sent_as_one_and_end_as_one
     assert [[each.event_id for each in bench.dispatch.envelopes(flight.number, at)] for at in range(4)] == [
         ["1", "3", "5"], ["2"], ["4"], [],
     ]  # fmt: skip
-    assert bench.dispatch.out == 5
+    assert bench.dispatch.traffic.out == 5
     bench.dispatch.acked(flight.number, 0, Receipt("ORDERS", None, 9, duplicate=False))
     ends = {one.entry.envelope.event_id: one.receipt for one in bench.settled()}
     assert {event_id: receipt and receipt.sequence for event_id, receipt in ends.items()} == {"1": 7, "3": 8, "5": 9}
     bench.refused(bench.flight(), 0, Verdict.REJECT)
     assert bench.outcomes() == {"6": Outcome.REJECTED, "7": Outcome.REJECTED}
-    assert bench.dispatch.out == 2
+    assert bench.dispatch.traffic.out == 2
 
 
 def test_a_group_that_is_not_answered_is_tried_again_as_one_and_its_end_is_that_of_all() -> None:
@@ -1185,4 +1185,4 @@ def test_a_library_that_says_nothing_by_itself_is_not_waited_for_beyond_the_deli
     assert settled.outcome is Outcome.UNKNOWN
     assert settled.refusal is not None
     assert "no word from the broker's library" in settled.refusal.reason
-    assert dispatch.out == 0
+    assert dispatch.traffic.out == 0

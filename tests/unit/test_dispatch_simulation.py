@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import pytest
 
+from bytewax_jetstream import dispatch
 from bytewax_jetstream.answer import Receipt, Refusal
 from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.flight import LaneQueue
+from bytewax_jetstream.one_by_one import OneByOne
 from bytewax_jetstream.parcel import Entry
 from tests.simulation import Believing, Faults, World
 
@@ -30,8 +32,8 @@ def _play(seeds: range, **harm: object) -> Played:
         if broken := world.run():
             problems[seed] = broken[:5]
         happened.update({str(outcome): count for outcome, count in world.outcomes.items()})
-        happened.update(retries=world.dispatch.retries, late_acks=world.dispatch.late_acks)
-        happened.update(disconnections=world.disconnections, whole_flights=world.dispatch.whole_flights)
+        happened.update(retries=world.dispatch.traffic.retries, late_acks=world.dispatch.traffic.late_acks)
+        happened.update(disconnections=world.disconnections, whole_flights=world.dispatch.traffic.whole_flights)
         happened.update(dropped=world.dropped, later_legs=world.later_legs)
     return Played(problems, happened)
 
@@ -52,7 +54,7 @@ def test_a_seed_plays_the_same_run_again() -> None:
     assert first.run() == again.run()
     assert first.now == again.now
     assert first.outcomes == again.outcomes
-    assert first.dispatch.retries == again.dispatch.retries
+    assert first.dispatch.traffic.retries == again.dispatch.traffic.retries
 
 
 # The simulation is worth what it notices: with a rule broken on purpose it must turn red.
@@ -80,19 +82,22 @@ def test_it_notices_a_group_that_is_parted() -> None:
     assert _noticed(atomic=True) == ""
 
 
-def test_it_notices_a_timeout_that_is_called_rejected() -> None:
-    class Believing(Dispatch):
+def test_it_notices_a_timeout_that_is_called_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hasty(OneByOne):
         def _finish(
             self, lane: LaneQueue, entry: Entry, outcome: Outcome, receipt: Receipt | None, refusal: Refusal | None
         ) -> None:
             given_up = outcome is Outcome.UNKNOWN
             super()._finish(lane, entry, Outcome.REJECTED if given_up else outcome, receipt, refusal)
 
-    assert "is called rejected, and is stored" in _noticed(dispatch=Believing)
+    monkeypatch.setattr(dispatch, "OneByOne", Hasty)
+    assert "is called rejected, and is stored" in _noticed()
 
 
-def test_it_notices_an_answer_that_is_believed_while_an_earlier_attempt_is_in_doubt() -> None:
-    class Forgetful(Dispatch):
+def test_it_notices_an_answer_that_is_believed_while_an_earlier_attempt_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Forgetful(OneByOne):
         def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
             flight = self._flights.get(number)
             entry = flight.at(index) if flight is not None else None
@@ -112,28 +117,30 @@ def test_it_notices_an_answer_that_is_believed_while_an_earlier_attempt_is_in_do
         mean_uptime=0.2,
         restart=0.0,
     )
-    assert "is called rejected, and is stored" in _noticed(dispatch=Forgetful, faults=unsteady)
     assert _noticed(faults=unsteady) == ""
+    monkeypatch.setattr(dispatch, "OneByOne", Forgetful)
+    assert "is called rejected, and is stored" in _noticed(faults=unsteady)
 
 
-def test_it_notices_envelopes_that_a_lost_connection_took_along() -> None:
-    class Losing(Dispatch):
-        def disconnected(self, reason: str) -> None:
-            self._connected = False
+def test_it_notices_envelopes_that_a_lost_connection_took_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Losing(OneByOne):
+        def disconnected(self, refusal: Refusal) -> None:
             self._flights.clear()
 
-    assert "has 0 results" in _noticed(dispatch=Losing)
+    monkeypatch.setattr(dispatch, "OneByOne", Losing)
+    assert "has 0 results" in _noticed()
 
 
-def test_it_notices_two_results_for_one_envelope() -> None:
-    class Repeating(Dispatch):
+def test_it_notices_two_results_for_one_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Repeating(OneByOne):
         def _acked_late(self, number: int, index: int, receipt: Receipt) -> None:
             flight = self._silent.get(number)
             entry = flight.at(index) if flight is not None else None
             if flight is not None and entry is not None:
-                self._settle(flight.lane, entry, Outcome.STORED, receipt, None)
+                self._traffic.settle(flight.lane, entry, Outcome.STORED, receipt, None)
 
-    assert "has 2 results" in _noticed(dispatch=Repeating)
+    monkeypatch.setattr(dispatch, "OneByOne", Repeating)
+    assert "has 2 results" in _noticed()
 
 
 def test_it_notices_a_tick_that_is_asked_for_too_late() -> None:
@@ -145,7 +152,9 @@ def test_it_notices_a_tick_that_is_asked_for_too_late() -> None:
 
 
 @pytest.mark.parametrize("without", ["doubt", None])
-def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(without: str | None) -> None:
+def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(
+    without: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The broker acknowledges ids that are in process, and loses them with its leader."""
 
     torn = Faults(
@@ -161,7 +170,9 @@ def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(without: 
         restart=0.0,
         mean_quorum=0.5,
     )
-    noticed = _noticed(dispatch=Believing if without else Dispatch, faults=torn, whole=True, replicated=True)
+    if without:
+        monkeypatch.setattr(dispatch, "Whole", Believing)
+    noticed = _noticed(faults=torn, whole=True, replicated=True)
     if without:
         assert "is called stored, and is not" in noticed
     else:
