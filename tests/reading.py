@@ -75,13 +75,18 @@ class Driver:
         if awake is not None:
             time.sleep(max(0.0, awake.timestamp() - time.time()))
 
-    def until(self, condition: Callable[[], object], timeout: float = 15.0) -> None:
-        """Call until a condition holds."""
+    def until(self, condition: Callable[[], object], timeout: float = 15.0, *, epochs: bool = False) -> None:
+        """Call until a condition holds.
+
+        :arg epochs: End an epoch after each batch.
+        """
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"not within {timeout:g} s: {len(self.items)} items of {self.part}"
             assert not self.ended, f"the source ended with {len(self.items)} items"
             self.step()
+            if epochs:
+                self.part.snapshot()
 
     def to_end(self, *, epochs: bool = False, timeout: float = 15.0) -> None:
         """Call until the source ends by itself.
