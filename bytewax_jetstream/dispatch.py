@@ -9,15 +9,16 @@ The rules, all of them:
 
 - envelopes of a lane are sent in order, in flights, lanes taking turns;
 - where the broker takes a flight whole (it stores a prefix of it, in order), a lane has one such flight
-  out on each route, and nothing else; what collects meanwhile goes on with it, or is the next;
+  out on each route, and nothing else of the same aggregates; what collects meanwhile goes on with it,
+  or is the next;
 - what was sent behind a refused envelope of a whole flight goes again, so the next goes no further ahead
   than this one came, and further with each that is stored;
 - a single envelope, and whatever a route does not take, goes one by one, in its place in the order;
 - if so asked, an aggregate's envelopes of one hand-off are a group: one entry, stored all or none;
 - where the publisher needs it, one envelope of an aggregate is out one by one at a time: a retry inside a
   full window would re-order (measured: 8,139 inversions; with this rule 0);
-- an attempt without an answer within the ack timeout, or cut off by a lost connection, is tried again
-  with the same event id, one by one, after a jittered backoff;
+- an attempt without an answer within the ack timeout is tried again with the same event id, one by one,
+  after a jittered backoff; one that was cut off by a lost connection as soon as there is another;
 - what the broker refuses for good is rejected, unless an earlier attempt was never answered: then it is
   unknown, as is what is neither stored nor rejected by its delivery timeout; it may be stored;
 - a replicated route takes whole flights only of what cannot be in process there: see `doubt`.
@@ -70,11 +71,6 @@ class Dispatch:
         state = "connected" if self._connected else "disconnected"
         out, pausing, lanes = self.traffic.out, self._one_by_one.backing_off, len(self.traffic.lanes)
         return f"<Dispatch {state}, {out} out, {pausing} backing off, {lanes} lanes>"
-
-    @property
-    def in_doubt(self) -> int:
-        """How many replicated routes take no whole flights for now."""
-        return len(self.traffic.doubts)
 
     # What happens to it
 
@@ -138,9 +134,9 @@ class Dispatch:
 
     def tick(self, now: float) -> None:
         """Time has passed: end deliveries, silent attempts and backoffs that are due."""
-        self.traffic.now = now
         if now >= self._next_expiry:
             self._expire(now)
+        # After it, because these let go of what is settled.
         self._whole.tick(now)
         self._one_by_one.tick(now)
 
@@ -217,34 +213,30 @@ class Dispatch:
         self._one_by_one.expire(now)
         for lane in lanes:
             while lane.waiting and lane.waiting[0].batch.expires <= now:
-                self.traffic.settle_late(lane, lane.waiting.popleft())
-        self._take_turns_anew()
+                self.traffic.give_up(lane, lane.waiting.popleft())
+        self._keep_turns_that_are_needed()
         left = [entry.batch.expires for _, entry in self._one_by_one.unsettled(lanes.keys())]
-        left += [parcel.batch.expires for _, parcel in self._whole.unsettled()]
+        left += [parcel.batch.expires for parcel in self._whole.unsettled()]
         left += [parcel.batch.expires for lane in lanes for parcel in lane.waiting]
         # Who is out past its time is looked at again soon, but must not keep the pool busy until then.
         self._next_expiry = max(min(left, default=INFINITY), now + 0.1)
 
     def _abandon(self, lanes: Set[LaneQueue], refusal: Refusal) -> None:
-        parcels = [(lane, parcel) for lane, parcel in self._whole.unsettled() if lane in lanes]
-        parcels += [(lane, parcel) for lane in lanes for parcel in lane.waiting]
         self._one_by_one.abandon(lanes, refusal)
-        self._whole.abandon(lanes)
-        for lane, parcel in parcels:
-            for entry in parcel.entries():
-                self.traffic.settle(lane, entry, Outcome.UNKNOWN, None, refusal)
+        self._whole.abandon(lanes, refusal)
         for lane in lanes:
+            for entry in [entry for parcel in lane.waiting for entry in parcel.entries()]:
+                self.traffic.settle(lane, entry, Outcome.UNKNOWN, None, refusal)
             lane.waiting.clear()
+            lane.in_turn = False
         departing = self.traffic.departing
         self.traffic.departing = deque(flight for flight in departing if flight.lane not in lanes)
-        self._take_turns_anew()
+        self._turns = deque(lane for lane in self._turns if lane not in lanes)
 
-    def _take_turns_anew(self) -> None:
-        """Let go of turns that nobody needs any more."""
-        self._turns.clear()
-        for lane in self.traffic.lanes:
-            lane.in_turn = False
-            self.traffic.changed[lane] = None
+    def _keep_turns_that_are_needed(self) -> None:
+        for lane in self._turns:
+            lane.in_turn = bool(lane.ready or self._whole.may_send(lane))
+        self._turns = deque(lane for lane in self._turns if lane.in_turn)
 
     def _reject_bad(self, lane: LaneQueue, parcel: Parcel) -> None:
         """Settle what can never be stored as it is, and leave the rest in the parcel."""

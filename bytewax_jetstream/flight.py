@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from .answer import Receipt, Refusal, Verdict
+from .answer import Receipt, Refusal
 from .envelope import Envelope, Outcome
 from .errors import EnvelopeError
 from .parcel import Entry, Parcel
@@ -47,13 +47,6 @@ class Policy(NamedTuple):
     """After how many messages of a whole flight, at most, the broker says how far it came, before its end."""
     first_backoff: float = 0.05
     longest_backoff: float = 2.0
-
-    @property
-    def silence(self) -> Refusal:
-        """Why an attempt that was not answered in time did not do."""
-        timeout = self.ack_timeout
-        words = f"no ack within {timeout:g} s" if timeout is not None else "no word from the broker's library"
-        return Refusal(Verdict.RETRY, words)
 
 
 class Route(NamedTuple):
@@ -121,7 +114,7 @@ class LaneQueue:
         self.ready: deque[Entry] = deque()
         """May be sent one by one."""
         self.in_turn = False
-        """Among those that wait for their turn, or just having it."""
+        """Among those that wait for their turn."""
         self.held: dict[str, deque[Entry] | None] = {}
         """For each aggregate that has an envelope ready, out or backing off: those that wait behind it."""
         self.one_by_one = 0

@@ -90,7 +90,10 @@ class OneByOne:
         """The broker stored the entry at a place of a flight."""
         flight = self._flights.get(number)
         if flight is None:
-            self._acked_late(number, index, receipt)
+            silent = self._silent.get(number)
+            entry = silent.at(index) if silent is not None else None
+            if silent is not None and entry is not None:
+                self.acked_late(silent.lane, entry, receipt)
             return
         self._traffic.doubts.stored(flight, receipt)
         entry = self._answer(flight, index)
@@ -167,20 +170,20 @@ class OneByOne:
         lane.pausing += 1
         self._traffic.changed[lane] = None
 
-    def settle_late_ack(self, lane: LaneQueue, entry: Entry, receipt: Receipt) -> None:
+    def acked_late(self, lane: LaneQueue, entry: Entry, receipt: Receipt) -> None:
         """An attempt that was given up is answered after all: its entry is stored, whichever attempt it is at."""
-        self._traffic.late_acks += 1
         if not entry.done and lane in self._traffic.lanes:
+            self._traffic.late_acks += 1
             self._finish(lane, entry, Outcome.STORED, receipt, None)
 
     def disconnected(self, refusal: Refusal) -> None:
         """What is out may be lost: it goes back to the head of its lane, in order."""
-        flights, self._flights = self._flights, {}
-        self._silent |= flights
-        for flight in reversed(flights.values()):
-            for entry in reversed(self._lose(flight, refusal)):
-                self._traffic.retries += 1
-                self._make_ready(flight.lane, entry, first=True)
+        lost = [
+            (flight.lane, entry) for flight in list(self._flights.values()) for entry in self._lose(flight, refusal)
+        ]
+        for lane, entry in reversed(lost):
+            self._traffic.retries += 1
+            self._make_ready(lane, entry, first=True)
 
     # What time says
 
@@ -252,8 +255,7 @@ class OneByOne:
             lane.held.clear()
             lane.one_by_one = 0
         for flight in [flight for flight in self._flights.values() if flight.lane in lanes]:
-            left = [entry for entry in self._flights.pop(flight.number).entries if entry is not None]
-            traffic.land(sum(entry.count for entry in left), sum(entry.size for entry in left))
+            left = self._land(flight)
             traffic.doubts.unanswered({entry.envelope.topic for entry in left}, traffic.last)
         self._forget_settled()
 
@@ -272,14 +274,6 @@ class OneByOne:
             self._traffic.late_acks += 1
             return None
         return entry
-
-    def _acked_late(self, number: int, index: int, receipt: Receipt) -> None:
-        flight = self._silent.get(number)
-        entry = flight.at(index) if flight is not None else None
-        if flight is not None and entry is not None:
-            self.settle_late_ack(flight.lane, entry, receipt)
-        else:
-            self._traffic.late_acks += 1
 
     def _refused_late(self, number: int, index: int) -> None:
         """A later attempt decides, but this one is in doubt no more."""
@@ -305,17 +299,23 @@ class OneByOne:
             elif self._traffic.policy.ack_timeout is not None:
                 break  # where they are those of the deliveries, they are in no order
         for flight in due:
-            self._silent[flight.number] = self._flights.pop(flight.number)
-            for entry in self._lose(flight, self._traffic.policy.silence):
+            for entry in self._lose(flight, self._traffic.why_silent):
                 self.back_off(flight.lane, entry, now)
 
     def _lose(self, flight: Flight, refusal: Refusal) -> list[Entry]:
-        """A flight is not awaited any more; returns what of it is unanswered, in order."""
-        out = [entry for entry in flight.entries if entry is not None]
-        self._traffic.land(sum(entry.count for entry in out), sum(entry.size for entry in out))
+        """A flight gets no answer any more; returns what of it is not settled, in order: each may be stored."""
+        self._land(flight)
+        self._silent[flight.number] = flight
         unanswered = flight.unanswered()
         self._traffic.leave_unanswered(unanswered, refusal)
         return unanswered
+
+    def _land(self, flight: Flight) -> list[Entry]:
+        """A flight is not awaited any more; returns what of it was."""
+        del self._flights[flight.number]
+        awaited = [entry for entry in flight.entries if entry is not None]
+        self._traffic.land(sum(entry.count for entry in awaited), sum(entry.size for entry in awaited))
+        return awaited
 
     def _make_ready(self, lane: LaneQueue, entry: Entry, *, first: bool) -> None:
         if first:
@@ -333,7 +333,7 @@ class OneByOne:
             del lane.held[aggregate]
 
     def _give_up(self, lane: LaneQueue, entry: Entry) -> None:
-        self._finish(lane, entry, Outcome.UNKNOWN, None, self._traffic.lateness(entry))
+        self._finish(lane, entry, Outcome.UNKNOWN, None, self._traffic.why_given_up(entry))
 
     def _finish(
         self, lane: LaneQueue, entry: Entry, outcome: Outcome, receipt: Receipt | None, refusal: Refusal | None
@@ -351,4 +351,6 @@ class OneByOne:
         self._backing_off = [item for item in self._backing_off if not item[3].done]
         heapq.heapify(self._backing_off)
         for lane in self._traffic.lanes:
-            lane.pausing = sum(item[2] is lane for item in self._backing_off)
+            lane.pausing = 0
+        for _, _, lane, _ in self._backing_off:
+            lane.pausing += 1

@@ -291,12 +291,7 @@ class AckPool:
                 {
                     "broker": link.publisher.broker,
                     "lanes": link.lanes,
-                    "out": link.dispatch.traffic.out,
-                    "retries": link.dispatch.traffic.retries,
-                    "late_acks": link.dispatch.traffic.late_acks,
-                    "whole_flights": link.dispatch.traffic.whole_flights,
-                    "in_whole_flights": link.dispatch.traffic.in_whole_flights,
-                    "streams_in_doubt": link.dispatch.in_doubt,
+                    **link.dispatch.traffic.statistics(),
                     **link.publisher.statistics(),
                 }
                 for link in list(self._links.values())

@@ -13,20 +13,23 @@ __all__ = ["Traffic"]
 
 
 class Traffic:
-    """Kept by whoever sends, and looked at by the dispatch when it is asked for the next flight."""
+    """What is out, which lanes to look at, what to send, what has ended; kept by `Whole` and `OneByOne`."""
 
     def __init__(self, policy: Policy, doubts: Doubts) -> None:
         self.policy = policy
         self.doubts = doubts
         self.lanes: dict[LaneQueue, None] = {}
+        """All that are served, in the order in which they came."""
         self.changed: dict[LaneQueue, None] = {}
         """Lanes in which something may go on, to be looked at before the next flight."""
         self.departing: deque[Flight | Leg] = deque()
         """Formed, to be sent now."""
         self.now = 0.0
+        """When the next flight was last asked for."""
         self.last = 0
         """Number of the last flight."""
         self.out = 0
+        """Messages that are sent and awaited."""
         self.out_bytes = 0
         self.retries = 0
         self.late_acks = 0
@@ -67,13 +70,20 @@ class Traffic:
             own = receipt and receipt.before(behind)
             self.hand_out(lane, Settled(member, outcome, own, refusal))
 
-    def settle_late(self, lane: LaneQueue, parcel: Parcel) -> None:
-        """The time of a parcel was over before it was sent, or sent again."""
+    def give_up(self, lane: LaneQueue, parcel: Parcel) -> None:
+        """The delivery timeout of a parcel came before it was sent, or sent again."""
         for entry in parcel.entries():
-            self.settle(lane, entry, Outcome.UNKNOWN, None, self.lateness(entry))
+            self.settle(lane, entry, Outcome.UNKNOWN, None, self.why_given_up(entry))
 
-    def lateness(self, entry: Entry) -> Refusal:
-        """Why an entry is given up at its delivery timeout."""
+    @property
+    def why_silent(self) -> Refusal:
+        """Why an attempt that was not answered in time did not do."""
+        timeout = self.policy.ack_timeout
+        words = f"no ack within {timeout:g} s" if timeout is not None else "no word from the broker's library"
+        return Refusal(Verdict.RETRY, words)
+
+    def why_given_up(self, entry: Entry) -> Refusal:
+        """Why an entry is unknown at its delivery timeout."""
         last = entry.last.reason if entry.last else "never sent: no connection, or no answer to what came before it"
         reason = (
             f"not settled within {self.policy.delivery_timeout:g} s and {entry.attempts} attempts ({last}): "
@@ -95,3 +105,14 @@ class Traffic:
             taken.append((lane, lane.settled))
             lane.settled = []
         return taken
+
+    def statistics(self) -> dict[str, int]:
+        """The counters."""
+        return {
+            "out": self.out,
+            "retries": self.retries,
+            "late_acks": self.late_acks,
+            "whole_flights": self.whole_flights,
+            "in_whole_flights": self.in_whole_flights,
+            "streams_in_doubt": len(self.doubts),
+        }

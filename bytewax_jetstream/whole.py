@@ -1,13 +1,14 @@
 """What goes in whole flights: a route stores a prefix of each, in order; what is behind that goes again.
 
-A lane has one whole flight out on each route, and nothing else; what collects meanwhile goes on with it, or is the
-next. It ends when there is no more for it and the broker would say nothing before its end. Where it was not answered,
-and where what waits cannot go in one, envelopes go one by one.
+A lane has one whole flight out on each route, and nothing else of the same aggregates; what collects meanwhile goes on
+with it, or is the next. It ends when there is no more for it and the broker would say nothing before its end. Where it
+was not answered, and where what waits cannot go in one, envelopes go one by one.
 """
 
 from collections.abc import Callable, Set
 
 from .answer import Receipt, Refusal, Verdict
+from .envelope import Outcome
 from .flight import INFINITY, LaneQueue, Leg, Route, Stored, WholeFlight
 from .one_by_one import OneByOne
 from .parcel import Entry, Parcel, fitting
@@ -88,7 +89,7 @@ class Whole:
         if flight is None:
             return
         if flight.refusal is None or flight.refusal[0] != flight.stored:
-            self._lose(flight, Refusal(Verdict.RETRY, "its flight ended before it"), now)
+            self._retry_later(flight, Refusal(Verdict.RETRY, "its flight ended before it"), now)
             return
         lane = flight.lane
         self._end(flight)
@@ -115,7 +116,9 @@ class Whole:
         flight = self._flights.get(number)
         if flight is None:
             return False
-        if index >= 0 and (flight.refusal is None or index < flight.refusal[0]):
+        if index >= flight.places:  # the broker does not take its end: what it has of it nobody knows
+            self._retry_later(flight, refusal, now)
+        elif index >= flight.stored and (flight.refusal is None or index < flight.refusal[0]):
             flight.refusal = index, refusal
             if index == 0:
                 self.ended(number, 0, now)  # it never began
@@ -126,7 +129,7 @@ class Whole:
     def disconnected(self, refusal: Refusal) -> None:
         """What is out may be lost: it goes again, one by one."""
         for flight in list(self._flights.values()):
-            for entry in self._unanswered(flight, refusal):
+            for entry in self._lose(flight, refusal):
                 self._traffic.retries += 1
                 self._one_by_one.go(flight.lane, entry)
 
@@ -139,15 +142,15 @@ class Whole:
     def tick(self, now: float) -> None:
         """End the flights that fell silent."""
         for flight in [flight for flight in self._flights.values() if flight.deadline <= now]:
-            self._lose(flight, self._traffic.policy.silence, now)
+            self._retry_later(flight, self._traffic.why_silent, now)
         for number in [number for number, one in self._silent.items() if all(entry.done for entry in one.entries)]:
             del self._silent[number]
 
     # What is in here
 
-    def unsettled(self) -> list[tuple[LaneQueue, Parcel]]:
-        """The parcels that are out."""
-        return [(flight.lane, parcel) for flight in self._flights.values() for parcel in flight.parcels]
+    def unsettled(self) -> list[Parcel]:
+        """What is out."""
+        return [parcel for flight in self._flights.values() for parcel in flight.parcels]
 
     def out_on(self, topic: str) -> list[tuple[int, int]]:
         """Flight and index of all that is out on a topic."""
@@ -158,12 +161,14 @@ class Whole:
             if each == topic
         ]
 
-    def abandon(self, lanes: Set[LaneQueue]) -> None:
-        """Forget the flights of these lanes."""
+    def abandon(self, lanes: Set[LaneQueue], refusal: Refusal) -> None:
+        """Settle all of these lanes as unknown, and forget it."""
         traffic = self._traffic
         for flight in [flight for flight in self._flights.values() if flight.lane in lanes]:
             traffic.doubts.unanswered(set(flight.topics()), traffic.last)
             self._end(flight)
+            for entry in [entry for parcel in flight.parcels for entry in parcel.entries()]:
+                traffic.settle(flight.lane, entry, Outcome.UNKNOWN, None, refusal)
 
     def _is_in_doubt(self, route: Route) -> bool:
         return self._traffic.doubts.about(route, self._traffic.last, self._traffic.now)
@@ -176,7 +181,7 @@ class Whole:
         room_bytes = policy.window_bytes - traffic.out_bytes
         while waiting and room > 0 and room_bytes > 0:
             if waiting[0].batch.expires <= now:
-                traffic.settle_late(lane, waiting.popleft())
+                traffic.give_up(lane, waiting.popleft())
                 continue
             if waiting[0].alone:
                 break
@@ -296,21 +301,21 @@ class Whole:
             lane.open = None
         self._traffic.changed[lane] = None
 
-    def _unanswered(self, flight: WholeFlight, refusal: Refusal) -> list[Entry]:
-        """A flight gets no answer: ends it, and returns what is not known to be stored, in order; each may be."""
+    def _lose(self, flight: WholeFlight, refusal: Refusal) -> list[Entry]:
+        """A flight gets no answer any more; returns what of it is not settled, in order."""
         self._end(flight)
         self._silent[flight.number] = flight
         silent = flight.entries = [entry for parcel in flight.parcels for entry in parcel.entries()]
-        if flight.refusal is not None:  # from there on it took none
+        if flight.refusal is not None:  # it took none from there on, and may have stored what comes before
             place, its = flight.refusal
             silent = flight.entries[: place - flight.stored]
             flight.entries[place - flight.stored].last = its
         self._traffic.leave_unanswered(silent, refusal)
         return flight.entries
 
-    def _lose(self, flight: WholeFlight, refusal: Refusal, now: float) -> None:
-        """A flight is given up: what of it is unanswered is tried again, one by one."""
-        for entry in self._unanswered(flight, refusal):
+    def _retry_later(self, flight: WholeFlight, refusal: Refusal, now: float) -> None:
+        """A flight is given up: what of it is not settled is tried again, one by one, after a pause."""
+        for entry in self._lose(flight, refusal):
             if self._one_by_one.enter(flight.lane, entry):
                 self._one_by_one.back_off(flight.lane, entry, now)
 
@@ -319,4 +324,4 @@ class Whole:
         if flight is not None:
             receipt = Receipt(flight.route.name)
             for entry in flight.entries[: max(0, places - flight.stored)]:
-                self._one_by_one.settle_late_ack(flight.lane, entry, receipt)
+                self._one_by_one.acked_late(flight.lane, entry, receipt)

@@ -604,7 +604,7 @@ class World:
 class Believing(Whole):
     """Believes every ack: what was not answered goes whole again, and no route is ever in doubt."""
 
-    def _lose(self, flight: WholeFlight, refusal: Refusal, now: float) -> None:
+    def _retry_later(self, flight: WholeFlight, refusal: Refusal, now: float) -> None:
         self._end(flight)
         for parcel in flight.parcels:
             self._traffic.doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)

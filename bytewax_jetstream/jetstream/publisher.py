@@ -220,27 +220,30 @@ class JetStreamPublisher:
         if not payload and header is None:
             return  # it has one more of a group, and waits for the last
         tokens = subject[len(self._inbox) :].split(b".")
+        whole = tokens[-1] == b"$FI"
         nobody = not payload and header is not None and header.startswith(b"NATS/1.0 503")
+        if whole:
+            self._refuse_denied()  # what was denied came before, and may be why a flight ended
+        tell: Callable[[], None] | None
         try:
-            answer = {} if nobody else json.loads(payload)
-            if tokens[-1] == b"$FI":
-                self._refuse_denied()  # which came before, and may be why a flight ended
+            if whole:
                 flight, place = int(tokens[0][len(self._batch) :]), int(tokens[3]) - 1
-                tell = self._word_on_flight(flight, place, answer)
             else:
                 flight, place = map(int, tokens)
-                tell = self._word_on_one(flight, place, answer)
+            if nobody:
+                tell = partial(self._events.ended, flight, 0) if whole else partial(self._nobody_there, flight, place)
+            else:
+                tell = (self._word_on_flight if whole else self._word_on_one)(flight, place, json.loads(payload))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             # Whatever is not the server's form is not believed, and the deadline decides.
             log.warning("ignored an answer on %r that is none (%s): %r", subject[:80], error, payload[:200])
         else:
-            tell()
+            if tell is not None:
+                tell()
 
-    def _word_on_one(self, flight: int, place: int, answer: dict[str, Any]) -> Callable[[], object]:
-        """What the server says of an envelope, or a group, that went by itself: nothing when nobody listens."""
+    def _word_on_one(self, flight: int, place: int, answer: dict[str, Any]) -> Callable[[], None] | None:
+        """What the server says of an envelope, or a group, that went by itself, as what there is to tell."""
         events = self._events
-        if not answer:
-            return partial(self._nobody_there, flight, place)
         if error := answer.get("error"):
             return partial(self._refused, flight, place, answer.get("stream"), classify(error))
         sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
@@ -250,21 +253,19 @@ class JetStreamPublisher:
         if envelopes and answer.get("count", 1) != len(envelopes):
             raise ValueError("not the number of messages that were sent")
         if stream is None:
-            return _nothing
+            return None
         return partial(events.acked, flight, place, Receipt(stream, None, sequence, bool(answer.get("duplicate"))))
 
-    def _word_on_flight(self, flight: int, place: int, answer: dict[str, Any]) -> Callable[[], object]:
-        """What the server says of a whole flight; the dispatch knows what that is to its envelopes."""
+    def _word_on_flight(self, flight: int, place: int, answer: dict[str, Any]) -> Callable[[], None] | None:
+        """What the server says of a whole flight, likewise; the dispatch knows what that is to its envelopes."""
         events, kind, error = self._events, answer.get("type"), answer.get("error")
-        if not answer:
-            return partial(events.ended, flight, 0)
         if kind == "ack":
             return partial(events.stored_through, flight, int(answer["seq"]))
         if kind == "gap":
-            return _nothing  # the end that follows says how far it came
+            return None  # the end that follows says how far it came
         if error is None:
             if self._topics.stream(answer["stream"].encode()) is None:
-                return _nothing
+                return None
             if answer.get("duplicate"):
                 # It ends at once when its first message is known: probably all are, so each is asked for.
                 return partial(events.returned, flight, int(answer["count"]), duplicate=True)
@@ -275,8 +276,8 @@ class JetStreamPublisher:
         if code == UNKNOWN_FLIGHT:
             return partial(events.ended, flight, 0)
         if code in NO_FLIGHTS:
-            self._topics.takes_no_flights(answer.get("stream") or "of this account", refusal.reason)
-        if code in NO_FLIGHTS or code == TOO_MANY_FLIGHTS:
+            return partial(self._takes_no_flights, flight, answer.get("stream") or "of this account", refusal.reason)
+        if code == TOO_MANY_FLIGHTS:
             return partial(events.returned, flight, 0)
         return partial(events.refused, flight, place, refusal)
 
@@ -291,6 +292,10 @@ class JetStreamPublisher:
         number = first + len(topics) + 1
         end = b"PUB %s %s%d.%d.$FI 0\r\n\r\n" % (flight.topic.encode(), reply, number, END) if last else b""
         self._connection.write(b"".join(chain(chain.from_iterable(frames), (end,))))
+
+    def _takes_no_flights(self, flight: int, stream: str, reason: str) -> None:
+        self._topics.takes_no_flights(stream, reason)
+        self._events.returned(flight, 0)
 
     def _refused(self, flight: int, place: int, stream: object, refusal: Refusal) -> None:
         if not self._look_ups.take(flight, place, stream, refusal):
@@ -332,7 +337,3 @@ class JetStreamPublisher:
     def _prepare(self, envelope: Envelope) -> bytes:
         self._topics.check(envelope.topic)
         return encode(envelope, self._connection.max_payload, dedupe=self._settings.dedupe)
-
-
-def _nothing() -> None:
-    """There is nothing to tell."""

@@ -889,6 +889,31 @@ def test_a_refusal_of_what_the_broker_then_counts_as_stored_was_of_another() -> 
     assert bench.flights() == [["3"]]
 
 
+@pytest.mark.parametrize("then", ["tick", "ended", "disconnected"])
+@pytest.mark.parametrize("place", [-1, 0, 3, 7])
+def test_a_refusal_of_a_place_that_is_not_out_strands_nobody(place: int, then: str) -> None:
+    """Place 3 is the end of the flight: a broker that does not take it says so by that number."""
+    bench = whole()
+    bench.submit(*numbered(1, 2, 3))
+    flight = bench.leg().flight
+    bench.dispatch.stored_through(flight.number, 1)
+    bench.dispatch.refused(flight.number, place, Refusal(Verdict.REJECT, "no", 1), 0.0)
+    if then == "tick":
+        bench.tick(5.0)
+    elif then == "ended":
+        bench.dispatch.ended(flight.number, 1, 5.0)
+    else:
+        bench.dispatch.disconnected("gone")
+        bench.dispatch.connected()
+    bench.tick(6.0)
+    again = bench.flight()
+    bench.dispatch.acked_all((again.number, index, RECEIPT) for index in range(2))
+
+    assert bench.outcomes() == dict.fromkeys("123", Outcome.STORED)
+    bench.tick(7.0)
+    assert bench.is_empty()
+
+
 def test_a_flight_whose_first_is_refused_never_began() -> None:
     bench = whole()
     bench.submit(*numbered(1, 2, 3))
@@ -921,7 +946,7 @@ def test_what_a_closed_lane_had_out_puts_its_route_in_doubt() -> None:
     bench.dispatch.remove_lane(bench.lane)
     bench.submit(*numbered(1, 2), lane=other)
 
-    assert bench.dispatch.in_doubt == 1
+    assert bench.dispatch.traffic.statistics()["streams_in_doubt"] == 1
     assert bench.flights() == [["1", "2"]]
     assert not bench.dispatch._whole._flights
 

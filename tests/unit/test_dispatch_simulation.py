@@ -133,11 +133,8 @@ def test_it_notices_envelopes_that_a_lost_connection_took_along(monkeypatch: pyt
 
 def test_it_notices_two_results_for_one_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
     class Repeating(OneByOne):
-        def _acked_late(self, number: int, index: int, receipt: Receipt) -> None:
-            flight = self._silent.get(number)
-            entry = flight.at(index) if flight is not None else None
-            if flight is not None and entry is not None:
-                self._traffic.settle(flight.lane, entry, Outcome.STORED, receipt, None)
+        def acked_late(self, lane: LaneQueue, entry: Entry, receipt: Receipt) -> None:
+            self._traffic.settle(lane, entry, Outcome.STORED, receipt, None)
 
     monkeypatch.setattr(dispatch, "OneByOne", Repeating)
     assert "has 2 results" in _noticed()
