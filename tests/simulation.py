@@ -458,8 +458,12 @@ class World:
             taking.through += 1
             if taking.through % self.policy.flow == 0:
                 self._when_stored(taking.pending, partial(dispatch.stored_through, number, taking.through))
-        if burst.end is not None:
+        if burst.end is not None and not taking.over:
             taking.over = True
+            if self._happens(self.faults.reject):  # it does not take the end, and so does not say how far it came
+                refusal = Refusal(Verdict.REJECT, "no")
+                self._when_stored(taking.pending, partial(dispatch.refused, number, burst.end, refusal, self.now))
+                return
         if taking.over:
             through = taking.through
             words.append(lambda: dispatch.ended(number, through, self.now))
