@@ -44,8 +44,10 @@ T = TypeVar("T")
 
 MOST_AT_ONCE = 4_000
 """Messages the pool's thread takes in before it reads answers again."""
+GATHERED = 1_000
+"""Messages of several hand-overs of a lane that are accepted as one, at most."""
 LOOK_AGAIN = 0.001
-"""Seconds the pool's thread leaves handed-over envelopes waiting while answers are awaited anyway."""
+"""Seconds for which what is handed over gathers while answers are awaited anyway."""
 
 
 class PoolState(StrEnum):
@@ -76,7 +78,10 @@ class _Link:
         self.ready: asyncio.Task[None] | None = None
         self._pool = pool
         self._timer: asyncio.TimerHandle | None = None
-        self.dispatch = Dispatch(publisher.policy, publisher.prepare, Random(), publisher.route)
+        policy = publisher.policy
+        self.gathers = not policy.atomic
+        """Whether what is handed over one behind the other may be taken for one hand-over; a group would be another."""
+        self.dispatch = Dispatch(policy, publisher.prepare, Random(), publisher.route)
 
     # PublisherEvents
 
@@ -121,9 +126,9 @@ class _Link:
         self.turn()
 
     def turn(self) -> None:
-        """Take in what waits, for whichever link, and act; whose envelopes they are is looked at soon."""
-        self._pool.take_in()
+        """Act on what the broker said; what was handed over meanwhile gathers until the pool's next look."""
         self.act()
+        self._pool.rest()
 
     def act(self) -> None:
         """Send what may be sent, hand on what is settled, and come back when something is due."""
@@ -189,6 +194,8 @@ class AckPool:
         self._links: dict[Hashable, _Link] = {}
         self._inbox: deque[tuple[_Link, LaneQueue, Sequence[Envelope], int]] = deque()
         self._looking = False
+        """Whether the pool's thread will look at the inbox by itself."""
+        self._next_look: asyncio.TimerHandle | None = None
         self.tasks: asyncio.Queue[AckTask | None] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
         self._closing: list[asyncio.Task[None]] = []
@@ -344,8 +351,8 @@ class AckPool:
     def hand_over(self, link: "_Link", lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int) -> None:
         """Pass envelopes to the pool's thread, waking it only when it is idle.
 
-        While something is out it looks by itself, at every answer and every `LOOK_AGAIN` seconds, so
-        envelopes that come one by one gather to flights instead of costing a thread switch each.
+        While something is out it looks by itself every `LOOK_AGAIN` seconds, so envelopes that come one
+        by one gather to flights instead of costing a thread switch each.
         """
         self._inbox.append((link, lane, envelopes, epoch))
         if not self._looking:
@@ -409,22 +416,44 @@ class AckPool:
             self._counts[name] += number
 
     def _look(self) -> None:
-        """Take in, and look again while anything is under way."""
-        self._looking = False  # before the inbox is looked at: who appends after that look wakes us
-        self.take_in()
+        """Take in, act, and look again while anything is under way."""
+        more = self._take_in()
         for link in list(self._links.values()):
             link.act()
-        if self._inbox or any(link.dispatch.traffic.out for link in self._links.values()):
-            self._looking = True
-            asyncio.get_running_loop().call_later(0 if self._inbox else LOOK_AGAIN, self._look)
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self._next_look = asyncio.get_running_loop().call_later(0 if more else LOOK_AGAIN, self._look)
+        self.rest()
 
-    def take_in(self) -> None:
-        """Accept what producers handed over, a bounded number at a time so that answers are read in between."""
-        inbox, room = self._inbox, MOST_AT_ONCE
-        while inbox and room > 0:
-            link, lane, envelopes, epoch = inbox.popleft()
-            link.accept(lane, envelopes, epoch)
+    def rest(self) -> None:
+        """If nothing is under way, do not look again: whoever hands something over wakes the pool's thread at once."""
+        if self._inbox or any(link.dispatch.traffic.out for link in self._links.values()):
+            return
+        self._looking = False
+        if self._inbox:  # handed over in between, by who saw that we were looking
+            self._looking = True
+        elif self._next_look is not None:
+            self._next_look.cancel()
+
+    def _take_in(self) -> bool:
+        """Accept what producers handed over; so much at a time that answers are read in between: is there more?
+
+        Small hand-overs of a lane are accepted as one: most of what an acceptance costs, it costs once.
+        """
+        room = MOST_AT_ONCE
+        gathered: dict[LaneQueue, tuple[_Link, list[Envelope], int]] = {}
+        while self._inbox and room > 0:
+            link, lane, envelopes, epoch = self._inbox.popleft()
             room -= len(envelopes)
+            _, before, its_epoch = gathered.get(lane, (link, [], epoch))
+            if before and (epoch != its_epoch or not link.gathers or len(before) + len(envelopes) > GATHERED):
+                link.accept(lane, before, its_epoch)
+                before = []
+            before += envelopes
+            gathered[lane] = link, before, epoch
+        for lane, (link, before, epoch) in gathered.items():
+            link.accept(lane, before, epoch)
+        return room <= 0
 
     async def _open_lane(self, publisher: Publisher, name: str, worker: int, deadline: Callable[[], float]) -> Lane:
         link = await self._open(publisher)
@@ -452,7 +481,7 @@ class AckPool:
     def _leave(self, lane: Lane) -> None:
         link = lane.link
         while self._inbox:  # what was handed over before must not come after the end
-            self.take_in()
+            self._take_in()
         link.dispatch.remove_lane(lane.queue)
         link.act()
         link.lanes -= 1
@@ -467,7 +496,7 @@ class AckPool:
         while self.budget.used_messages and time.monotonic() < until and not self._thread.crash:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         while self._inbox:
-            self.take_in()
+            self._take_in()
         for link in self._links.values():
             link.dispatch.abandon("the pool was closed before it was answered; publish it again with the same event id")
             link.turn()

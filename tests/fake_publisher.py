@@ -64,6 +64,8 @@ class FakePublisher:
         self.sent: list[Sent] = []
         """All attempts, in the order they were made."""
         self.unanswered: list[Sent] = []
+        self.prepared: list[int] = []
+        """How many envelopes were accepted at once, in order."""
         self.flights = 0
         self.starts = 0
         self.closes = 0
@@ -95,6 +97,7 @@ class FakePublisher:
             events.connected()
 
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
+        self.prepared.append(len(envelopes))
         return prepare_each(self._prepare, envelopes)
 
     def route(self, topic: str) -> Route | None:

@@ -264,6 +264,71 @@ def test_a_batch_is_one_hand_over_to_the_pools_thread(monkeypatch: pytest.Monkey
     assert publisher.flights <= 10 * 2
 
 
+@contextmanager
+def held_up(pool: AckPool) -> Iterator[None]:
+    """The pool's thread takes nothing in meanwhile."""
+    go_on = threading.Event()
+    pool._thread.call(lambda: go_on.wait(20))
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+def test_small_hand_overs_of_a_lane_and_an_epoch_are_accepted_as_one_in_order() -> None:
+    publisher = FakePublisher()
+    batch = envelopes(60, aggregates=7)
+    with pooled() as pool:
+        lanes = [pool.lane(publisher, name=f"lane-{number}") for number in range(2)]
+        with held_up(pool):
+            for number, envelope in enumerate(batch):
+                lanes[number % 2].submit([envelope], epoch=1 + number // 40)
+        results = [lane.flush() for lane in lanes]
+
+    assert sorted(publisher.prepared) == [10, 10, 20, 20]
+    for number in range(2):
+        own = batch[number::2]
+        assert sorted((result.event_id, result.epoch) for result in results[number]) == sorted(
+            (envelope.event_id, 1 if at < 20 else 2) for at, envelope in enumerate(own)
+        )
+        ids = {envelope.event_id for envelope in own}
+        assert [one.envelope for one in publisher.sent if one.envelope.event_id in ids] == own
+
+
+def test_large_hand_overs_are_accepted_as_they_are() -> None:
+    publisher = FakePublisher()
+    with pooled() as pool:
+        lane = pool.lane(publisher, name="lane")
+        with held_up(pool):
+            for number in range(3):
+                lane.submit(envelopes(600, prefix=f"{number}-"))
+        assert len(lane.flush()) == 1_800
+
+    assert publisher.prepared == [600, 600, 600]
+
+
+def test_hand_overs_are_not_gathered_where_each_has_its_own_groups() -> None:
+    publisher = FakePublisher(policy=POLICY._replace(atomic=True))
+    with pooled() as pool:
+        lane = pool.lane(publisher, name="lane")
+        with held_up(pool):
+            for number in range(3):
+                lane.submit(envelopes(2, prefix=f"{number}-"))
+        assert len(lane.flush()) == 6
+
+    assert publisher.prepared == [2, 2, 2]
+
+
+def test_an_idle_pool_looks_at_nothing_and_is_woken_at_once() -> None:
+    publisher = FakePublisher()
+    with pooled() as pool:
+        lane = pool.lane(publisher, name="lane")
+        for number in range(50):
+            lane.submit(envelopes(1, prefix=f"{number}-"))
+            assert len(lane.flush()) == 1
+            until(lambda: not pool._looking and pool._next_look is not None and pool._next_look.cancelled())
+
+
 # The budget
 
 
