@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import nats
 import psutil
 import pytest
 from nats.js.api import StreamConfig
+from nats.js.errors import NoStreamResponseError
 
 from bytewax_jetstream.testing import NatsCluster, NatsServer, NatsServerError
 from tests.waiting import until
@@ -27,7 +29,15 @@ async def _store(url: str, *payloads: bytes, replicas: int = 1) -> None:
         stream = client.jetstream()
         await stream.add_stream(StreamConfig("KEPT", subjects=["kept"], num_replicas=replicas))
         for payload in payloads:
-            await stream.publish("kept", payload)
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    await stream.publish("kept", payload)
+                    break
+                except NoStreamResponseError:  # the leader of a replicated stream may not listen yet
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(0.05)
 
 
 async def _stored(url: str) -> list[bytes]:
