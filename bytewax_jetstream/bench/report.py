@@ -212,7 +212,10 @@ def _wanted(words: Iterable[str]) -> dict[str, str]:
 
 
 def _of(results: dict[str, Any], wanted: dict[str, str]) -> list[Round]:
-    """The rounds that are asked for; here a condition may name several values."""
+    """The rounds that are asked for; here a condition may name several values, each of which some round must have."""
+    for key, value in wanted.items():
+        if missing := set(value.split(",")) - {str(entry.get(key)) for entry in results["rounds"]}:
+            raise BenchError(f"no round has {key}={min(missing)}")
     found = [
         entry
         for entry in results["rounds"]

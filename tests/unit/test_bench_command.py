@@ -148,3 +148,14 @@ def test_a_page_that_asks_for_what_is_not_there_is_left_as_it_is(
     assert main(["bench", "--fill", str(page)]) == 2
     assert "which has no answer" in capsys.readouterr().err
     assert page.read_text() == PAGE
+
+
+def test_a_page_that_names_a_value_no_round_has_is_told_so_though_others_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results(tmp_path, ROUND, FLOW)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench results.json median msgs_per_s strategy=flow,scenario=low -->3<!-- /bench -->")
+
+    assert main(["bench", "--fill", str(page)]) == 2
+    assert "no round has strategy=scenario=low" in capsys.readouterr().err
