@@ -439,6 +439,15 @@ class Connection:
             secrets["tls"] = tls_context(settings)
             if settings.tls_hostname:
                 secrets["tls_hostname"] = settings.tls_hostname
+        refused: ssl.SSLError | None = None
+
+        async def note(error: Exception) -> None:
+            """nats-py reports each failed attempt here; the last one is raised and logged by us."""
+            nonlocal refused
+            if isinstance(error, ssl.SSLError):
+                refused = error
+            log.debug("NATS: %s", error)
+
         try:
             await asyncio.wait_for(
                 client.connect(
@@ -450,14 +459,17 @@ class Connection:
                     connect_timeout=cast(int, max(seconds, 0.1)),
                     ping_interval=PING_INTERVAL,
                     max_outstanding_pings=2,
-                    error_cb=_quiet,
+                    error_cb=note,
                     tls_handshake_first=settings.tls_handshake_first,
                     **secrets,
                 ),
                 max(seconds, 0.1) * len(servers),
             )
-        except BaseException:
+        except BaseException as error:
             await client.dispose()
+            # Where the server refuses a certificate, a lost connection is often all that is raised.
+            if refused is not None and isinstance(error, OSError | NatsError):
+                raise refused from error
             raise
         return client
 
@@ -465,11 +477,6 @@ class Connection:
 def _words(error: BaseException) -> str:
     """What an error says; some say nothing but their name."""
     return str(error) or type(error).__name__
-
-
-async def _quiet(error: Exception) -> None:
-    """nats-py reports each failed attempt here; the last one is raised and logged by us."""
-    log.debug("NATS: %s", error)
 
 
 def _with_scheme(server: str, tls: bool) -> str:

@@ -224,9 +224,9 @@ class KafkaPublisher:
             self._retry.cancel()
         if self._client is not None:
             try:
-                left = await asyncio.to_thread(self._client.close, CLOSE_SECONDS)
+                left = await asyncio.to_thread(self._let_go, self._client)
             except RuntimeError:  # the interpreter ends, and starts no thread any more
-                left = self._client.close(CLOSE_SECONDS)
+                left = self._let_go(self._client)
             if left:
                 log.warning("closed with %d messages that had no report: whether they are stored is unknown", left)
             self._client = None
@@ -244,6 +244,11 @@ class KafkaPublisher:
         if not known:
             self._check(envelope.topic)
         return None if is_plain(envelope) else encode(envelope)
+
+    def _let_go(self, client: Client) -> int:
+        """End the library's threads, and wait for that; returns how many messages had no report. Blocks."""
+        self._admin = None  # nor may its threads wait for the garbage collector
+        return client.close(CLOSE_SECONDS)
 
     # Starting
 
