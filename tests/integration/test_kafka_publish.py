@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import bytewax.operators as op
+import psutil
 import pytest
 from bytewax.connectors.kafka import KafkaSink as BytewaxKafkaSink
 from bytewax.connectors.kafka import KafkaSinkMessage
@@ -358,3 +359,17 @@ run_main(flow)
         child.kill()
         child.wait()
     assert audit(kafka_address, target, batch) == FLAWLESS
+
+
+def test_closed_it_leaves_no_thread_of_the_library_whoever_still_holds_the_publisher(kafka_address: str) -> None:
+    topic = new_topic(kafka_address)
+    process = psutil.Process()
+    settings = kafka(kafka_address, topics=(topic,))
+    publisher = KafkaPublisher(settings)
+    before = process.num_threads()
+    with AckPool(settings.pool) as pool:
+        settle(pool.lane(publisher, name="lane"), envelopes(10, topic))
+        assert process.num_threads() > before + 4  # ours, and those of a producer and an admin client
+
+    until(lambda: process.num_threads() <= before)
+    assert publisher.statistics()["queued"] == 0
