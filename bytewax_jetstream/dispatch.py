@@ -185,9 +185,12 @@ class Dispatch:
                 break
             for entry in waiting.popleft().entries():
                 self._one_by_one.go(lane, entry)
-        if not lane.in_turn and (lane.ready or self._whole.may_send(lane)):
+        if not lane.in_turn and self._may_send(lane):
             lane.in_turn = True
             self._turns.append(lane)
+
+    def _may_send(self, lane: LaneQueue) -> bool:
+        return bool(lane.ready) or self._whole.may_send(lane)
 
     def _give_turn(self, now: float) -> bool:
         """Let the next lane send; False when there is none, or no room."""
@@ -225,8 +228,7 @@ class Dispatch:
         self._one_by_one.abandon(lanes, refusal)
         self._whole.abandon(lanes, refusal)
         for lane in lanes:
-            for entry in [entry for parcel in lane.waiting for entry in parcel.entries()]:
-                self.traffic.settle(lane, entry, Outcome.UNKNOWN, None, refusal)
+            self.traffic.abandon(lane, lane.waiting, refusal)
             lane.waiting.clear()
             lane.in_turn = False
         departing = self.traffic.departing
@@ -235,7 +237,7 @@ class Dispatch:
 
     def _keep_turns_that_are_needed(self) -> None:
         for lane in self._turns:
-            lane.in_turn = bool(lane.ready or self._whole.may_send(lane))
+            lane.in_turn = self._may_send(lane)
         self._turns = deque(lane for lane in self._turns if lane.in_turn)
 
     def _reject_bad(self, lane: LaneQueue, parcel: Parcel) -> None:

@@ -14,7 +14,7 @@ from .publisher import Publisher
 from .results import Delivery
 from .settings import PoolSettings
 
-__all__ = ["Budget", "Lane"]
+__all__ = ["PIECE", "Budget", "Lane"]
 
 PIECE = 1_000
 """Messages a lane hands over at once: large enough that the hand-off costs nothing, small beside the budget."""

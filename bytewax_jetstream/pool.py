@@ -31,7 +31,7 @@ from .dispatch import Dispatch
 from .envelope import Envelope
 from .errors import ConnectError, PoolClosedError
 from .flight import Ended, LaneQueue
-from .lane import Budget, Lane
+from .lane import PIECE, Budget, Lane
 from .loop import LoopThread
 from .publisher import Publisher
 from .results import reckon
@@ -44,8 +44,6 @@ T = TypeVar("T")
 
 MOST_AT_ONCE = 4_000
 """Messages the pool's thread takes in before it reads answers again."""
-GATHERED = 1_000
-"""Messages of several hand-overs of a lane that are accepted as one, at most."""
 LOOK_AGAIN = 0.001
 """Seconds for which what is handed over gathers while answers are awaited anyway."""
 
@@ -438,7 +436,8 @@ class AckPool:
     def _take_in(self) -> bool:
         """Accept what producers handed over; so much at a time that answers are read in between: is there more?
 
-        Small hand-overs of a lane are accepted as one: most of what an acceptance costs, it costs once.
+        Small hand-overs of a lane are accepted as one, up to what a lane hands over at once: most of what an
+        acceptance costs, it costs once.
         """
         room = MOST_AT_ONCE
         gathered: dict[LaneQueue, tuple[_Link, list[Envelope], int]] = {}
@@ -446,7 +445,7 @@ class AckPool:
             link, lane, envelopes, epoch = self._inbox.popleft()
             room -= len(envelopes)
             _, before, its_epoch = gathered.get(lane, (link, [], epoch))
-            if before and (epoch != its_epoch or not link.gathers or len(before) + len(envelopes) > GATHERED):
+            if before and (epoch != its_epoch or not link.gathers or len(before) + len(envelopes) > PIECE):
                 link.accept(lane, before, its_epoch)
                 before = []
             before += envelopes

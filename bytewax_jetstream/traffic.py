@@ -75,6 +75,12 @@ class Traffic:
         for entry in parcel.entries():
             self.settle(lane, entry, Outcome.UNKNOWN, None, self.why_given_up(entry))
 
+    def abandon(self, lane: LaneQueue, parcels: Iterable[Parcel], refusal: Refusal) -> None:
+        """Parcels will not be sent any more, or not be answered: all of them are unknown."""
+        for parcel in parcels:
+            for entry in parcel.entries():
+                self.settle(lane, entry, Outcome.UNKNOWN, None, refusal)
+
     @property
     def why_silent(self) -> Refusal:
         """Why an attempt that was not answered in time did not do."""

@@ -8,7 +8,6 @@ was not answered, and where what waits cannot go in one, envelopes go one by one
 from collections.abc import Callable, Set
 
 from .answer import Receipt, Refusal, Verdict
-from .envelope import Outcome
 from .flight import INFINITY, LaneQueue, Leg, Route, Stored, WholeFlight
 from .one_by_one import OneByOne
 from .parcel import Entry, Parcel, fitting
@@ -167,8 +166,7 @@ class Whole:
         for flight in [flight for flight in self._flights.values() if flight.lane in lanes]:
             traffic.doubts.unanswered(set(flight.topics()), traffic.last)
             self._end(flight)
-            for entry in [entry for parcel in flight.parcels for entry in parcel.entries()]:
-                traffic.settle(flight.lane, entry, Outcome.UNKNOWN, None, refusal)
+            traffic.abandon(flight.lane, flight.parcels, refusal)
 
     def _is_in_doubt(self, route: Route) -> bool:
         return self._traffic.doubts.about(route, self._traffic.last, self._traffic.now)

@@ -611,7 +611,7 @@ class Believing(Whole):
     def _retry_later(self, flight: WholeFlight, refusal: Refusal, now: float) -> None:
         self._end(flight)
         for parcel in flight.parcels:
-            self._traffic.doubts.in_process.difference_update(envelope.event_id for envelope in parcel.envelopes)
+            self._traffic.doubts.not_in_process(parcel.envelopes)
         flight.lane.waiting.extendleft(reversed(flight.parcels))
 
     def _is_in_doubt(self, route: Route) -> bool:

@@ -295,28 +295,17 @@ def test_small_hand_overs_of_a_lane_and_an_epoch_are_accepted_as_one_in_order() 
         assert [one.envelope for one in publisher.sent if one.envelope.event_id in ids] == own
 
 
-def test_large_hand_overs_are_accepted_as_they_are() -> None:
-    publisher = FakePublisher()
+@pytest.mark.parametrize(("size", "atomic"), [(600, False), (2, True)], ids=["large", "with groups of its own"])
+def test_a_hand_over_that_is_large_or_has_groups_of_its_own_is_accepted_as_it_is(size: int, atomic: bool) -> None:
+    publisher = FakePublisher(policy=POLICY._replace(atomic=atomic))
     with pooled() as pool:
         lane = pool.lane(publisher, name="lane")
         with held_up(pool):
             for number in range(3):
-                lane.submit(envelopes(600, prefix=f"{number}-"))
-        assert len(lane.flush()) == 1_800
+                lane.submit(envelopes(size, prefix=f"{number}-"))
+        assert len(lane.flush()) == 3 * size
 
-    assert publisher.prepared == [600, 600, 600]
-
-
-def test_hand_overs_are_not_gathered_where_each_has_its_own_groups() -> None:
-    publisher = FakePublisher(policy=POLICY._replace(atomic=True))
-    with pooled() as pool:
-        lane = pool.lane(publisher, name="lane")
-        with held_up(pool):
-            for number in range(3):
-                lane.submit(envelopes(2, prefix=f"{number}-"))
-        assert len(lane.flush()) == 6
-
-    assert publisher.prepared == [2, 2, 2]
+    assert publisher.prepared == [size] * 3
 
 
 def test_an_idle_pool_looks_at_nothing_and_is_woken_at_once() -> None:
