@@ -1,16 +1,24 @@
-"""Publish what a dataflow produces to NATS JetStream or Kafka, and get every publish result back as a stream.
+"""Publish what a dataflow produces to NATS JetStream or Kafka, and get every publish result back as
+a stream.
 
     import bytewax_jetstream.operators as jop
     from bytewax_jetstream import Envelope, JetStreamSettings, KafkaSettings
 
 This package's own modules import no broker's library and no Bytewax until they are used:
-`operators`, `sinks` and `drain` need Bytewax, `jetstream` needs nats-py, `kafka` needs confluent-kafka.
+`operators`, `sinks` and `drain` need Bytewax, `jetstream` needs nats-py, `kafka` needs
+confluent-kafka.
 """
 
 from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
-from .lane import Lane
-from .pool import AckPool
-from .settings import JetStreamSettings, KafkaSettings, KafkaTopicSettings, PoolSettings, StreamSettings
+from .pool.ack_pool import AckPool
+from .pool.lane import Lane
+from .settings import (
+    JetStreamSettings,
+    KafkaSettings,
+    KafkaTopicSettings,
+    PoolSettings,
+    StreamSettings,
+)
 
 __all__ = [
     "AckPool",

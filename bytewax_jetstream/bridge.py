@@ -1,7 +1,9 @@
-"""What was read from one broker, as an envelope for another: key, headers and order are kept, and the id is stable.
+"""What was read from one broker, as an envelope for another: key, headers and order are kept, and
+the id is stable.
 
-A message keeps its identity however often it is read and published again: by default its place (stream and
-sequence; topic, partition and offset), or, with `own_id`, the event id that it was published with.
+A message keeps its identity however often it is read and published again: by default its place
+(stream and sequence; topic, partition and offset), or, with `own_id`, the event id that it was
+published with.
 """
 
 from collections.abc import Mapping
@@ -34,8 +36,8 @@ def from_kafka(record: _Record, topic: str, *, own_id: bool = False) -> Envelope
     """A Kafka message as an envelope: the key becomes the aggregate id, so its order is kept.
 
     A message without a key belongs with its partition, as it did there; one without a value (a
-    tombstone) becomes an empty payload. What of key and headers is not UTF-8 is kept for Kafka and rejected
-    by JetStream, which has no place for it.
+    tombstone) becomes an empty payload. What of key and headers is not UTF-8 is kept for Kafka and
+    rejected by JetStream, which has no place for it.
 
     :arg record: What `jop.input` with `KafkaSettings` yields.
     :arg topic: Where to publish it.
@@ -55,7 +57,8 @@ def from_kafka(record: _Record, topic: str, *, own_id: bool = False) -> Envelope
 
 
 def from_jetstream(message: JetStreamMessage, topic: str, *, own_id: bool = False) -> Envelope:
-    """A JetStream message as an envelope: order is kept per aggregate or, where there is none, per subject.
+    """A JetStream message as an envelope: order is kept per aggregate or, where there is none, per
+    subject.
 
     :arg message: What `jop.input` with `JetStreamSettings` yields.
     :arg topic: Where to publish it.
@@ -87,7 +90,11 @@ def _header(headers: Mapping[str, str], name: str) -> str | None:
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str] | None:
     """The user's own; what a server reads as an order to itself stays behind."""
-    kept = {name: value for name, value in headers.items() if name.lower() not in OURS and name[:5].lower() != "nats-"}
+    kept = {
+        name: value
+        for name, value in headers.items()
+        if name.lower() not in OURS and name[:5].lower() != "nats-"
+    }
     return kept or None
 
 

@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT end a dataflow in order: sources stop, everything settles, the last epoch commits.
+"""SIGTERM and SIGINT end a dataflow in order: sources stop, everything settles, the last epoch
+commits.
 
-Without this a SIGTERM ends a Bytewax process on the spot, with whatever is in flight. A second signal,
-or a drain that takes longer than its timeout, ends it at once and non-zero; what was not settled is
-replayed at the next start.
+Without this a SIGTERM ends a Bytewax process on the spot, with whatever is in flight. A second
+signal, or a drain that takes longer than its timeout, ends it at once and non-zero; what was not
+settled is replayed at the next start.
 """
 
 import _thread
@@ -30,7 +31,9 @@ log = logging.getLogger(__name__)
 X = TypeVar("X")
 
 LONGEST_NAP = timedelta(seconds=0.1)
-"""A source that sleeps longer would not notice the signal; it is asked that often, and says nothing new."""
+"""A source that sleeps longer would not notice the signal; it is asked that often, and says nothing
+new.
+"""
 GRACE = 5.0
 """Seconds after the drain timeout until a run that does not end by itself is ended."""
 
@@ -42,7 +45,9 @@ class _Drain:
         self.deadline = float("inf")
         self.timeout = 20.0
         self._parts = 0
-        """Partitions of sources and lanes to brokers that are open: while there is one, there is something to drain."""
+        """Partitions of sources and lanes to brokers that are open: while there is one, there is
+        something to drain.
+        """
         self._lock = threading.Lock()
 
     @property
@@ -70,7 +75,9 @@ class _Drain:
             os.kill(os.getpid(), number)
         elif self.requested:
             self.deadline = 0.0  # ends the waits of other threads
-            raise KeyboardInterrupt("a second signal, or the drain took too long: what is in flight is replayed")
+            raise KeyboardInterrupt(
+                "a second signal, or the drain took too long: what is in flight is replayed"
+            )
         else:
             self.deadline = time.monotonic() + self.timeout
             log.warning("%s: draining for at most %g s", signal.Signals(number).name, self.timeout)
@@ -102,14 +109,18 @@ def deadline() -> float:
 
 
 def install(timeout: float) -> None:
-    """Take over SIGTERM and SIGINT, unless the program has handlers of its own or this is not its main thread.
+    """Take over SIGTERM and SIGINT, unless the program has handlers of its own or this is not its
+    main thread.
 
     :arg timeout: Seconds a drain may take.
     """
     _drain.timeout = timeout
     if threading.current_thread() is not threading.main_thread():
         return
-    for number, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    for number, default in (
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
         if signal.getsignal(number) is default:
             signal.signal(number, _drain.on_signal)
 
@@ -117,9 +128,9 @@ def install(timeout: float) -> None:
 def drain_on_signal(source: Source[X], *, timeout: float = 20.0) -> Source[X]:
     """Make any source stop at SIGTERM and SIGINT, so that nothing in flight is cut off.
 
-    The sources of this package do it by themselves. All sources of a dataflow have to be wrapped: one
-    that goes on keeps the dataflow alive until the timeout ends it non-zero. To be called where the
-    dataflow is defined, on the main thread.
+    The sources of this package do it by themselves. All sources of a dataflow have to be wrapped:
+    one that goes on keeps the dataflow alive until the timeout ends it non-zero. To be called where
+    the dataflow is defined, on the main thread.
 
     :arg timeout: Seconds until the run is ended non-zero.
     """
@@ -128,11 +139,15 @@ def drain_on_signal(source: Source[X], *, timeout: float = 20.0) -> Source[X]:
         return _DrainingFixed(source)
     if isinstance(source, DynamicSource):
         return _DrainingDynamic(source)
-    raise TypeError(f"{type(source).__name__} is neither a FixedPartitionedSource nor a DynamicSource")
+    raise TypeError(
+        f"{type(source).__name__} is neither a FixedPartitionedSource nor a DynamicSource"
+    )
 
 
 class _Draining:
-    """What both kinds of partitions do: pass calls on until the signal, then say that the input ended."""
+    """What both kinds of partitions do: pass calls on until the signal, then say that the input
+    ended.
+    """
 
     _part: Any
 
@@ -153,7 +168,9 @@ class _Draining:
         return batch
 
     def next_awake(self) -> datetime | None:
-        if not self._asked:  # once after each batch, as the engine does: the answer may be so many seconds from now
+        if (
+            not self._asked
+        ):  # once after each batch, as the engine does: the answer may be so many seconds from now
             self._asked = True
             self._asleep_until = self._part.next_awake()
         awake = self._asleep_until

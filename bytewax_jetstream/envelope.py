@@ -14,9 +14,11 @@ __all__ = ["Checkpoint", "Envelope", "Outcome", "PublishOptions", "PublishResult
 
 
 class PublishOptions(NamedTuple):
-    """What a JetStream server is asked to do with one message; Kafka rejects an envelope that has any.
+    """What a JetStream server is asked to do with one message; Kafka rejects an envelope that has
+    any.
 
-    They exist because `Nats-*` headers of users are rejected: a stray `Nats-Rollup` empties a stream.
+    They exist because `Nats-*` headers of users are rejected: a stray `Nats-Rollup` empties a
+    stream.
     """
 
     ttl: timedelta | None = None
@@ -39,7 +41,8 @@ class Envelope(NamedTuple):
     event_id: str
     """Identity of the message, the same on every replay: what the broker knows duplicates by."""
     aggregate_id: str | None = None
-    """Whose order matters: envelopes of one aggregate are stored in the order their lane got them."""
+    """Whose order matters: envelopes of one aggregate are stored in the order their lane got them.
+    """
     event_type: str | None = None
     headers: Mapping[str, str] | None = None
     partition: int | None = None
@@ -48,7 +51,9 @@ class Envelope(NamedTuple):
 
 
 def picklable(envelope: Envelope) -> Envelope:
-    """The envelope, fit for a recovery store: what cannot be pickled is replaced by bytes, a dict or its `repr`."""
+    """The envelope, fit for a recovery store: what cannot be pickled is replaced by bytes, a dict
+    or its `repr`.
+    """
     try:
         pickle.dumps(envelope)
     except Exception:  # pickling runs code of the values' types
@@ -94,7 +99,9 @@ class PublishResult(NamedTuple):
     partition: int | None
     """The Kafka partition it is stored in; None on JetStream."""
     sequence: int | None
-    """Its stream sequence, or its offset in the Kafka partition; None where the broker does not say."""
+    """Its stream sequence, or its offset in the Kafka partition; None where the broker does not
+    say.
+    """
     duplicate: bool | None
     """True when the broker had this event id before; None where the broker does not say."""
     attempts: int

@@ -1,4 +1,5 @@
-"""Operators that read, that publish from inside a dataflow, and that bring every result back into it.
+"""Operators that read, that publish from inside a dataflow, and that bring every result back into
+it.
 
     import bytewax_jetstream.operators as jop
 
@@ -24,12 +25,12 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from . import drain
+from .dataflow.lane_keys import local_key
 from .envelope import Checkpoint, Envelope, PublishResult
 from .errors import PublishError, SettleTimeoutError
 from .jetstream.message import JetStreamError, JetStreamMessage, Start
-from .lane import Lane
-from .results import Delivery
-from .routing import local_key
+from .pool.lane import Lane
+from .pool.results import Delivery
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 from .sinks import Outlet
 
@@ -69,7 +70,9 @@ class InputOut:
 
     oks: Stream[JetStreamMessage]
     errs: Stream[JetStreamError]
-    """Stored messages that cannot be read as one (a subject that is not text, a broken header block)."""
+    """Stored messages that cannot be read as one (a subject that is not text, a broken header
+    block).
+    """
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,12 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
     settings: BrokerSettings,
     **options: Any,
 ) -> InputOut | KafkaInputOut:
-    """Read every message of streams or topics; after a crash, go on where the last epoch was committed.
+    """Read every message of streams or topics; after a crash, go on where the last epoch was
+    committed.
 
     Messages that cannot be read come on a stream of their own; SIGTERM and SIGINT stop in order.
-    `JetStreamSource` says what that means by sequence and with a durable consumer, `KafkaSource` what it
-    means by offset.
+    `JetStreamSource` says what that means by sequence and with a durable consumer, `KafkaSource`
+    what it means by offset.
 
     :arg step_id: Unique id; the place reached is kept under it.
     :arg flow: The dataflow.
@@ -129,8 +133,8 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
     :arg durable: JetStream: name of a durable consumer to read through.
     :arg topics: Kafka: name of the topic, or of several.
     :arg tail: Wait for new messages at the end.
-    :arg start: Where to start the first time: `first`, `new`, a stream sequence or an offset, on JetStream also
-        a time.
+    :arg start: Where to start the first time: `first`, `new`, a stream sequence or an offset, on
+        JetStream also a time.
     :arg batch_size: Messages in a batch, at most.
     """
     if isinstance(settings, KafkaSettings):
@@ -151,15 +155,25 @@ def _jetstream_input(
     start: Start = "first",
     batch_size: int = 1000,
 ) -> InputOut:
-    from .jetstream.source import JetStreamSource  # which loads nats-py
+    from .jetstream.source.source import JetStreamSource  # which loads nats-py
 
     source = JetStreamSource(
-        settings, streams=stream, subjects=subjects, durable=durable, tail=tail, start=start, batch_size=batch_size
+        settings,
+        streams=stream,
+        subjects=subjects,
+        durable=durable,
+        tail=tail,
+        start=start,
+        batch_size=batch_size,
     )
     items = op.input("source", flow, source)
     return InputOut(
-        oks=op.flat_map_batch("oks", items, lambda batch: [item for item in batch if type(item) is JetStreamMessage]),
-        errs=op.flat_map_batch("errs", items, lambda batch: [item for item in batch if type(item) is JetStreamError]),
+        oks=op.flat_map_batch(
+            "oks", items, lambda batch: [item for item in batch if type(item) is JetStreamMessage]
+        ),
+        errs=op.flat_map_batch(
+            "errs", items, lambda batch: [item for item in batch if type(item) is JetStreamError]
+        ),
     )
 
 
@@ -179,14 +193,20 @@ def _kafka_input(
     from .kafka.source import KafkaSource
 
     source = KafkaSource(settings, topics=topics, tail=tail, start=start, batch_size=batch_size)
-    items: Stream[Any] = op.input("source", flow, drain.drain_on_signal(source, timeout=settings.pool.drain_timeout))
+    items: Stream[Any] = op.input(
+        "source", flow, drain.drain_on_signal(source, timeout=settings.pool.drain_timeout)
+    )
 
     def is_message(item: Any) -> bool:
         return type(item) is KafkaSourceMessage
 
     return KafkaInputOut(
-        oks=op.flat_map_batch("oks", items, lambda batch: [item for item in batch if is_message(item)]),
-        errs=op.flat_map_batch("errs", items, lambda batch: [item for item in batch if not is_message(item)]),
+        oks=op.flat_map_batch(
+            "oks", items, lambda batch: [item for item in batch if is_message(item)]
+        ),
+        errs=op.flat_map_batch(
+            "errs", items, lambda batch: [item for item in batch if not is_message(item)]
+        ),
     )
 
 
@@ -195,13 +215,13 @@ def publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> Pub
     """Publish envelopes through the process's ACK pool; every one comes back as a result.
 
     Nothing is committed while an envelope of the epoch is in flight. A rejected one goes to `errs`;
-    what is still unknown at the delivery timeout stops the run non-zero, its epoch uncommitted, as does
-    a refusal that concerns every message (stream or topic gone, JetStream off). At least once: after a
-    crash the last epoch is published again with the same event ids, which JetStream drops as duplicates
-    within the stream's duplicate window, and Kafka stores again.
+    what is still unknown at the delivery timeout stops the run non-zero, its epoch uncommitted, as
+    does a refusal that concerns every message (stream or topic gone, JetStream off). At least once:
+    after a crash the last epoch is published again with the same event ids, which JetStream drops
+    as duplicates within the stream's duplicate window, and Kafka stores again.
 
-    One lane a worker; envelopes of an aggregate keep the order in which they reach their worker, so key
-    by aggregate upstream when several workers produce them.
+    One lane a worker; envelopes of an aggregate keep the order in which they reach their worker, so
+    key by aggregate upstream when several workers produce them.
 
     :arg step_id: Unique id; recovery state and checkpoints go by it.
     :arg up: Envelopes.
@@ -230,7 +250,9 @@ def output(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> None
 
 
 class _Pack:
-    """Envelopes that came in one batch, with where they belong; one item for the engine instead of many."""
+    """Envelopes that came in one batch, with where they belong; one item for the engine instead of
+    many.
+    """
 
     __slots__ = ("envelopes", "epoch", "worker")
 
@@ -241,7 +263,9 @@ class _Pack:
 
 
 class _Report(NamedTuple):
-    """What a lane passes on: to the streams downstream, or to the recovery store when an epoch closes."""
+    """What a lane passes on: to the streams downstream, or to the recovery store when an epoch
+    closes.
+    """
 
     oks: list[PublishResult]
     errs: list[PublishResult]
@@ -251,13 +275,17 @@ class _Report(NamedTuple):
 Keyed = tuple[str, _Report]
 
 
-def _publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings, *, strict: bool) -> Stream[Keyed]:
+def _publish(
+    step_id: str, up: Stream[Envelope], settings: BrokerSettings, *, strict: bool
+) -> Stream[Keyed]:
     lanes = _Lanes(step_id, settings)
     packs = op.flat_map_batch("pack", up, _pack)
     # The one operator that tells a step its epoch and its worker.
     stamped = op.inspect_debug("stamp", packs, _stamp)
     keyed = op.key_on("lane", stamped, lanes.key_of)
-    reports = op.stateful_batch("settle", keyed, lambda state: _PublishLogic(lanes, state, strict=strict))
+    reports = op.stateful_batch(
+        "settle", keyed, lambda state: _PublishLogic(lanes, state, strict=strict)
+    )
     # A stateful step without an output behind it loses items without recovery, so it has its own.
     op.output("anchor", reports, _Anchor(lanes))
     return reports
@@ -364,7 +392,9 @@ class _PublishLogic(StatefulBatchLogic[_Pack, _Report, _Report]):
         return datetime.now(UTC) + IDLE_POLL if self._tally is not None else None
 
     def snapshot(self) -> _Report:
-        """The barrier: an epoch commits with nothing in flight; results that cannot be emitted now are its state."""
+        """The barrier: an epoch commits with nothing in flight; results that cannot be emitted now
+        are its state.
+        """
         self._close_epoch()
         oks, errs, checkpoints = self._report
         return _Report(list(oks), list(errs), list(checkpoints))
@@ -398,7 +428,9 @@ class _PublishLogic(StatefulBatchLogic[_Pack, _Report, _Report]):
                 self._tally.add(delivery)
             if self._strict:
                 for result in delivery.errs:
-                    raise PublishError(f"envelope {result.event_id} on {result.topic} is rejected: {result.reason}")
+                    raise PublishError(
+                        f"envelope {result.event_id} on {result.topic} is rejected: {result.reason}"
+                    )
             else:
                 self._report.oks.extend(delivery.oks)
                 self._report.errs.extend(delivery.errs)
@@ -406,7 +438,9 @@ class _PublishLogic(StatefulBatchLogic[_Pack, _Report, _Report]):
 
     def _stop_if_unsettled(self, lane: Lane) -> None:
         if lane.stop_reason is not None:
-            raise PublishError(f"{self._lanes.step_id} stops, its epoch uncommitted: {lane.stop_reason}")
+            raise PublishError(
+                f"{self._lanes.step_id} stops, its epoch uncommitted: {lane.stop_reason}"
+            )
 
     def _pass_on(self) -> tuple[Iterable[_Report], bool]:
         if not any(self._report):

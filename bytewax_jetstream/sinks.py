@@ -7,9 +7,9 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from . import drain
 from .envelope import Envelope, Outcome
 from .errors import PublishError
-from .lane import Lane
-from .pool import AckPool
-from .publisher import Publisher
+from .pool.ack_pool import AckPool
+from .pool.lane import Lane
+from .publishing.publisher import Publisher
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 
 __all__ = ["JetStreamSink", "KafkaSink", "Outlet", "publisher_for"]
@@ -21,7 +21,7 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
         from .kafka.publisher import KafkaPublisher
 
         return KafkaPublisher(settings)
-    from .jetstream.publisher import JetStreamPublisher
+    from .jetstream.publisher.publisher import JetStreamPublisher
 
     return JetStreamPublisher(settings)
 
@@ -29,19 +29,22 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
 class Outlet:
     """A worker's lane in the process's shared pool, for as long as the worker runs.
 
-    Opening it connects and makes or checks the streams, so what is wrong with them is said before the
-    first message. Closing it never raises and waits for nothing: after a normal end nothing is in
-    flight, and after any other the epoch is replayed.
+    Opening it connects and makes or checks the streams, so what is wrong with them is said before
+    the first message. Closing it never raises and waits for nothing: after a normal end nothing is
+    in flight, and after any other the epoch is replayed.
     """
 
     def __init__(self, settings: BrokerSettings, *, lane: str, worker: int) -> None:
         pool = AckPool.borrow(settings.pool)
         try:
-            self.lane: Lane = pool.lane(publisher_for(settings), name=lane, worker=worker, deadline=drain.deadline)
+            self.lane: Lane = pool.lane(
+                publisher_for(settings), name=lane, worker=worker, deadline=drain.deadline
+            )
         except BaseException:
             AckPool.give_back()
             raise
-        # Sources close before what they emitted is settled, so a signal finds a lane to drain when they are gone.
+        # Sources close before what they emitted is settled, so a signal finds a lane to drain when
+        # they are gone.
         drain.enter()
         self._open = True
 
@@ -60,15 +63,17 @@ class _Sink(DynamicSink[Envelope]):
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":
         """Connect; called by Bytewax for each worker before the first message."""
-        return _SinkPartition(Outlet(self._settings, lane=f"{step_id}/{worker_index}", worker=worker_index))
+        return _SinkPartition(
+            Outlet(self._settings, lane=f"{step_id}/{worker_index}", worker=worker_index)
+        )
 
 
 class JetStreamSink(_Sink):
     """Store every envelope in JetStream, or stop the run.
 
     A write waits until all of its envelopes are stored; one that is rejected, or unknown after the
-    delivery timeout, raises `PublishError`, and the epoch is not committed. At least once; with event
-    ids, once within the stream's duplicate window. Workers are the unit of parallelism.
+    delivery timeout, raises `PublishError`, and the epoch is not committed. At least once; with
+    event ids, once within the stream's duplicate window. Workers are the unit of parallelism.
 
     `bytewax_jetstream.operators.output` gives the same promise and does not wait at every write.
 
@@ -82,10 +87,10 @@ class JetStreamSink(_Sink):
 class KafkaSink(_Sink):
     """Store every envelope in Kafka, or stop the run.
 
-    A write waits for the delivery report of each of its envelopes; one that is rejected, or unknown at
-    the delivery timeout, raises `PublishError`, and the epoch is not committed. At least once: after a
-    crash the last epoch's envelopes are stored again, with the same event ids. Workers are the unit of
-    parallelism.
+    A write waits for the delivery report of each of its envelopes; one that is rejected, or unknown
+    at the delivery timeout, raises `PublishError`, and the epoch is not committed. At least once:
+    after a crash the last epoch's envelopes are stored again, with the same event ids. Workers are
+    the unit of parallelism.
 
     `bytewax_jetstream.operators.output` gives the same promise and does not wait at every write.
 
@@ -105,7 +110,9 @@ class _SinkPartition(StatelessSinkPartition[Envelope]):
         lane.submit(items)
         for result in lane.flush():
             if result.outcome is not Outcome.STORED:
-                raise PublishError(f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}")
+                raise PublishError(
+                    f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}"
+                )
 
     def close(self) -> None:
         self._outlet.close()

@@ -1,4 +1,5 @@
-"""The same envelopes into JetStream and Kafka through one pool, and both results of each joined by its event id.
+"""The same envelopes into JetStream and Kafka through one pool, and both results of each joined by
+its event id.
 
     python -m bytewax.run flows.both_brokers:flow
 
@@ -26,7 +27,10 @@ from bytewax_jetstream.testing import KafkaServer, NatsServer
 __all__ = ["flow"]
 
 TOPIC = "orders"
-ORDERS = [Envelope(TOPIC, b"tea", event_id=f"o-{number}", aggregate_id=f"c-{number % 3}") for number in range(10)]
+ORDERS = [
+    Envelope(TOPIC, b"tea", event_id=f"o-{number}", aggregate_id=f"c-{number % 3}")
+    for number in range(10)
+]
 
 
 def flow() -> Dataflow:

@@ -1,18 +1,19 @@
 """The main job: a year of flights into JetStream or Kafka, every publish result into SQLite.
 
-    python -m flows.flights                       the demonstration: progress bar, then a count of the stream
-    python -m bytewax.run flows.flights:flow      the same dataflow as any other
+    python -m flows.flights                       the demonstration: progress bar, then a count of
+    the stream python -m bytewax.run flows.flights:flow      the same dataflow as any other
 
 A flight becomes an event of its aircraft and goes to stream FLIGHTS; one without a tail number, or
-refused by the server, goes to FLIGHTS_DEAD with the reason, or the run stops. Killed and started again,
-it goes on after the last committed epoch:
+refused by the server, goes to FLIGHTS_DEAD with the reason, or the run stops. Killed and started
+again, it goes on after the last committed epoch:
 
     python -m bytewax.recovery db 1
     python -m bytewax.run flows.flights:flow -w2 -r db -s 1 -b 0
 
-Without `BYTEWAX_JETSTREAM_SERVERS` it runs an embedded nats-server of its own, which lives as long as
-this process, and so serves any number of workers but only one process (`-w`, not `-i` and `-a`). With
-`FLIGHTS_BROKER=kafka` it is topic `flights` and `BYTEWAX_JETSTREAM_KAFKA_BROKERS`, or a Kafka broker of its own.
+Without `BYTEWAX_JETSTREAM_SERVERS` it runs an embedded nats-server of its own, which lives as long
+as this process, and so serves any number of workers but only one process (`-w`, not `-i` and `-a`).
+With `FLIGHTS_BROKER=kafka` it is topic `flights` and `BYTEWAX_JETSTREAM_KAFKA_BROKERS`, or a Kafka
+broker of its own.
 """
 
 import atexit
@@ -42,25 +43,40 @@ from bytewax_jetstream.testing import KafkaServer, NatsServer
 from flows.flights_data import FlightsSource, no_tail_number, refused, to_envelope
 from flows.flights_results import ResultsSink, one_writer
 
-__all__ = ["DEAD_LETTERS", "FLIGHTS", "FlightsSettings", "RunDirectoryError", "broker", "dataflow", "enter", "flow"]
+__all__ = [
+    "DEAD_LETTERS",
+    "FLIGHTS",
+    "FlightsSettings",
+    "RunDirectoryError",
+    "broker",
+    "dataflow",
+    "enter",
+    "flow",
+]
 
 # Whoever resumes a killed run within a week has its last epoch's messages known as duplicates.
 WINDOW = timedelta(days=7)
 FLIGHTS = StreamSettings(name="FLIGHTS", subjects=("flights.>",), duplicate_window=WINDOW)
-DEAD_LETTERS = StreamSettings(name="FLIGHTS_DEAD", subjects=("flights-dead.>",), duplicate_window=WINDOW)
+DEAD_LETTERS = StreamSettings(
+    name="FLIGHTS_DEAD", subjects=("flights-dead.>",), duplicate_window=WINDOW
+)
 KAFKA_FLIGHTS = KafkaTopicSettings(name="flights", partitions=4)
 KAFKA_DEAD_LETTERS = KafkaTopicSettings(name="flights-dead", partitions=1)
 
 
 class FlightsSettings(BaseSettings):
-    """This job's own settings (`FLIGHTS_…`); those of `BYTEWAX_JETSTREAM_…` say how to reach the broker."""
+    """This job's own settings (`FLIGHTS_…`); those of `BYTEWAX_JETSTREAM_…` say how to reach the
+    broker.
+    """
 
     model_config = SettingsConfigDict(env_prefix="FLIGHTS_")
 
     broker: Literal["jetstream", "kafka"] = "jetstream"
     """Where the flights go."""
     run_dir: Path = Path(__file__).with_name(".run")
-    """Where the run keeps what it must not lose: the embedded server's store, the results, the recovery store."""
+    """Where the run keeps what it must not lose: the embedded server's store, the results, the
+    recovery store.
+    """
     partitions: PositiveInt = 4
     """How many partitions the input has; not to be changed between a run and its resumption."""
     limit: PositiveInt | None = None
@@ -79,7 +95,8 @@ class RunDirectoryError(JetStreamPipelineError):
 def flow() -> Dataflow:
     """Make the dataflow, with settings from the environment, and start its server if it needs one.
 
-    A function, so that a server runs only where the dataflow does; `python -m bytewax.run` calls it.
+    A function, so that a server runs only where the dataflow does; `python -m bytewax.run` calls
+    it.
     """
     settings = FlightsSettings()
     enter(settings.run_dir)
@@ -87,7 +104,9 @@ def flow() -> Dataflow:
 
 
 def dataflow(source: FlightsSource, broker: BrokerSettings, settings: FlightsSettings) -> Dataflow:
-    """Flights in; envelopes to the broker; results, checkpoints and dead letters to where they belong."""
+    """Flights in; envelopes to the broker; results, checkpoints and dead letters to where they
+    belong.
+    """
     addressed = _one_topic if isinstance(broker, KafkaSettings) else _as_it_is
     flow = Dataflow("flights")
     flights = op.input("flights", flow, drain_on_signal(source, timeout=broker.pool.drain_timeout))
@@ -95,7 +114,9 @@ def dataflow(source: FlightsSource, broker: BrokerSettings, settings: FlightsSet
     envelopes = op.map("to-envelope", known.trues, lambda flight: addressed(to_envelope(flight)))
     out = jop.publish("publish", envelopes, broker)
     lost = op.map("no-tail-number", known.falses, no_tail_number)
-    dead = op.map("to-dead-letters", op.merge("dead", lost, op.map("refused", out.errs, refused)), addressed)
+    dead = op.map(
+        "to-dead-letters", op.merge("dead", lost, op.map("refused", out.errs, refused)), addressed
+    )
     jop.output("dead-letter", dead, broker)
     packed = [
         op.flat_map_batch("pack-oks", out.oks, one_writer),
@@ -107,7 +128,8 @@ def dataflow(source: FlightsSource, broker: BrokerSettings, settings: FlightsSet
 
 
 def enter(run_dir: Path) -> TextIO:
-    """Make the run directory, and hold it until what is returned is closed, at the latest with this process.
+    """Make the run directory, and hold it until what is returned is closed, at the latest with this
+    process.
 
     :raises RunDirectoryError: when it cannot be written, or another run is using it.
     """

@@ -1,7 +1,9 @@
-"""What is in a stream, read by a client that shares nothing with the publisher whose work it checks.
+"""What is in a stream, read by a client that shares nothing with the publisher whose work it
+checks.
 
-NATS is a text protocol, so a hundred lines read a stream at the server's own pace (measured: the year's
-334,264 messages in an eighth of the time that nats-py takes). Plain TCP, as the embedded server is reached.
+NATS is a text protocol, so a hundred lines read a stream at the server's own pace (measured: the
+year's 334,264 messages in an eighth of the time that nats-py takes). Plain TCP, as the embedded
+server is reached.
 """
 
 import json
@@ -15,14 +17,24 @@ from urllib.parse import urlsplit
 
 from bytewax_jetstream.settings import JetStreamSettings
 
-__all__ = ["AuditError", "Counted", "Reader", "Stored", "StreamReader", "count_flights", "tail_numbers"]
+__all__ = [
+    "AuditError",
+    "Counted",
+    "Reader",
+    "Stored",
+    "StreamReader",
+    "count_flights",
+    "tail_numbers",
+]
 
 PULL = 50_000
 """Messages asked for at once: more would let the server run far ahead of the reader."""
 TIMEOUT = 10.0
 """Seconds without a byte from the server."""
 STREAM_NOT_FOUND = 10059
-FRAME = re.compile(rb"(?:(HMSG|MSG) \S+ 1 (?:\S+ )??(?:(\d+) )?(\d+)|(PING|PONG|INFO|-ERR) ?([^\r\n]*))\r\n")
+FRAME = re.compile(
+    rb"(?:(HMSG|MSG) \S+ 1 (?:\S+ )??(?:(\d+) )?(\d+)|(PING|PONG|INFO|-ERR) ?([^\r\n]*))\r\n"
+)
 MESSAGE_ID = re.compile(rb"\r\nNats-Msg-Id: (\S+)\r\n").search
 ROW = re.compile(rb'\{"row":(\d+),').match
 
@@ -77,7 +89,12 @@ class StreamReader:
             "pass": settings.password and settings.password.get_secret_value(),
             "auth_token": settings.token and settings.token.get_secret_value(),
         }
-        options = {"verbose": False, "headers": True, "no_responders": True, "name": "flights audit"}
+        options = {
+            "verbose": False,
+            "headers": True,
+            "no_responders": True,
+            "name": "flights audit",
+        }
         self._send(f"CONNECT {json.dumps(options | {k: v for k, v in login.items() if v})}\r\n")
         self._send(f"SUB {self._inbox} 1\r\n")
 
@@ -85,7 +102,10 @@ class StreamReader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._socket.close()
 
@@ -103,7 +123,12 @@ class StreamReader:
 
     def read(self, stream: str) -> Iterator[Stored]:
         """Every message, in the order of the stream."""
-        config = {"deliver_policy": "all", "ack_policy": "none", "mem_storage": True, "inactive_threshold": 60 * 10**9}
+        config = {
+            "deliver_policy": "all",
+            "ack_policy": "none",
+            "mem_storage": True,
+            "inactive_threshold": 60 * 10**9,
+        }
         request = {"stream_name": stream, "config": config}
         consumer = _checked(self._request(f"CONSUMER.CREATE.{stream}", request))
         left = consumer["num_pending"]
@@ -121,7 +146,9 @@ class StreamReader:
 
     def _request(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
         self._publish(subject, body)
-        answer: dict[str, Any] = json.loads(self._next().payload or b'{"error": {"description": "nobody answers"}}')
+        answer: dict[str, Any] = json.loads(
+            self._next().payload or b'{"error": {"description": "nobody answers"}}'
+        )
         return answer
 
     def _publish(self, subject: str, body: dict[str, Any]) -> None:
@@ -183,10 +210,11 @@ class Counted(NamedTuple):
 
 
 def count_flights(reader: Reader, flights: str, dead_letters: str, lines: Sequence[str]) -> Counted:
-    """Compare two streams with the input: every row once, in one of them, and an aircraft's rows in order.
+    """Compare two streams with the input: every row once, in one of them, and an aircraft's rows in
+    order.
 
-    A message is a duplicate when its id or its row came before; it is then no witness of the order, because
-    a replay, where it is stored again, comes late by its nature.
+    A message is a duplicate when its id or its row came before; it is then no witness of the order,
+    because a replay, where it is stored again, comes late by its nature.
     """
     tails = tail_numbers(lines)
     seen = bytearray(len(lines))
@@ -198,7 +226,9 @@ def count_flights(reader: Reader, flights: str, dead_letters: str, lines: Sequen
         for message in reader.read(stream):
             event_id, number = reader.event_id(message), ROW(message.payload)
             if event_id is None or number is None or (row := int(number[1])) >= len(lines):
-                raise AuditError(f"{stream} has a message that is no row of the input: {message.payload[:80]!r}")
+                raise AuditError(
+                    f"{stream} has a message that is no row of the input: {message.payload[:80]!r}"
+                )
             sizes[stream] += 1
             repeated = bool(seen[row]) or event_id in ids
             duplicates += repeated

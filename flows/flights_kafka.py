@@ -1,4 +1,6 @@
-"""What is in a Kafka topic, read by a consumer that shares nothing with the publisher whose work it checks."""
+"""What is in a Kafka topic, read by a consumer that shares nothing with the publisher whose work it
+checks.
+"""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +20,9 @@ TIMEOUT = 10.0
 
 
 class KafkaReader:
-    """Reads topics from their first message to their last; commits nothing, and leaves nothing behind."""
+    """Reads topics from their first message to their last; commits nothing, and leaves nothing
+    behind.
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
         config = {"group.id": "flights-audit", "enable.auto.commit": False, "log_level": 0}
@@ -28,7 +32,10 @@ class KafkaReader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._consumer.close()
 
@@ -50,7 +57,9 @@ class KafkaReader:
                 assert offset is not None, "a message without an error lies somewhere"
                 headers = dict(message.headers() or [])
                 event_id, last = headers.get("Event-Id"), time.monotonic()
-                yield Stored(event_id if isinstance(event_id, bytes) else b"", message.value() or b"")
+                yield Stored(
+                    event_id if isinstance(event_id, bytes) else b"", message.value() or b""
+                )
                 if offset + 1 >= ends.get(partition, 0):
                     ends.pop(partition, None)
             if time.monotonic() - last > TIMEOUT:
@@ -65,7 +74,9 @@ class KafkaReader:
             found = self._consumer.list_topics(timeout=TIMEOUT).topics.get(topic)
             partitions = found.partitions if found is not None else ()
             return {
-                partition: self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT)[1]
+                partition: self._consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=TIMEOUT
+                )[1]
                 for partition in partitions
             }
         except KafkaException as error:

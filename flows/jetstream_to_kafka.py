@@ -1,9 +1,11 @@
-"""Carries a JetStream stream into a Kafka topic: ids, keys, headers and the order of each aggregate are kept.
+"""Carries a JetStream stream into a Kafka topic: ids, keys, headers and the order of each aggregate
+are kept.
 
     BRIDGE_STREAM=ORDERS BRIDGE_TOPIC=orders python -m bytewax.run flows.jetstream_to_kafka:flow
 
-How to reach the brokers is said by `BYTEWAX_JETSTREAM_…` and `BYTEWAX_JETSTREAM_KAFKA_…`. What cannot be
-stored stops the run; started again with a recovery store, it goes on after the last committed epoch.
+How to reach the brokers is said by `BYTEWAX_JETSTREAM_…` and `BYTEWAX_JETSTREAM_KAFKA_…`. What
+cannot be stored stops the run; started again with a recovery store, it goes on after the last
+committed epoch.
 """
 
 import bytewax.operators as op
@@ -35,6 +37,8 @@ def flow() -> Dataflow:
     bridge = BridgeSettings()
     flow = Dataflow("jetstream_to_kafka")
     read = jop.input("stream", flow, JetStreamSettings(), stream=bridge.stream, tail=bridge.tail)
-    envelopes = op.map("envelope", read.oks, lambda message: from_jetstream(message, bridge.topic, own_id=True))
+    envelopes = op.map(
+        "envelope", read.oks, lambda message: from_jetstream(message, bridge.topic, own_id=True)
+    )
     jop.output("topic", envelopes, KafkaSettings(topics=(bridge.topic,)))
     return flow

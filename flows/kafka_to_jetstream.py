@@ -1,9 +1,12 @@
-"""Carries a Kafka topic into a JetStream stream: ids, keys, headers and the order of each key are kept.
+"""Carries a Kafka topic into a JetStream stream: ids, keys, headers and the order of each key are
+kept.
 
-    BRIDGE_TOPIC=orders BRIDGE_SUBJECT=orders.kafka python -m bytewax.run flows.kafka_to_jetstream:flow
+    BRIDGE_TOPIC=orders BRIDGE_SUBJECT=orders.kafka python -m bytewax.run
+    flows.kafka_to_jetstream:flow
 
-How to reach the brokers is said by `BYTEWAX_JETSTREAM_…` and `BYTEWAX_JETSTREAM_KAFKA_…`. What cannot be
-stored stops the run; started again with a recovery store, it goes on after the last committed epoch.
+How to reach the brokers is said by `BYTEWAX_JETSTREAM_…` and `BYTEWAX_JETSTREAM_KAFKA_…`. What
+cannot be stored stops the run; started again with a recovery store, it goes on after the last
+committed epoch.
 """
 
 import bytewax.operators as op
@@ -35,6 +38,8 @@ def flow() -> Dataflow:
     bridge = BridgeSettings()
     flow = Dataflow("kafka_to_jetstream")
     read = jop.input("topic", flow, KafkaSettings(), topics=bridge.topic, tail=bridge.tail)
-    envelopes = op.map("envelope", read.oks, lambda record: from_kafka(record, bridge.subject, own_id=True))
+    envelopes = op.map(
+        "envelope", read.oks, lambda record: from_kafka(record, bridge.subject, own_id=True)
+    )
     jop.output("stream", envelopes, JetStreamSettings(topics=(bridge.subject,)))
     return flow

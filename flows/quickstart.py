@@ -46,5 +46,7 @@ stored = op.map("stored", out.oks, lambda result: f"{result.event_id} is stored 
 op.output("print-stored", stored, StdOutSink())
 dead = op.map("dead", out.errs, lambda result: f"{result.event_id} is rejected: {result.reason}")
 op.output("print-dead", dead, StdOutSink())
-done = op.map("done", out.checkpoints, lambda c: f"epoch {c.epoch}: {c.stored} stored, {c.rejected} rejected")
+done = op.map(
+    "done", out.checkpoints, lambda c: f"epoch {c.epoch}: {c.stored} stored, {c.rejected} rejected"
+)
 op.output("print-done", done, StdOutSink())

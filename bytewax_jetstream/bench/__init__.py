@@ -5,6 +5,6 @@
                └─► brokers: servers, streams, and a second connection that counts what is stored
     rounds ─► figures ─► report, plot
 
-A case's rounds all run in one child process, which has published before; the cases of a scenario take
-turns round by round, so that what the machine does to one it does to the others.
+A case's rounds all run in one child process, which has published before; the cases of a scenario
+take turns round by round, so that what the machine does to one it does to the others.
 """

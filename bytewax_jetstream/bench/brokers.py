@@ -1,4 +1,6 @@
-"""The brokers of a run, and what a second connection sees of them before, after and between the rounds."""
+"""The brokers of a run, and what a second connection sees of them before, after and between the
+rounds.
+"""
 
 import asyncio
 import contextlib
@@ -40,11 +42,14 @@ class Figures(NamedTuple):
     def since(self, before: "Figures", messages: int) -> dict[str, float | None]:
         """What a message cost between two moments."""
         cpu, management, frames = (
-            None if new is None or old is None else new - old for new, old in zip(self, before, strict=True)
+            None if new is None or old is None else new - old
+            for new, old in zip(self, before, strict=True)
         )
         return {
             "server_cpu_us_per_msg": None if cpu is None else round(cpu / messages * 1e6, 3),
-            "mgmt_requests_per_msg": None if management is None else round(management / messages, 4),
+            "mgmt_requests_per_msg": None
+            if management is None
+            else round(management / messages, 4),
             "ack_frames_per_msg": None if frames is None else round(frames / messages, 4),
         }
 
@@ -81,12 +86,18 @@ class Broker(Protocol):
 
 def tally_ids(event_ids: list[str], run: str) -> Stored:
     """Tell one round's messages from its warm-up, and from each other."""
-    own = [event_id for event_id in event_ids if not is_warm_up(event_id) and event_id.startswith(f"{run}-")]
+    own = [
+        event_id
+        for event_id in event_ids
+        if not is_warm_up(event_id) and event_id.startswith(f"{run}-")
+    ]
     return Stored(len(set(own)), len(event_ids) - len(set(event_ids)))
 
 
 def process_cpu(pid: int) -> float:
-    """CPU seconds of a process, to the nanosecond where the kernel's scheduler tells, else to its tick."""
+    """CPU seconds of a process, to the nanosecond where the kernel's scheduler tells, else to its
+    tick.
+    """
     with contextlib.suppress(OSError, ValueError):
         tasks = Path(f"/proc/{pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
@@ -108,7 +119,10 @@ class JetStreamBroker:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._server is not None:
             self._server.close()
@@ -166,7 +180,10 @@ class JetStreamBroker:
             consumer = await _api(
                 client,
                 f"CONSUMER.CREATE.{STREAM}",
-                {"stream_name": STREAM, "config": {"ack_policy": "none", "headers_only": True, "mem_storage": True}},
+                {
+                    "stream_name": STREAM,
+                    "config": {"ack_policy": "none", "headers_only": True, "mem_storage": True},
+                },
             )
             read = asyncio.Event()
             wanted = 0
@@ -237,9 +254,13 @@ async def _keep_quiet(error: Exception) -> None:
 
 async def _api(client: Client, subject: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     request = json.dumps(body).encode() if body is not None else b""
-    answer: dict[str, Any] = json.loads((await client.request(f"$JS.API.{subject}", request, timeout=SECONDS)).data)
+    answer: dict[str, Any] = json.loads(
+        (await client.request(f"$JS.API.{subject}", request, timeout=SECONDS)).data
+    )
     if error := answer.get("error"):
-        raise BenchError(f"the server answered {subject}: {error.get('description')} ({error.get('err_code')})")
+        raise BenchError(
+            f"the server answered {subject}: {error.get('description')} ({error.get('err_code')})"
+        )
     return answer
 
 

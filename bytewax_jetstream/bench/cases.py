@@ -67,7 +67,8 @@ class Case(NamedTuple):
     broker: str
     storage: str
     ids: str
-    """Where the event id goes: `msgid`, which the server knows duplicates by, or another `header`."""
+    """Where the event id goes: `msgid`, which the server knows duplicates by, or another `header`.
+    """
     strategy: str
     messages: int
     payload_bytes: int
@@ -113,8 +114,14 @@ def _group(choice: Choice, name: str, payload: int, batch: int) -> Iterator[Case
             if scenario.rate and strategy in NEVER_PACED:
                 continue
             # Kafka has no duplicate table and no memory store to choose.
-            conditions = product(choice.storage, choice.ids) if broker == "jetstream" else [("file", "header")]
-            for (storage, ids), workers, pending in product(conditions, choice.ack_workers, choice.max_pending):
+            conditions = (
+                product(choice.storage, choice.ids)
+                if broker == "jetstream"
+                else [("file", "header")]
+            )
+            for (storage, ids), workers, pending in product(
+                conditions, choice.ack_workers, choice.max_pending
+            ):
                 yield Case(
                     name,
                     broker,

@@ -1,4 +1,5 @@
-"""The process a case is measured in: round after round, told by lines on stdin, told of by lines on stdout.
+"""The process a case is measured in: round after round, told by lines on stdin, told of by lines on
+stdout.
 
 parent                         child
 {"case": …, "url": …}    ──►
@@ -30,7 +31,9 @@ def strategy_of(case: Case) -> Callable[[Trial], Tally]:
     if case.strategy in ("pool", "batch", "flow", "source"):
         from .strategies import ours
 
-        return {"pool": ours.pool, "batch": ours.pool, "flow": ours.flow, "source": ours.source}[case.strategy]
+        return {"pool": ours.pool, "batch": ours.pool, "flow": ours.flow, "source": ours.source}[
+            case.strategy
+        ]
     if case.broker == "kafka":
         from .strategies import kafka
 

@@ -1,4 +1,6 @@
-"""Medians, spreads and ratios of rounds; a ratio is that of each round's own pair, and then their median."""
+"""Medians, spreads and ratios of rounds; a ratio is that of each round's own pair, and then their
+median.
+"""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +36,11 @@ class Spread(NamedTuple):
 
 def select(rounds: Iterable[Round], wanted: Mapping[str, str]) -> list[Round]:
     """The rounds whose conditions are as wanted, in their order."""
-    return [entry for entry in rounds if all(str(entry.get(key)) == value for key, value in wanted.items())]
+    return [
+        entry
+        for entry in rounds
+        if all(str(entry.get(key)) == value for key, value in wanted.items())
+    ]
 
 
 def series(rounds: Iterable[Round]) -> dict[tuple[Any, ...], list[Round]]:
@@ -55,7 +61,9 @@ def spread(numbers: Sequence[float]) -> Spread | None:
     return Spread(statistics.median(numbers), min(numbers), max(numbers)) if numbers else None
 
 
-def ratios(above: Sequence[Round], below: Sequence[Round], figure: str = "msgs_per_s") -> list[float]:
+def ratios(
+    above: Sequence[Round], below: Sequence[Round], figure: str = "msgs_per_s"
+) -> list[float]:
     """A figure of one series by that of another, round by round.
 
     :raises BenchError: when a round has no partner, or more than one.
@@ -69,4 +77,6 @@ def ratios(above: Sequence[Round], below: Sequence[Round], figure: str = "msgs_p
                 "name conditions until it is one series"
             )
     partners = {entry["round"]: entry[figure] for entry in below}
-    return [entry[figure] / partners[entry["round"]] for entry in above if partners.get(entry["round"])]
+    return [
+        entry[figure] / partners[entry["round"]] for entry in above if partners.get(entry["round"])
+    ]

@@ -38,16 +38,23 @@ class KafkaBroker:
             server = self._stack.enter_context(KafkaServer())
             self.url, self._pid = server.bootstrap, server.pid
         self._admin = AdminClient({"bootstrap.servers": self.url})
-        for topic, made in self._admin.create_topics([NewTopic(topic, 1) for topic in TOPICS]).items():
+        for topic, made in self._admin.create_topics(
+            [NewTopic(topic, 1) for topic in TOPICS]
+        ).items():
             try:
                 made.result(SECONDS)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise BenchError(f"topic {topic} cannot be made at {self.url}: {error}") from None
+                    raise BenchError(
+                        f"topic {topic} cannot be made at {self.url}: {error}"
+                    ) from None
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stack.close()
 
@@ -60,7 +67,9 @@ class KafkaBroker:
             consumer.close()
 
     def figures(self, *, first: bool) -> Figures:
-        """Its CPU; Kafka has no requests beside those of producers and consumers, and counts no frames."""
+        """Its CPU; Kafka has no requests beside those of producers and consumers, and counts no
+        frames.
+        """
         return Figures(cpu=None if self._pid is None else process_cpu(self._pid))
 
     def count(self, case: Case, run: str) -> Stored:
@@ -68,7 +77,9 @@ class KafkaBroker:
         consumer, event_ids = self._consumer(), []
         try:
             left = sum(self._end(consumer, topic) - begin for topic, begin in self._ends.items())
-            consumer.assign([TopicPartition(topic, 0, begin) for topic, begin in self._ends.items()])
+            consumer.assign(
+                [TopicPartition(topic, 0, begin) for topic, begin in self._ends.items()]
+            )
             while left > 0:
                 messages = consumer.consume(min(AT_ONCE, left), SECONDS)  # which waits for as many
                 if not messages:
@@ -100,7 +111,9 @@ class KafkaBroker:
         return found
 
     def _consumer(self) -> Consumer:
-        return Consumer({"bootstrap.servers": self.url, "group.id": "bench", "enable.auto.commit": False})
+        return Consumer(
+            {"bootstrap.servers": self.url, "group.id": "bench", "enable.auto.commit": False}
+        )
 
     def _end(self, consumer: Consumer, topic: str) -> int:
         _, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), SECONDS)

@@ -1,7 +1,7 @@
 """What is published: the same envelopes for every strategy, made while they are needed.
 
-They are made inside the timed part by all strategies alike (0.3 us each), so that memory does not grow
-with their number.
+They are made inside the timed part by all strategies alike (0.3 us each), so that memory does not
+grow with their number.
 """
 
 import time
@@ -66,7 +66,9 @@ class Load:
         envelopes = []
         for number in range(first, last):
             topic, payload, aggregate, rest = slots[number % AGGREGATES]
-            envelopes.append(_new(Envelope, (topic, payload, f"{prefix}{number}", aggregate, *rest)))
+            envelopes.append(
+                _new(Envelope, (topic, payload, f"{prefix}{number}", aggregate, *rest))
+            )
         return envelopes
 
 

@@ -1,4 +1,5 @@
-"""What a round costs the process that publishes: read before the clock starts and after it has stopped.
+"""What a round costs the process that publishes: read before the clock starts and after it has
+stopped.
 
 Nothing is read in between. Memory's peak is the kernel's own high-water mark, what went over the
 sockets is the kernel's count.
@@ -37,7 +38,9 @@ class Tally:
     def __init__(self) -> None:
         self.acked = 0
         self.latencies = array("d")
-        """Seconds from submit to ack: of every message, or of evenly spread ones where a look at each would cost."""
+        """Seconds from submit to ack: of every message, or of evenly spread ones where a look at
+        each would cost.
+        """
         self.tasks = 0
         """asyncio tasks at once, where the strategy makes one for each message."""
         self.writes: int | None = None
@@ -55,8 +58,8 @@ class Traffic(NamedTuple):
 class Meter:
     """The clock of one round, and the process it runs in.
 
-    :arg wait: Called when the clock is about to start and when it has stopped, for whoever reads the
-        broker's side; returns when the round may go on.
+    :arg wait: Called when the clock is about to start and when it has stopped, for whoever reads
+        the broker's side; returns when the round may go on.
     :arg port: The broker's, to find the connections by.
     """
 
@@ -92,7 +95,9 @@ class Meter:
             "threads": max(self._before["threads"], after["threads"]),
             "tasks": max(self._before["tasks"], after["tasks"]),
         }
-        self._traffic = Traffic(*(new - old for new, old in zip(traffic, self._traffic, strict=True)))
+        self._traffic = Traffic(
+            *(new - old for new, old in zip(traffic, self._traffic, strict=True))
+        )
         self.stopped = True
         self._wait("stopped")
 
@@ -129,12 +134,16 @@ class Meter:
             "rss_mb": round(self._process.memory_info().rss / MB, 2),
             "threads": self._process.num_threads(),
             # Of all loops, running or not: a task that was forgotten is what we look for.
-            "tasks": sum(isinstance(thing, asyncio.Task) and not thing.done() for thing in gc.get_objects()),
+            "tasks": sum(
+                isinstance(thing, asyncio.Task) and not thing.done() for thing in gc.get_objects()
+            ),
         }
 
 
 class Trial(NamedTuple):
-    """One round, as a strategy gets it: connect, publish the warm-up, start the clock, publish, stop it, close."""
+    """One round, as a strategy gets it: connect, publish the warm-up, start the clock, publish,
+    stop it, close.
+    """
 
     case: Case
     url: str
@@ -152,17 +161,26 @@ def percentile(ordered: "array[float]", share: float) -> float:
 
 
 def latencies(seconds: "array[float]") -> dict[str, float | None]:
-    """Mean, median, 99th percentile and maximum, in milliseconds; None where nothing is acknowledged."""
+    """Mean, median, 99th percentile and maximum, in milliseconds; None where nothing is
+    acknowledged.
+    """
     names = ("ack_ms_mean", "ack_ms_p50", "ack_ms_p99", "ack_ms_max")
     if not seconds:
         return dict.fromkeys(names)
     ordered = array("d", sorted(seconds))
-    values = (sum(ordered) / len(ordered), percentile(ordered, 0.5), percentile(ordered, 0.99), ordered[-1])
+    values = (
+        sum(ordered) / len(ordered),
+        percentile(ordered, 0.5),
+        percentile(ordered, 0.99),
+        ordered[-1],
+    )
     return {name: round(value * 1000, 4) for name, value in zip(names, values, strict=True)}
 
 
 def _reset_peak() -> None:
-    """Let the kernel's high-water mark begin anew, where it can: elsewhere it is that of the whole process."""
+    """Let the kernel's high-water mark begin anew, where it can: elsewhere it is that of the whole
+    process.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -188,8 +206,14 @@ def _traffic(port: int) -> Traffic:
     for entry in Path("/proc/self/fd").iterdir():
         if not entry.is_socket():
             continue
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as connection:
-            if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.getpeername()[1] != port:
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(fileno=os.dup(int(entry.name))) as connection,
+        ):
+            if (
+                connection.family not in (socket.AF_INET, socket.AF_INET6)
+                or connection.getpeername()[1] != port
+            ):
                 continue
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
             if len(info) >= BYTES_SENT + 8:

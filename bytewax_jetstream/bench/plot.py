@@ -15,7 +15,9 @@ REPORT = {
     "after (shared pool)": {500: 450.83, 2_000: 1_326.95, 5_000: 2_403.19, 10_000: 2_992.48},
     "Kafka": {500: 458.02, 2_000: 1_549.65, 5_000: 2_806.89, 10_000: 4_189.53},
 }
-"""Messages a second, from the performance report this system comes from; there is a 1 s tick in all of them."""
+"""Messages a second, from the performance report this system comes from; there is a 1 s tick in all
+of them.
+"""
 
 
 def draw(rounds: Sequence[Round], path: Path) -> None:
@@ -24,14 +26,18 @@ def draw(rounds: Sequence[Round], path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import StrMethodFormatter
 
-    figure, (throughput, latency, report) = plt.subplots(1, 3, figsize=(17, 6), layout="constrained")
+    figure, (throughput, latency, report) = plt.subplots(
+        1, 3, figsize=(17, 6), layout="constrained"
+    )
     lines: dict[str, list[tuple[int, list[Round]]]] = {}
     for own in series(rounds).values():
         lines.setdefault(_label(own[0], rounds), []).append((own[0]["messages"], own))
     for number, (label, points) in enumerate(sorted(lines.items())):
         color = f"C{number % 10}"
         dashes = "-" if number < 10 else ":"
-        if points[0][1][0].get("rate") is None:  # else its speed is the scenario's, not the strategy's
+        if (
+            points[0][1][0].get("rate") is None
+        ):  # else its speed is the scenario's, not the strategy's
             _line(throughput, points, "msgs_per_s", color=color, linestyle=dashes, label=label)
         _line(latency, points, "ack_ms_p50", color=color, linestyle=dashes, label=label)
         _line(latency, points, "ack_ms_p99", color=color, linestyle="--", alpha=0.4)
@@ -60,8 +66,19 @@ def _line(axes: Any, points: list[tuple[int, list[Round]]], name: str, **style: 
     if not drawn:
         return
     medians = [found.median for _, found in drawn]
-    around = [[found.median - found.low for _, found in drawn], [found.high - found.median for _, found in drawn]]
-    axes.errorbar([count for count, _ in drawn], medians, yerr=around, marker="o", markersize=4, capsize=2, **style)
+    around = [
+        [found.median - found.low for _, found in drawn],
+        [found.high - found.median for _, found in drawn],
+    ]
+    axes.errorbar(
+        [count for count, _ in drawn],
+        medians,
+        yerr=around,
+        marker="o",
+        markersize=4,
+        capsize=2,
+        **style,
+    )
 
 
 def _label(first: Round, rounds: Sequence[Round]) -> str:
@@ -69,4 +86,10 @@ def _label(first: Round, rounds: Sequence[Round]) -> str:
     keys = ["broker", "storage", "ids", "ack_workers", "max_pending", "payload_bytes", "batch"]
     varying = [key for key in keys if len({str(entry.get(key)) for entry in rounds}) > 1]
     paced = ["paced"] if first.get("rate") is not None else []
-    return ", ".join([first["strategy"], *paced, *(str(first[key]) for key in varying if first.get(key) is not None)])
+    return ", ".join(
+        [
+            first["strategy"],
+            *paced,
+            *(str(first[key]) for key in varying if first.get(key) is not None),
+        ]
+    )

@@ -15,7 +15,9 @@ __all__ = ["Progress", "show_tables"]
 
 
 class Progress:
-    """A bar that is drawn between rounds only: a thread that draws would take its share of what is measured."""
+    """A bar that is drawn between rounds only: a thread that draws would take its share of what is
+    measured.
+    """
 
     def __init__(self, cases: int, rounds: int) -> None:
         self._rounds = rounds
@@ -35,7 +37,9 @@ class Progress:
     def show(self, case: Case, number: int) -> None:
         """A round begins."""
         which = f"round {number} of {self._rounds}" if number else "practice"
-        text = f"{case.scenario}: {case.broker} {case.strategy}, {case.storage}, {case.ids}, {which}"
+        text = (
+            f"{case.scenario}: {case.broker} {case.strategy}, {case.storage}, {case.ids}, {which}"
+        )
         self._bar.update(self._task, completed=self._begun, description=f"{text:58}")
         self._begun += 1
         self._bar.refresh()
@@ -45,7 +49,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
 
@@ -57,7 +64,9 @@ def show_tables(found: Iterable[Table], about: str) -> None:
         console.width = 320
     console.print(about, markup=False)
     for table in found:
-        drawn = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        drawn = RichTable(
+            title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        )
         for number, name in enumerate(table.header):
             drawn.add_column(name, justify="right" if number else "left", overflow="fold")
         for line in table.lines:

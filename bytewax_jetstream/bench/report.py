@@ -7,7 +7,8 @@ A page keeps each number, and each table, between two comments:
     <!-- bench FILE most threads_final broker=jetstream -->…<!-- /bench -->
     <!-- bench FILE ratio strategy=flow / strategy=sync scenario=high ids=msgid -->…<!-- /bench -->
 
-FILE is relative to the page. `fill` writes what belongs in between; nothing else in the page is touched.
+FILE is relative to the page. `fill` writes what belongs in between; nothing else in the page is
+touched.
 """
 
 import json
@@ -57,7 +58,9 @@ def load(path: Path) -> dict[str, Any]:
         if not isinstance(results["rounds"], list):
             raise TypeError("its rounds are no list")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchError(f"{path} is no results file ({error}): name one that --json has written") from None
+        raise BenchError(
+            f"{path} is no results file ({error}): name one that --json has written"
+        ) from None
     return dict(results)
 
 
@@ -76,34 +79,50 @@ def check(rounds: Iterable[Round]) -> list[str]:
 
 
 def tables(rounds: Sequence[Round], *, brief: bool = False) -> list[Table]:
-    """One table for each scenario, payload and batch; conditions that are the same everywhere have no column.
+    """One table for each scenario, payload and batch; conditions that are the same everywhere have
+    no column.
 
     :arg brief: Only what answers how fast, and at what price.
     """
     varying = [
-        key for key in CONDITIONS if key not in ALWAYS_TOLD and len({str(entry.get(key)) for entry in rounds}) > 1
+        key
+        for key in CONDITIONS
+        if key not in ALWAYS_TOLD and len({str(entry.get(key)) for entry in rounds}) > 1
     ]
     groups: dict[tuple[str, int, int], list[Round]] = {}
     for entry in rounds:
-        groups.setdefault((entry["scenario"], entry["payload_bytes"], entry["batch"]), []).append(entry)
+        groups.setdefault((entry["scenario"], entry["payload_bytes"], entry["batch"]), []).append(
+            entry
+        )
     return [_table(*key, group, varying, brief=brief) for key, group in groups.items()]
 
 
-def _table(scenario: str, payload: int, batch: int, rounds: list[Round], varying: list[str], *, brief: bool) -> Table:
+def _table(
+    scenario: str, payload: int, batch: int, rounds: list[Round], varying: list[str], *, brief: bool
+) -> Table:
     bases = [base for base in BASES if any(entry["strategy"] == base for entry in rounds)]
     lines = []
     for own in series(rounds).values():
         line = _line(own, rounds, varying, bases)
-        lines.append({name: text for name, text in line.items() if not brief or name not in DETAILS})
+        lines.append(
+            {name: text for name, text in line.items() if not brief or name not in DETAILS}
+        )
     counts = " or ".join(f"{count:,}" for count in sorted({entry["messages"] for entry in rounds}))
     number = max(entry["round"] for entry in rounds)
-    title = f"{scenario}: {counts} messages of {payload:,} bytes, {batch:,} at once, {number} rounds"
+    title = (
+        f"{scenario}: {counts} messages of {payload:,} bytes, {batch:,} at once, {number} rounds"
+    )
     return Table(title, list(lines[0]), [list(line.values()) for line in lines])
 
 
-def _line(own: list[Round], rounds: list[Round], varying: list[str], bases: list[str]) -> dict[str, str]:
+def _line(
+    own: list[Round], rounds: list[Round], varying: list[str], bases: list[str]
+) -> dict[str, str]:
     first = own[0]
-    line = {WORDS.get(key, key): "default" if first.get(key) is None else str(first[key]) for key in varying}
+    line = {
+        WORDS.get(key, key): "default" if first.get(key) is None else str(first[key])
+        for key in varying
+    }
     line["strategy"] = first["strategy"]
     line["messages/s (lowest-highest)"] = _spread(own, "msgs_per_s")
     line |= {f"x {base}": _multiple(own, base, rounds) for base in bases}
@@ -133,7 +152,9 @@ def _multiple(own: list[Round], base: str, rounds: list[Round]) -> str:
 
 
 def _memory(own: list[Round]) -> str:
-    """Where the first round begins, then how much more at most the peak and the end of any round were."""
+    """Where the first round begins, then how much more at most the peak and the end of any round
+    were.
+    """
     initial, peak, final = (values(own, f"rss_{at}_mb") for at in ("initial", "peak", "final"))
     grown = [max(b - a for a, b in zip(initial, later, strict=True)) for later in (peak, final)]
     return f"{initial[0]:.0f}, {grown[0]:+.1f}, {grown[1]:+.1f}"
@@ -159,7 +180,13 @@ def _number(value: float) -> str:
         return "0"
     if abs(value) >= 100 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+    return (
+        f"{value:.1f}"
+        if abs(value) >= 10
+        else f"{value:.2f}"
+        if abs(value) >= 0.1
+        else f"{value:.2g}"
+    )
 
 
 def as_markdown(found: Sequence[Table], about: str = "") -> str:
@@ -168,7 +195,9 @@ def as_markdown(found: Sequence[Table], about: str = "") -> str:
     for table in found:
         rule = ["---"] * len(table.header)
         parts.append(f"**{table.title}**")
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in (table.header, rule, *table.lines)))
+        parts.append(
+            "\n".join(f"| {' | '.join(line)} |" for line in (table.header, rule, *table.lines))
+        )
     return "\n\n".join(parts)
 
 
@@ -176,9 +205,7 @@ def about(results: dict[str, Any]) -> str:
     """How and where a results file came to be, in two lines."""
     machine, versions = results["machine"], results["versions"]
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
-        f"`{results['command']}`\n\n{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gb']} GB; {software}."
-    )
+    return f"`{results['command']}`\n\n{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gb']} GB; {software}."
 
 
 # Pages
@@ -189,7 +216,9 @@ def fill(page: Path) -> str:
 
     :raises BenchError: when a comment asks for what no results file has.
     """
-    return BLOCK.sub(lambda block: block[1] + _answer(page, block[2], block[3]) + block[5], page.read_text())
+    return BLOCK.sub(
+        lambda block: block[1] + _answer(page, block[2], block[3]) + block[5], page.read_text()
+    )
 
 
 @lru_cache(maxsize=8)
@@ -204,7 +233,9 @@ def _answer(page: Path, file: str, query: str) -> str:
     try:
         return _ANSWERS[kind](results, words)
     except (BenchError, KeyError, ValueError) as error:
-        raise BenchError(f"{page.name} asks {file} for `{query}`, which has no answer: {error}") from None
+        raise BenchError(
+            f"{page.name} asks {file} for `{query}`, which has no answer: {error}"
+        ) from None
 
 
 def _wanted(words: Iterable[str]) -> dict[str, str]:
@@ -212,7 +243,9 @@ def _wanted(words: Iterable[str]) -> dict[str, str]:
 
 
 def _of(results: dict[str, Any], wanted: dict[str, str]) -> list[Round]:
-    """The rounds that are asked for; here a condition may name several values, each of which some round must have."""
+    """The rounds that are asked for; here a condition may name several values, each of which some
+    round must have.
+    """
     for key, value in wanted.items():
         if missing := set(value.split(",")) - {str(entry.get(key)) for entry in results["rounds"]}:
             raise BenchError(f"no round has {key}={min(missing)}")
@@ -254,7 +287,10 @@ def _answer_least(results: dict[str, Any], words: list[str]) -> str:
 def _answer_ratio(results: dict[str, Any], words: list[str]) -> str:
     bar = words.index("/")
     common = _wanted(words[bar + 2 :])
-    above, below = (select(results["rounds"], common | _wanted(words[at].split(","))) for at in (bar - 1, bar + 1))
+    above, below = (
+        select(results["rounds"], common | _wanted(words[at].split(",")))
+        for at in (bar - 1, bar + 1)
+    )
     figure = words[0] if "=" not in words[0] else "msgs_per_s"
     found = spread(ratios(above, below, figure))
     if found is None:

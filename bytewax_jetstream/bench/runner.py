@@ -50,7 +50,9 @@ class _Child:
         line = self._process.stdout.readline() if ready else ""
         answer: dict[str, Any] = json.loads(line) if line else {}
         if answer.get("state") != state:
-            reason = answer.get("reason") or ("its process ended" if ready else f"no answer within {PATIENCE:g} s")
+            reason = answer.get("reason") or (
+                "its process ended" if ready else f"no answer within {PATIENCE:g} s"
+            )
             raise BenchError(f"{self._case.broker} {self._case.strategy} failed: {reason}")
         return answer
 
@@ -58,7 +60,10 @@ class _Child:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -73,7 +78,9 @@ class _Child:
         try:
             self._process.stdin.write(line + "\n")
         except BrokenPipeError:
-            raise BenchError(f"{self._case.broker} {self._case.strategy} failed: its process ended") from None
+            raise BenchError(
+                f"{self._case.broker} {self._case.strategy} failed: its process ended"
+            ) from None
 
 
 def run(
@@ -90,11 +97,16 @@ def run(
     measured = []
     for group in groups:
         with ExitStack() as stack:
-            children = [(case, stack.enter_context(_Child(case, brokers[case.broker].url))) for case in group]
+            children = [
+                (case, stack.enter_context(_Child(case, brokers[case.broker].url)))
+                for case in group
+            ]
             for number in range(rounds + 1):
                 for case, child in children:
                     progress(case, number)
-                    counted = case if number else case._replace(messages=min(case.messages, PRACTICE))
+                    counted = (
+                        case if number else case._replace(messages=min(case.messages, PRACTICE))
+                    )
                     figures = _round(counted, child, brokers[case.broker])
                     if number:
                         measured.append({**case._asdict(), "round": number, **figures})

@@ -1,1 +1,3 @@
-"""NATS JetStream: the publisher, the streams it needs, the source; the only place that imports nats."""
+"""NATS JetStream: the publisher, the streams it needs, the source; the only place that imports
+nats.
+"""

@@ -1,15 +1,23 @@
 """What a JetStream source yields, and how it is read off the wire.
 
-A server stores what other clients refuse to read: subjects that are not text, header blocks that are
-cut off. Such a message is poison to a consumer that trips over it, for it is still there after a
-restart. Here it becomes a `JetStreamError`, and the next message is read as if nothing had been.
+A server stores what other clients refuse to read: subjects that are not text, header blocks that
+are cut off. Such a message is poison to a consumer that trips over it, for it is still there after
+a restart. Here it becomes a `JetStreamError`, and the next message is read as if nothing had been.
 """
 
 import re
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-__all__ = ["JetStreamError", "JetStreamMessage", "RawMessage", "Start", "decode", "parse_headers", "parse_place"]
+__all__ = [
+    "JetStreamError",
+    "JetStreamMessage",
+    "RawMessage",
+    "Start",
+    "decode",
+    "parse_headers",
+    "parse_place",
+]
 
 Start = Literal["first", "new"] | int | datetime
 """Where reading begins: a place in the stream, or a time."""
@@ -47,10 +55,12 @@ class JetStreamError(NamedTuple):
 
 
 def parse_place(reply: bytes) -> tuple[int, int, int]:
-    """Stream sequence, consumer sequence and stored time in nanoseconds, from a message's reply subject.
+    """Stream sequence, consumer sequence and stored time in nanoseconds, from a message's reply
+    subject.
 
-    Source: ADR-15: `$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>`,
-    newer servers with `<domain>.<account>` before the stream and perhaps a random word at the end.
+    Source: ADR-15: `$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer
+    sequence>.<time>.<pending>`, newer servers with `<domain>.<account>` before the stream and
+    perhaps a random word at the end.
 
     :raises ValueError: when it is not one.
     """
@@ -80,7 +90,9 @@ def parse_headers(block: bytes) -> dict[str, str]:
     return headers
 
 
-def decode(stream: str, sequence: int, nanoseconds: int, raw: RawMessage) -> JetStreamMessage | JetStreamError:
+def decode(
+    stream: str, sequence: int, nanoseconds: int, raw: RawMessage
+) -> JetStreamMessage | JetStreamError:
     """The message, or why there is none."""
     subject, _, header, payload = raw
     try:
@@ -90,7 +102,9 @@ def decode(stream: str, sequence: int, nanoseconds: int, raw: RawMessage) -> Jet
         headers = parse_headers(header) if header else {}
     except UnicodeDecodeError as error:
         what = "subject" if error.object == subject else "header block"
-        return JetStreamError(stream, sequence, f"its {what} is not UTF-8", subject, payload, header or b"")
+        return JetStreamError(
+            stream, sequence, f"its {what} is not UTF-8", subject, payload, header or b""
+        )
     except ValueError as error:
         return JetStreamError(stream, sequence, str(error), subject, payload, header or b"")
     # Whole microseconds first: a float has room for them, not for nanoseconds.

@@ -43,13 +43,17 @@ class Coverage:
     """Which stream stores which topic, from the subjects all streams of the account listen on."""
 
     def __init__(
-        self, configs: Mapping[str, Mapping[str, Any]], silent: Iterable[str] = (), created: Iterable[str] = ()
+        self,
+        configs: Mapping[str, Mapping[str, Any]],
+        silent: Iterable[str] = (),
+        created: Iterable[str] = (),
     ) -> None:
         self.configs = configs
         self.silent = frozenset(silent)
         """Streams without a leader of which nothing is known: each may store any topic."""
         self.created = frozenset(created)
-        """Streams that were not there before, so that nobody else has anything under way to them."""
+        """Streams that were not there before, so that nobody else has anything under way to them.
+        """
         self._exact: dict[str, Covered] = {}
         self._patterns: list[tuple[tuple[str, ...], Covered]] = []
         for name, config in configs.items():
@@ -74,7 +78,9 @@ class Coverage:
         if found is not None or not self._patterns:
             return found
         tokens = tuple(topic.split("."))
-        return next((covered for pattern, covered in self._patterns if _matches(pattern, tokens)), None)
+        return next(
+            (covered for pattern, covered in self._patterns if _matches(pattern, tokens)), None
+        )
 
 
 def covers(pattern: str, topic: str) -> bool:
@@ -108,7 +114,8 @@ def weakness_of(config: Mapping[str, Any]) -> str | None:
 async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
     """One paged listing of the account's streams; never asked for a message.
 
-    A cluster lists a stream that has no leader at the moment by its name alone: what was known of it holds.
+    A cluster lists a stream that has no leader at the moment by its name alone: what was known of
+    it holds.
     """
     configs: dict[str, Mapping[str, Any]] = {}
     silent: set[str] = set()
@@ -127,19 +134,26 @@ async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
 
 
 async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | None:
-    """Make or check the declared streams and topics by the settings' strategy; None when it is `skip`.
+    """Make or check the declared streams and topics by the settings' strategy; None when it is
+    `skip`.
 
     :raises StreamError: when one is missing or too weak; it says what to change.
     """
     strategy = settings.stream_strategy
     if strategy == "skip":
         return None
-    created = [stream.name for stream in settings.streams if await _ensure_stream(api, stream, strategy)]
+    created = [
+        stream.name for stream in settings.streams if await _ensure_stream(api, stream, strategy)
+    ]
     coverage = await read_coverage(api, Coverage({}, created=created))
     for topic in settings.topics:
         covered = coverage.of(topic)
         if covered is None:
-            silent = f" (no leader answers for {', '.join(sorted(coverage.silent))})" if coverage.silent else ""
+            silent = (
+                f" (no leader answers for {', '.join(sorted(coverage.silent))})"
+                if coverage.silent
+                else ""
+            )
             raise StreamError(f"no stream covers topic {topic}{silent}: {REMEDY}")
         if covered.weakness is not None:
             raise StreamError(f"topic {topic}: {covered.weakness}")
@@ -158,7 +172,9 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> boo
         if error.code != STREAM_NOT_FOUND:
             raise StreamError(f"stream {wanted.name} cannot be looked up: {error}") from None
         if strategy == "validate":
-            raise StreamError(f"stream {wanted.name} is missing: create it, or use stream_strategy=create") from None
+            raise StreamError(
+                f"stream {wanted.name} is missing: create it, or use stream_strategy=create"
+            ) from None
         info = await _create(api, wanted)
         created = True
     config = info["config"]
@@ -167,7 +183,9 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> boo
             info = await api.request(f"STREAM.UPDATE.{wanted.name}", {**config, **changes})
         except JetStreamApiError as error:
             changed = ", ".join(changes)
-            raise StreamError(f"stream {wanted.name} cannot be updated ({changed}): {error}") from None
+            raise StreamError(
+                f"stream {wanted.name} cannot be updated ({changed}): {error}"
+            ) from None
         config = info["config"]
     shortcomings = _shortcomings(config, wanted)
     if shortcomings:
@@ -180,9 +198,13 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> boo
 
 async def _create(api: Api, wanted: StreamSettings) -> dict[str, Any]:
     try:
-        return await api.request(f"STREAM.CREATE.{wanted.name}", _as_json(wanted, api.takes_batches))
+        return await api.request(
+            f"STREAM.CREATE.{wanted.name}", _as_json(wanted, api.takes_batches)
+        )
     except JetStreamApiError as error:
-        if error.code == STREAM_NAME_IN_USE:  # another process was quicker: what it made is checked like any other
+        if (
+            error.code == STREAM_NAME_IN_USE
+        ):  # another process was quicker: what it made is checked like any other
             return await api.request(f"STREAM.INFO.{wanted.name}")
         raise StreamError(f"stream {wanted.name} cannot be created: {error}") from None
 
@@ -213,15 +235,24 @@ def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value is not None}
 
 
-def _changes(config: Mapping[str, Any], wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
-    """What to set in the server's own configuration so that nothing falls short; nothing else is touched.
+def _changes(
+    config: Mapping[str, Any], wanted: StreamSettings, takes_batches: bool
+) -> dict[str, Any]:
+    """What to set in the server's own configuration so that nothing falls short; nothing else is
+    touched.
 
     Whatever keeps more than the settings ask stays: a default must not cost a stream its replicas.
     """
     asked = _as_json(wanted, takes_batches)
     have = list(config.get("subjects") or ())
-    missing = [subject for subject in wanted.subjects if not any(covers(pattern, subject) for pattern in have)]
-    asked["subjects"] = [subject for subject in have if not any(covers(new, subject) for new in missing)] + missing
+    missing = [
+        subject
+        for subject in wanted.subjects
+        if not any(covers(pattern, subject) for pattern in have)
+    ]
+    asked["subjects"] = [
+        subject for subject in have if not any(covers(new, subject) for new in missing)
+    ] + missing
     changes = {key: asked[key] for key in _shortcomings(config, wanted) if key in asked}
     if asked.get("allow_batched") and not config.get("allow_batched"):
         changes["allow_batched"] = True
@@ -235,26 +266,39 @@ def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str
     if weakness is not None:
         found["weakness"] = weakness
     have = config.get("subjects") or ()
-    missing = [subject for subject in wanted.subjects if not any(covers(pattern, subject) for pattern in have)]
+    missing = [
+        subject
+        for subject in wanted.subjects
+        if not any(covers(pattern, subject) for pattern in have)
+    ]
     if missing:
         found["subjects"] = "; ".join(
-            f"subject {subject} is not among its subjects ({', '.join(have)})" for subject in missing
+            f"subject {subject} is not among its subjects ({', '.join(have)})"
+            for subject in missing
         )
     if STORAGE_STRENGTH.get(config.get("storage", ""), 0) < STORAGE_STRENGTH[wanted.storage]:
         found["storage"] = f"storage is {config.get('storage')}, asked is {wanted.storage}"
     if config.get("num_replicas", 1) < wanted.replicas:
-        found["num_replicas"] = f"replicas are {config.get('num_replicas')}, asked are {wanted.replicas}"
+        found["num_replicas"] = (
+            f"replicas are {config.get('num_replicas')}, asked are {wanted.replicas}"
+        )
     if config.get("retention", "limits") != wanted.retention:
         found["retention"] = f"retention is {config.get('retention')}, asked is {wanted.retention}"
     if wanted.discard == "new" and config.get("discard") != "new":
-        found["discard"] = "discard is old, which drops stored messages when the stream is full; asked is new"
+        found["discard"] = (
+            "discard is old, which drops stored messages when the stream is full; asked is new"
+        )
     if config.get("duplicate_window", 0) < _nanoseconds(wanted.duplicate_window):
         window = timedelta(microseconds=config.get("duplicate_window", 0) / 1000)
-        found["duplicate_window"] = f"duplicate_window is {window}, asked is {wanted.duplicate_window}"
+        found["duplicate_window"] = (
+            f"duplicate_window is {window}, asked is {wanted.duplicate_window}"
+        )
     if wanted.allow_message_ttl and not config.get("allow_msg_ttl"):
         found["allow_msg_ttl"] = "allow_msg_ttl is off, asked is on"
     if wanted.allow_atomic and not config.get("allow_atomic"):
-        found["allow_atomic"] = "allow_atomic is off, asked is on (nats-server 2.12 and later have it)"
+        found["allow_atomic"] = (
+            "allow_atomic is off, asked is on (nats-server 2.12 and later have it)"
+        )
     limits = {
         "max_msgs": wanted.max_messages,
         "max_bytes": wanted.max_bytes,
@@ -266,5 +310,7 @@ def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str
             found[key] = f"{key} is {has}, asked is {asked}"
     age = config.get("max_age", 0)  # and as 0 for an age
     if wanted.max_age is not None and 0 < age < _nanoseconds(wanted.max_age):
-        found["max_age"] = f"max_age is {timedelta(microseconds=age / 1000)}, asked is {wanted.max_age}"
+        found["max_age"] = (
+            f"max_age is {timedelta(microseconds=age / 1000)}, asked is {wanted.max_age}"
+        )
     return found

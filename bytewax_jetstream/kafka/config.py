@@ -7,7 +7,8 @@ from ..settings import KafkaSettings
 __all__ = ["WINDOW", "connection", "producer"]
 
 WINDOW = 10_000
-"""Messages with librdkafka at once: many round trips' worth, yet another lane's message is soon through it.
+"""Messages with librdkafka at once: many round trips' worth, yet another lane's message is soon
+through it.
 
 Half of what its queue takes, so that it is never full."""
 
@@ -22,7 +23,8 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
         "ssl.ca.location": settings.tls_ca_file and str(settings.tls_ca_file),
         "ssl.certificate.location": settings.tls_cert_file and str(settings.tls_cert_file),
         "ssl.key.location": settings.tls_key_file and str(settings.tls_key_file),
-        "ssl.key.password": settings.tls_key_password and settings.tls_key_password.get_secret_value(),
+        "ssl.key.password": settings.tls_key_password
+        and settings.tls_key_password.get_secret_value(),
         "sasl.mechanisms": settings.sasl,
         "sasl.username": settings.user,
         "sasl.password": settings.password and settings.password.get_secret_value(),
@@ -36,20 +38,26 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
             and settings.oauth_client_secret.get_secret_value(),
             "sasl.oauthbearer.scope": settings.oauth_scope,
         }
-    return {name: value for name, value in config.items() if value is not None} | settings.add_config
+    return {
+        name: value for name, value in config.items() if value is not None
+    } | settings.add_config
 
 
 def producer(settings: KafkaSettings) -> dict[str, Any]:
-    """A producer that neither loses, doubles nor re-orders within its lifetime, and gives up in time."""
+    """A producer that neither loses, doubles nor re-orders within its lifetime, and gives up in
+    time.
+    """
     pool = settings.pool
-    # It looks for messages that are due once a second, so that much earlier: then results come by the timeout.
+    # It looks for messages that are due once a second, so that much earlier: then results come by
+    # the timeout.
     give_up = max(pool.delivery_timeout - 1, pool.delivery_timeout / 2)
     defaults = {
         "linger.ms": settings.linger * 1000,
         "compression.type": settings.compression,
         "batch.size": settings.batch_bytes,
         "message.max.bytes": max(settings.max_message_bytes, 1000),
-        # The broker says by then that its replicas have not answered, the connection a little later that it has not.
+        # The broker says by then that its replicas have not answered, the connection a little later
+        # that it has not.
         "request.timeout.ms": max(1, round(pool.ack_timeout * 1000)),
         "socket.timeout.ms": round(pool.ack_timeout * 1000) + 500,
         # Back as soon as a broker is: the default of ten seconds would be a pause of that length.

@@ -1,8 +1,9 @@
 """Publishes flights to Kafka; every message's delivery report becomes its result.
 
-librdkafka alone retries, idempotently: so order is kept per partition with many messages in flight, and
-nothing is doubled within a run. What it gives up on may be stored, and is unknown. This module knows what
-Kafka's errors mean and which topics there are; the library and its threads are `client`'s.
+librdkafka alone retries, idempotently: so order is kept per partition with many messages in flight,
+and nothing is doubled within a run. What it gives up on may be stored, and is unknown. This module
+knows what Kafka's errors mean and which topics there are; the library and its threads are
+`client`'s.
 """
 
 import asyncio
@@ -15,16 +16,26 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from ..answer import Refusal, Verdict
+from ..dispatch.flight import Flight, Leg, Policy, Route, prepare_each
 from ..envelope import Envelope
 from ..errors import ConnectError, EnvelopeError, StreamError
-from ..flight import Flight, Leg, Policy, Route, prepare_each
-from ..publisher import PublisherEvents
+from ..publishing.answers import Refusal, Verdict
+from ..publishing.publisher import PublisherEvents
 from ..settings import KafkaSettings
-from .client import INDEX_BITS, PAUSE, Client, error_of, place_of
 from .config import WINDOW
+from .encoding import (
+    ANY,
+    EVENT_ID,
+    EVENT_TYPE,
+    Headers,
+    Wire,
+    are_plain,
+    check_topic,
+    encode,
+    is_plain,
+)
+from .producer import INDEX_BITS, PAUSE, Client, error_of, place_of
 from .topics import REMEDY, Topic, TopicAdmin, ensure_topics
-from .wire import ANY, EVENT_ID, EVENT_TYPE, Headers, Wire, are_plain, check_topic, encode, is_plain
 
 __all__ = ["KafkaPublisher", "classify"]
 
@@ -41,7 +52,9 @@ RETRY_SECONDS = 0.01
 """Until messages that librdkafka had no room for are offered again."""
 CLOSE_SECONDS = 2.0
 ATTEMPT = 1.0
-"""Seconds of one attempt to reach a broker at the start, so that a refused password is said at once."""
+"""Seconds of one attempt to reach a broker at the start, so that a refused password is said at
+once.
+"""
 
 REJECT_CODES = {
     KafkaError.MSG_SIZE_TOO_LARGE: "split the message, or raise max_message_bytes and the topic's max.message.bytes",
@@ -78,8 +91,8 @@ FINAL_AT_START = frozenset(
 def classify(code: int, text: str, envelope: Envelope | None, *, checked: bool = True) -> Refusal:
     """What an error in a delivery report means for its message.
 
-    Reports carry none of librdkafka's own flags (retriable, fatal), so this table is ours; what is in
-    neither list has been given up by librdkafka after retries of its own, and may be stored.
+    Reports carry none of librdkafka's own flags (retriable, fatal), so this table is ours; what is
+    in neither list has been given up by librdkafka after retries of its own, and may be stored.
 
     :arg code: Of the `KafkaError`.
     :arg text: Its words.
@@ -88,7 +101,11 @@ def classify(code: int, text: str, envelope: Envelope | None, *, checked: bool =
     """
     reason = f"Kafka refused it: {text} ({code})"
     if code == UNKNOWN_PARTITION and envelope is not None and envelope.partition is not None:
-        return Refusal(Verdict.REJECT, f"{reason}: topic {envelope.topic} has no partition {envelope.partition}", code)
+        return Refusal(
+            Verdict.REJECT,
+            f"{reason}: topic {envelope.topic} has no partition {envelope.partition}",
+            code,
+        )
     if (remedy := REJECT_CODES.get(code)) is not None:
         return Refusal(Verdict.REJECT, f"{reason}: {remedy}", code)
     if code == UNKNOWN_PARTITION or code in STOP_CODES:
@@ -128,11 +145,15 @@ class KafkaPublisher:
     def identity(self) -> Hashable:
         """Lanes with equal settings share one producer."""
         settings = self._settings
-        return settings.model_copy(update={"add_config": tuple(sorted(settings.add_config.items()))})
+        return settings.model_copy(
+            update={"add_config": tuple(sorted(settings.add_config.items()))}
+        )
 
     @property
     def policy(self) -> Policy:
-        """Many messages of an aggregate out at a time: an idempotent producer keeps their order through retries."""
+        """Many messages of an aggregate out at a time: an idempotent producer keeps their order
+        through retries.
+        """
         return Policy(
             delivery_timeout=self._settings.pool.delivery_timeout,
             ack_timeout=None,
@@ -164,11 +185,15 @@ class KafkaPublisher:
         await asyncio.to_thread(self._reach, client, deadline)
         if self._settings.topic_strategy != "skip":
             self._admin = admin = await asyncio.to_thread(TopicAdmin, self._settings)
-            self._topics.update(await asyncio.to_thread(ensure_topics, admin, self._settings, deadline))
+            self._topics.update(
+                await asyncio.to_thread(ensure_topics, admin, self._settings, deadline)
+            )
         events.connected()
 
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
-        """Check envelopes, and encode those that cannot go as they stand; for the others it is None."""
+        """Check envelopes, and encode those that cannot go as they stand; for the others it is
+        None.
+        """
         if are_plain(envelopes, self._topics.keys()):
             return [None] * len(envelopes)
         return prepare_each(self._prepare, envelopes)
@@ -228,7 +253,10 @@ class KafkaPublisher:
             except RuntimeError:  # the interpreter ends, and starts no thread any more
                 left = self._let_go(self._client)
             if left:
-                log.warning("closed with %d messages that had no report: whether they are stored is unknown", left)
+                log.warning(
+                    "closed with %d messages that had no report: whether they are stored is unknown",
+                    left,
+                )
             self._client = None
 
     def statistics(self) -> dict[str, int]:
@@ -246,7 +274,9 @@ class KafkaPublisher:
         return None if is_plain(envelope) else encode(envelope)
 
     def _let_go(self, client: Client) -> int:
-        """End the library's threads, and wait for that; returns how many messages had no report. Blocks."""
+        """End the library's threads, and wait for that; returns how many messages had no report.
+        Blocks.
+        """
         self._admin = None  # nor may its threads wait for the garbage collector
         return client.close(CLOSE_SECONDS)
 
@@ -300,11 +330,17 @@ class KafkaPublisher:
             self._counts["queue_full"] += 1
             self._backlog.append((number, index, wire))
             if self._retry is None:
-                self._retry = asyncio.get_running_loop().call_later(RETRY_SECONDS, self._send_backlog)
+                self._retry = asyncio.get_running_loop().call_later(
+                    RETRY_SECONDS, self._send_backlog
+                )
         elif found.fatal():
-            self._events.failed(f"the Kafka producer has failed ({found.str()}): see to the brokers, then run again")
+            self._events.failed(
+                f"the Kafka producer has failed ({found.str()}): see to the brokers, then run again"
+            )
         else:
-            self._events.refused(number, index, self._classify(found.code(), found.str(), number, index))
+            self._events.refused(
+                number, index, self._classify(found.code(), found.str(), number, index)
+            )
 
     def _send_backlog(self) -> None:
         self._retry = None
@@ -367,7 +403,9 @@ class KafkaPublisher:
             deadline = time.monotonic() + min(LOOK_UP_SECONDS, self._settings.connect_timeout)
             reasons: dict[str, str] = {}
             found: dict[str, Topic] = {}
-            for name in names:  # one by one, so that what one of them may not be asked harms no other
+            for (
+                name
+            ) in names:  # one by one, so that what one of them may not be asked harms no other
                 try:
                     found |= await asyncio.to_thread(self._admin.describe, [name], deadline)
                     reasons[name] = f"there is no topic {name}: {REMEDY}"
@@ -378,7 +416,9 @@ class KafkaPublisher:
                     self._forget_settled(name)
             for name in names:
                 topic = found.get(name)
-                weakness = topic.weakness(name, self._settings.batch_bytes) if topic is not None else None
+                weakness = (
+                    topic.weakness(name, self._settings.batch_bytes) if topic is not None else None
+                )
                 if topic is not None and weakness is None:
                     self._topics[name] = topic
                     self._unpark(name)
@@ -398,6 +438,8 @@ class KafkaPublisher:
 
     def _forget_settled(self, name: str) -> None:
         """Let go of messages whose time was up before a broker answered."""
-        self._parked[name] = [place for place in self._parked[name] if self._events.envelopes(*place)]
+        self._parked[name] = [
+            place for place in self._parked[name] if self._events.envelopes(*place)
+        ]
         if not self._parked[name]:
             del self._parked[name]

@@ -19,11 +19,13 @@ KafkaStart = Literal["first", "new"] | int
 
 
 class KafkaSource(BytewaxKafkaSource):
-    """Read every message of some topics; resumes by offset from the recovery store, without a consumer group.
+    """Read every message of some topics; resumes by offset from the recovery store, without a
+    consumer group.
 
-    Each partition of a topic is a partition of the input. Yields `KafkaSourceMessage`, and `KafkaError`
-    for what could not be read. A topic that is missing, or a broker that does not answer within the
-    connect timeout, is an error at the start, where Bytewax's own source waits for ever.
+    Each partition of a topic is a partition of the input. Yields `KafkaSourceMessage`, and
+    `KafkaError` for what could not be read. A topic that is missing, or a broker that does not
+    answer within the connect timeout, is an error at the start, where Bytewax's own source waits
+    for ever.
 
     :arg settings: Which Kafka.
     :arg topics: Name of the topic, or of several.
@@ -44,17 +46,31 @@ class KafkaSource(BytewaxKafkaSource):
         names = [topics] if isinstance(topics, str) else list(topics)
         if not names:
             raise ValueError("name at least one topic to read: topics=...")
-        offset = {"first": OFFSET_BEGINNING, "new": OFFSET_END}[start] if isinstance(start, str) else start
+        offset = (
+            {"first": OFFSET_BEGINNING, "new": OFFSET_END}[start]
+            if isinstance(start, str)
+            else start
+        )
         # Our own, because a consumer's question must not make a topic either.
         config = {**connection(settings), "allow.auto.create.topics": False}
-        super().__init__(settings.brokers, names, tail, offset, config, batch_size, raise_on_errors=False)
+        super().__init__(
+            settings.brokers, names, tail, offset, config, batch_size, raise_on_errors=False
+        )
         self._settings = settings
         self._names = names
 
     def list_parts(self) -> list[str]:
         """Each Kafka partition is an input partition."""
-        found = TopicAdmin(self._settings).describe(self._names, time.monotonic() + self._settings.connect_timeout)
+        found = TopicAdmin(self._settings).describe(
+            self._names, time.monotonic() + self._settings.connect_timeout
+        )
         for name in self._names:
             if name not in found:
-                raise StreamError(f"there is no topic {name} to read: create it, or correct the name")
-        return [f"{number}-{name}" for name in self._names for number in range(found[name].partitions or 0)]
+                raise StreamError(
+                    f"there is no topic {name} to read: create it, or correct the name"
+                )
+        return [
+            f"{number}-{name}"
+            for name in self._names
+            for number in range(found[name].partitions or 0)
+        ]

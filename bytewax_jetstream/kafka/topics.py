@@ -1,7 +1,8 @@
 """Topics made or checked before the first message, and looked up when one is first seen later.
 
-Through an `AdminClient`, because a producer's own question for a topic would make it on clusters that
-make topics by themselves. Every call waits for a broker, with a deadline: not for the pool's thread.
+Through an `AdminClient`, because a producer's own question for a topic would make it on clusters
+that make topics by themselves. Every call waits for a broker, with a deadline: not for the pool's
+thread.
 """
 
 import time
@@ -22,8 +23,8 @@ from confluent_kafka.admin import (
 
 from ..errors import ConnectError, StreamError
 from ..settings import KafkaSettings, KafkaTopicSettings
-from .client import error_of
 from .config import connection
+from .producer import error_of
 
 __all__ = ["REMEDY", "Topic", "TopicAdmin", "ensure_topics"]
 
@@ -47,9 +48,13 @@ class Topic(NamedTuple):
     """Empty where this user may not read it."""
 
     def weakness(self, name: str, batch_bytes: int) -> str | None:
-        """Why the topic cannot keep what a report promises, whatever the settings ask; None when it can."""
+        """Why the topic cannot keep what a report promises, whatever the settings ask; None when it
+        can.
+        """
         if self.config.get(UNCLEAN) == "true":
-            return f"topic {name} may elect a leader that lacks stored messages: set {UNCLEAN}=false"
+            return (
+                f"topic {name} may elect a leader that lacks stored messages: set {UNCLEAN}=false"
+            )
         limit = int(self.config.get(MAX_MESSAGE, batch_bytes))
         if limit < batch_bytes:
             return (
@@ -67,8 +72,11 @@ class TopicAdmin:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        # What it would log, its answers say as well; and its log goes past Python's, to the terminal.
-        self._client = AdminClient({**connection(settings), "allow.auto.create.topics": False, "log_level": 0})
+        # What it would log, its answers say as well; and its log goes past Python's, to the
+        # terminal.
+        self._client = AdminClient(
+            {**connection(settings), "allow.auto.create.topics": False, "log_level": 0}
+        )
 
     def describe(self, names: Sequence[str], deadline: float) -> dict[str, Topic]:
         """The topics among these that are there; what this user may not see is not."""
@@ -81,21 +89,29 @@ class TopicAdmin:
             except KafkaException as error:
                 code = error.args[0].code()
                 if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                    raise StreamError(f"this user may not see topic {name}: grant DESCRIBE and WRITE on it") from None
+                    raise StreamError(
+                        f"this user may not see topic {name}: grant DESCRIBE and WRITE on it"
+                    ) from None
                 if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise StreamError(f"topic {name} cannot be looked up: {error.args[0].str()}") from None
+                    raise StreamError(
+                        f"topic {name} cannot be looked up: {error.args[0].str()}"
+                    ) from None
         configs = self._configs(list(found), deadline) if found else {}
         return {
             name: Topic(
                 partitions=len(description.partitions),
-                replicas=min((len(partition.replicas) for partition in description.partitions), default=1),
+                replicas=min(
+                    (len(partition.replicas) for partition in description.partitions), default=1
+                ),
                 config=configs.get(name, {}),
             )
             for name, description in found.items()
         }
 
     def create(self, wanted: KafkaTopicSettings, deadline: float) -> None:
-        """Make a topic; one that another process made in between is as good, and is checked like any other."""
+        """Make a topic; one that another process made in between is as good, and is checked like
+        any other.
+        """
         new = NewTopic(
             wanted.name,
             num_partitions=wanted.partitions or -1,
@@ -108,7 +124,9 @@ class TopicAdmin:
             self._answer(created[wanted.name], deadline)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise StreamError(f"topic {wanted.name} cannot be created: {error.args[0].str()}") from None
+                raise StreamError(
+                    f"topic {wanted.name} cannot be created: {error.args[0].str()}"
+                ) from None
 
     def add_partitions(self, name: str, partitions: int, deadline: float) -> None:
         """Let a topic have so many partitions."""
@@ -121,10 +139,13 @@ class TopicAdmin:
     def set_config(self, name: str, config: Mapping[str, str], deadline: float) -> None:
         """Set these properties of a topic, and no others."""
         entries = [
-            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET) for key, value in config.items()
+            ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+            for key, value in config.items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
-        altered = self._client.incremental_alter_configs([resource], request_timeout=_left(deadline))
+        altered = self._client.incremental_alter_configs(
+            [resource], request_timeout=_left(deadline)
+        )
         self._change(altered[resource], name, ", ".join(config), deadline)
 
     def _configs(self, names: Iterable[str], deadline: float) -> dict[str, dict[str, str]]:
@@ -134,7 +155,9 @@ class TopicAdmin:
         for resource, future in answers.items():
             try:
                 entries = self._answer(future, deadline)
-            except KafkaException:  # a producer need not be allowed to; what cannot be read is not checked
+            except (
+                KafkaException
+            ):  # a producer need not be allowed to; what cannot be read is not checked
                 continue
             configs[resource.name] = {key: str(entry.value) for key, entry in entries.items()}
         return configs
@@ -143,7 +166,9 @@ class TopicAdmin:
         try:
             self._answer(future, deadline)
         except KafkaException as error:
-            raise StreamError(f"topic {name} cannot be updated ({what}): {error.args[0].str()}") from None
+            raise StreamError(
+                f"topic {name} cannot be updated ({what}): {error.args[0].str()}"
+            ) from None
 
     def _answer(self, future: "Future[Any]", deadline: float) -> Any:
         try:
@@ -176,7 +201,8 @@ UNREACHABLE = frozenset(
 
 
 def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -> dict[str, Topic]:
-    """Make or check the declared topics by the settings' strategy; returns them as they are. Blocks.
+    """Make or check the declared topics by the settings' strategy; returns them as they are.
+    Blocks.
 
     :raises StreamError: when one is missing or too weak; it says what to change.
     :raises ConnectError: when no broker answers by the deadline.
@@ -184,10 +210,14 @@ def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -
     strategy = settings.topic_strategy
     if strategy == "skip":
         return {}
-    names = list(dict.fromkeys([*(wanted.name for wanted in settings.topic_settings), *settings.topics]))
+    names = list(
+        dict.fromkeys([*(wanted.name for wanted in settings.topic_settings), *settings.topics])
+    )
     topics = admin.describe(names, deadline) if names else {}
     for wanted in settings.topic_settings:
-        topics[wanted.name] = _ensure_topic(admin, wanted, topics.get(wanted.name), strategy, deadline)
+        topics[wanted.name] = _ensure_topic(
+            admin, wanted, topics.get(wanted.name), strategy, deadline
+        )
     for name in names:
         if name not in topics:
             raise StreamError(f"there is no topic {name}: {REMEDY}")
@@ -198,11 +228,17 @@ def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -
 
 
 def _ensure_topic(
-    admin: TopicAdmin, wanted: KafkaTopicSettings, topic: Topic | None, strategy: str, deadline: float
+    admin: TopicAdmin,
+    wanted: KafkaTopicSettings,
+    topic: Topic | None,
+    strategy: str,
+    deadline: float,
 ) -> Topic:
     if topic is None:
         if strategy == "validate":
-            raise StreamError(f"topic {wanted.name} is missing: create it, or use topic_strategy=create")
+            raise StreamError(
+                f"topic {wanted.name} is missing: create it, or use topic_strategy=create"
+            )
         admin.create(wanted, deadline)
         topic = _await_topic(admin, wanted.name, 1, deadline)
     if strategy == "create_or_update":
@@ -226,7 +262,10 @@ def _update(admin: TopicAdmin, wanted: KafkaTopicSettings, topic: Topic, deadlin
         admin.set_config(wanted.name, changes, deadline)
     while changes or "partitions" in shortcomings:
         topic = _await_topic(admin, wanted.name, wanted.partitions or 1, deadline)
-        if not (_shortcomings(topic, wanted).keys() & changes.keys()) or time.monotonic() > deadline:
+        if (
+            not (_shortcomings(topic, wanted).keys() & changes.keys())
+            or time.monotonic() > deadline
+        ):
             break
         time.sleep(PAUSE)
     return topic
@@ -239,7 +278,9 @@ def _await_topic(admin: TopicAdmin, name: str, partitions: int, deadline: float)
         if topic is not None and (topic.partitions or 0) >= partitions:
             return topic
         if time.monotonic() > deadline:
-            raise StreamError(f"topic {name} was changed, but no broker knows it yet: see to the cluster's controller")
+            raise StreamError(
+                f"topic {name} was changed, but no broker knows it yet: see to the cluster's controller"
+            )
         time.sleep(PAUSE)
 
 
@@ -252,14 +293,18 @@ def _as_config(wanted: KafkaTopicSettings) -> dict[str, str]:
     config = {
         MIN_INSYNC: wanted.min_insync_replicas,
         CLEANUP: wanted.cleanup_policy,
-        RETENTION: None if wanted.retention is None else round(wanted.retention.total_seconds() * 1000),
+        RETENTION: None
+        if wanted.retention is None
+        else round(wanted.retention.total_seconds() * 1000),
         MAX_MESSAGE: wanted.max_message_bytes,
     }
     return {key: str(value) for key, value in config.items() if value is not None}
 
 
 def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
-    """In which points a topic keeps less, or for a shorter time, than the settings ask, by property."""
+    """In which points a topic keeps less, or for a shorter time, than the settings ask, by
+    property.
+    """
     found = {}
     if wanted.partitions is not None and (topic.partitions or 0) < wanted.partitions:
         found["partitions"] = f"partitions are {topic.partitions}, asked are {wanted.partitions}"
@@ -267,7 +312,9 @@ def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
         found["replicas"] = f"replicas are {topic.replicas}, asked are {wanted.replicas}"
     asked = _as_config(wanted)
     if asked and not topic.config:
-        found["config"] = "its configuration may not be read by this user: grant DESCRIBE_CONFIGS on it"
+        found["config"] = (
+            "its configuration may not be read by this user: grant DESCRIBE_CONFIGS on it"
+        )
         return found
     if wanted.min_insync_replicas is not None:
         # Of fewer replicas than that Kafka asks no more than there are, and says nothing.
@@ -280,7 +327,9 @@ def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
     if wanted.cleanup_policy is not None:
         has = set(topic.config.get(CLEANUP, "").split(","))
         if has != set(wanted.cleanup_policy.split(",")):
-            found[CLEANUP] = f"{CLEANUP} is {topic.config.get(CLEANUP)}, asked is {wanted.cleanup_policy}"
+            found[CLEANUP] = (
+                f"{CLEANUP} is {topic.config.get(CLEANUP)}, asked is {wanted.cleanup_policy}"
+            )
     for key in (RETENTION, MAX_MESSAGE):
         value = int(topic.config.get(key, -1))  # Kafka writes "for ever" as -1
         if key in asked and 0 <= value < int(asked[key]):

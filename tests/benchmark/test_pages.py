@@ -40,7 +40,9 @@ def test_the_numbers_of_a_page_are_those_of_its_results_files(page: Path) -> Non
     assert page.read_text() == fill(page), "make pages brings it in step"
 
 
-@pytest.mark.parametrize("file", sorted((HERE / "results").glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((HERE / "results").glob("*.json")), ids=lambda file: file.stem
+)
 def test_a_results_file_is_complete_and_nothing_was_lost_in_it(file: Path) -> None:
     rounds = load(file)["rounds"]
 

@@ -17,7 +17,14 @@ MESSAGES = 60
 
 def case(strategy: str, **more: Any) -> Case:
     return Case(
-        "low", "jetstream", "memory", "msgid", strategy, messages=MESSAGES, payload_bytes=16, batch=25
+        "low",
+        "jetstream",
+        "memory",
+        "msgid",
+        strategy,
+        messages=MESSAGES,
+        payload_bytes=16,
+        batch=25,
     )._replace(**more)
 
 
@@ -50,9 +57,14 @@ def test_a_strategy_stores_or_reads_every_message_and_leaves_nothing_behind(
     assert entry["tasks_initial"] == entry["tasks_final"] == 0
 
 
-def test_management_requests_are_those_that_the_server_counted(rounds: dict[str, dict[str, Any]]) -> None:
+def test_management_requests_are_those_that_the_server_counted(
+    rounds: dict[str, dict[str, Any]],
+) -> None:
     assert rounds["before"]["mgmt_requests_per_msg"] == 1
-    assert all(rounds[name]["mgmt_requests_per_msg"] == 0 for name in ("sync", "task", "async", "pool", "lean"))
+    assert all(
+        rounds[name]["mgmt_requests_per_msg"] == 0
+        for name in ("sync", "task", "async", "pool", "lean")
+    )
 
 
 def test_ack_frames_are_those_that_the_server_sent(rounds: dict[str, dict[str, Any]]) -> None:
@@ -65,19 +77,28 @@ def test_ack_frames_are_those_that_the_server_sent(rounds: dict[str, dict[str, A
 def test_a_round_of_every_strategy_of_kafka_stores_every_message_and_leaves_nothing_behind(
     kafka_address: str, payload: int
 ) -> None:
-    group = [case(name, broker="kafka", payload_bytes=payload, ids="header") for name in STRATEGIES["kafka"]]
+    group = [
+        case(name, broker="kafka", payload_bytes=payload, ids="header")
+        for name in STRATEGIES["kafka"]
+    ]
     with KafkaBroker(kafka_address) as broker:
         measured = run([group], {"kafka": broker}, rounds=1)
 
     assert check(measured) == []
     assert {entry["strategy"] for entry in measured} == set(STRATEGIES["kafka"])
     assert {entry["found"] for entry in measured} == {MESSAGES}
-    threads = {entry["strategy"]: (entry["threads_initial"], entry["threads_final"]) for entry in measured}
+    threads = {
+        entry["strategy"]: (entry["threads_initial"], entry["threads_final"]) for entry in measured
+    }
     assert threads == dict.fromkeys(STRATEGIES["kafka"], (1, 1))
 
 
 def test_paced_messages_and_ids_in_another_header_are_stored_too(broker: JetStreamBroker) -> None:
-    group = [case("sync", rate=1_000, batch=1), case("flow", rate=1_000, batch=1), case("lean", ids="header")]
+    group = [
+        case("sync", rate=1_000, batch=1),
+        case("flow", rate=1_000, batch=1),
+        case("lean", ids="header"),
+    ]
 
     assert check(run([group], {"jetstream": broker}, rounds=1)) == []
 

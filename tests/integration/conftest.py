@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 
-from tests.streams import remake_stream
+from tests.support.streams import remake_stream
 
 _numbers = count(1)
 
@@ -17,6 +17,10 @@ def names() -> Callable[[], str]:
 
 @pytest.fixture(params=[False, True], ids=["one by one", "whole flights"])
 def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every promise of a module that uses this is one of both ways: of streams that take whole flights or not."""
-    monkeypatch.setattr(request.module, "make_stream", partial(remake_stream, allow_batched=request.param))
+    """Every promise of a module that uses this is one of both ways: of streams that take whole
+    flights or not.
+    """
+    monkeypatch.setattr(
+        request.module, "make_stream", partial(remake_stream, allow_batched=request.param)
+    )
     return bool(request.param)

@@ -1,4 +1,6 @@
-"""Whatever is wrong with an input ends in one clear error or one rejected result, and harms nothing else."""
+"""Whatever is wrong with an input ends in one clear error or one rejected result, and harms nothing
+else.
+"""
 
 import json
 import logging
@@ -21,12 +23,12 @@ from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, Publis
 from bytewax_jetstream.errors import ConnectError, JetStreamPipelineError, PublishError, StreamError
 from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsServer
-from tests.child import TOLD, Told
-from tests.dataflows import Envelopes, publishing, recovery_store, root_cause, run
-from tests.lanes import broker_of, jetstream, opened, publish, settle
-from tests.proxy import Proxy
-from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
-from tests.waiting import until
+from tests.support.child import TOLD, Told
+from tests.support.dataflows import Envelopes, publishing, recovery_store, root_cause, run
+from tests.support.lanes import broker_of, jetstream, opened, publish, settle
+from tests.support.proxy import Proxy
+from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 CANARY = "canary-8d21c4"
 HEADER = b"NATS/1.0\r\nNats-Msg-Id: e-1\r\n\r\n"
@@ -34,7 +36,9 @@ HEADER = b"NATS/1.0\r\nNats-Msg-Id: e-1\r\n\r\n"
 both_ways = pytest.mark.parametrize("way", ["pool", "dataflow"])
 
 
-def _publish(way: str, settings: JetStreamSettings, batch: Sequence[Envelope]) -> list[PublishResult]:
+def _publish(
+    way: str, settings: JetStreamSettings, batch: Sequence[Envelope]
+) -> list[PublishResult]:
     """Publish with the bare pool or in a dataflow; an error of ours comes out as it is."""
     if way == "pool":
         with opened(settings) as (_, lane):
@@ -71,7 +75,10 @@ BAD_ENVELOPES = [
     (_bad(topic="bad." + "x" * 4_996), "has 5000 characters, allowed are 1024: shorten it"),
     (_bad(topic="bad..x"), "has an empty token: remove the surplus dot"),
     (_bad(topic=".bad"), "has an empty token"),
-    (_bad(topic="$JS.API.STREAM.DELETE.BAD"), "belongs to the server: choose one without leading $"),
+    (
+        _bad(topic="$JS.API.STREAM.DELETE.BAD"),
+        "belongs to the server: choose one without leading $",
+    ),
     (_bad(topic="_INBOX.x"), "belongs to the server"),
     (_bad(payload="text"), "the payload is a str: give bytes"),
     (_bad(payload=None), "the payload is a NoneType: give bytes"),
@@ -87,7 +94,10 @@ BAD_ENVELOPES = [
     (_bad(aggregate_id=7), "Aggregate-Id is a int: give a str"),
     (_bad(aggregate_id=["a"]), ": give a str"),
     (_bad(event_type="a\x00"), "control characters"),
-    (_bad(headers={"Nats-Rollup": "all"}), "header Nats-Rollup is reserved: use the envelope's fields"),
+    (
+        _bad(headers={"Nats-Rollup": "all"}),
+        "header Nats-Rollup is reserved: use the envelope's fields",
+    ),
     (_bad(headers={"nats-msg-id": "x"}), "header nats-msg-id is reserved"),
     (_bad(headers={"Event-Id": "x"}), "header Event-Id is reserved"),
     (_bad(headers={"Status": "503"}), "header Status is reserved"),
@@ -103,17 +113,24 @@ BAD_ENVELOPES = [
     (_bad(options=PublishOptions(expected_last_sequence=-1)), "give 0 or a stream sequence"),
     (_bad(options={"ttl": 1}), "the options are a dict: give PublishOptions"),
     (_bad(payload=b"x" * (1024 * 1024)), "split the message or raise the server's max_payload"),
-    (_bad(topic="uncovered.x"), "no stream covers topic uncovered.x: add it to the subjects of a stream"),
+    (
+        _bad(topic="uncovered.x"),
+        "no stream covers topic uncovered.x: add it to the subjects of a stream",
+    ),
 ]
 
 
 @both_ways
-def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(nats_server: NatsServer, way: str) -> None:
+def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(
+    nats_server: NatsServer, way: str
+) -> None:
     stream = f"BAD-{way}"
     make_stream(nats_server.url, stream, f"{stream}.>")
     make_stream(nats_server.url, "BAD", "bad.>", "evil", allow_rollup_hdrs=True)
     good = envelopes(len(BAD_ENVELOPES), f"{stream}.good")
-    mixed = [each for pair in zip(good, (bad for bad, _ in BAD_ENVELOPES), strict=True) for each in pair]
+    mixed = [
+        each for pair in zip(good, (bad for bad, _ in BAD_ENVELOPES), strict=True) for each in pair
+    ]
 
     with Proxy(nats_server.url) as proxy:
         results = _publish(way, jetstream(proxy.url), mixed)
@@ -121,10 +138,14 @@ def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(nats_s
         assert proxy.connections == 1, "a bad envelope cost the connection"
         assert proxy.requests.messages_to(b"bad") == proxy.requests.messages_to(b"evil") == 0
     assert len(results) == len(mixed)
-    rejected = {str(result.envelope): result for result in results if result.outcome is Outcome.REJECTED}
+    rejected = {
+        str(result.envelope): result for result in results if result.outcome is Outcome.REJECTED
+    }
     for bad, says in BAD_ENVELOPES:
         payload: object = bad.payload
-        shown = bad._replace(payload=b"x") if isinstance(payload, memoryview) else bad  # it cannot be pickled
+        shown = (
+            bad._replace(payload=b"x") if isinstance(payload, memoryview) else bad
+        )  # it cannot be pickled
         result = rejected.pop(str(shown))
         assert says in str(result.reason)
         assert len(str(result.reason)) < 300
@@ -133,18 +154,24 @@ def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(nats_s
     assert audit(nats_server.url, stream, good) == FLAWLESS
 
 
-def test_rejected_envelopes_of_any_kind_survive_in_the_recovery_store(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_rejected_envelopes_of_any_kind_survive_in_the_recovery_store(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
     make_stream(nats_server.url, "PICKLED", "pickled")
     unpicklable = [
         Envelope("pickled", cast(bytes, payload), event_id=f"bad-{number}")
-        for number, payload in enumerate((memoryview(b"x"), threading.Lock(), iter("x"), lambda: b"x"))
+        for number, payload in enumerate(
+            (memoryview(b"x"), threading.Lock(), iter("x"), lambda: b"x")
+        )
     ]
     good = envelopes(10, "pickled")
     made = publishing(Envelopes([*good, *unpicklable], batch_size=100), jetstream(nats_server.url))
 
     run(made.flow, store=recovery_store(tmp_path / "store"), epoch=timedelta(0))
 
-    assert [result.event_id for result in made.errs] == [envelope.event_id for envelope in unpicklable]
+    assert [result.event_id for result in made.errs] == [
+        envelope.event_id for envelope in unpicklable
+    ]
     assert audit(nats_server.url, "PICKLED", good) == FLAWLESS
 
 
@@ -156,11 +183,15 @@ def test_a_payload_may_fill_the_servers_limit_to_the_byte_and_no_further(way: st
         full = Envelope("limit", b"x" * most, event_id="e-1")
         over = Envelope("limit", b"x" * (most + 1), event_id="e-2")
 
-        results = {result.event_id: result for result in _publish(way, jetstream(proxy.url), [over, full])}
+        results = {
+            result.event_id: result for result in _publish(way, jetstream(proxy.url), [over, full])
+        }
 
         assert results["e-1"].outcome is Outcome.STORED
         assert results["e-2"].outcome is Outcome.REJECTED
-        assert str(results["e-2"].reason).startswith("payload and headers have 10001 bytes, the server allows 10000")
+        assert str(results["e-2"].reason).startswith(
+            "payload and headers have 10001 bytes, the server allows 10000"
+        )
         assert proxy.connections == 1
         assert [len(message.payload) for message in stored(server.url, "LIMIT")] == [most]
 
@@ -180,7 +211,9 @@ def test_a_message_that_a_stream_finds_too_large_is_rejected_alone(nats_server: 
 
 
 @both_ways
-def test_a_repeated_event_id_is_stored_once_and_called_a_duplicate(nats_server: NatsServer, way: str) -> None:
+def test_a_repeated_event_id_is_stored_once_and_called_a_duplicate(
+    nats_server: NatsServer, way: str
+) -> None:
     stream = f"REPEATED-{way}"
     make_stream(nats_server.url, stream, stream)
     batch = [Envelope(stream, b"%d" % number, event_id="same") for number in range(3)]
@@ -199,7 +232,9 @@ def test_a_server_that_is_not_there_is_named_within_the_connect_timeout(way: str
         settings = jetstream(server.url, connect_timeout=1)
     began = time.monotonic()
 
-    with pytest.raises(ConnectError, match=rf"^no connection to {server.url} within 1 s .*: see whether the server"):
+    with pytest.raises(
+        ConnectError, match=rf"^no connection to {server.url} within 1 s .*: see whether the server"
+    ):
         _publish(way, settings, envelopes(10, "x"))
 
     assert time.monotonic() - began < 10
@@ -218,7 +253,9 @@ def test_a_server_that_accepts_and_says_nothing_is_named_within_the_connect_time
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_falls_silent_while_the_streams_are_checked_is_an_error(nats_server: NatsServer) -> None:
+def test_a_server_that_falls_silent_while_the_streams_are_checked_is_an_error(
+    nats_server: NatsServer,
+) -> None:
     with Proxy(nats_server.url) as proxy:
         proxy.answers.loses = lambda frame: frame.startswith(b"MSG ")
 
@@ -227,7 +264,9 @@ def test_a_server_that_falls_silent_while_the_streams_are_checked_is_an_error(na
 
 
 @both_ways
-def test_a_wrong_password_is_said_at_once_and_never_shown(way: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_password_is_said_at_once_and_never_shown(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     with NatsServer(config="authorization { user: amy, password: right }") as server:
         settings = jetstream(server.url, user="amy", password=CANARY, connect_timeout=600)
@@ -238,7 +277,9 @@ def test_a_wrong_password_is_said_at_once_and_never_shown(way: str, caplog: pyte
     assert str(refused.value) == (
         f"no connection to {server.url} (nats: 'Authorization Violation'): correct the credentials in the settings"
     )
-    assert CANARY not in "".join(traceback.format_exception(refused.value)) + caplog.text + repr(settings)
+    assert CANARY not in "".join(traceback.format_exception(refused.value)) + caplog.text + repr(
+        settings
+    )
 
 
 @pytest.fixture(params=[False, True], ids=["one by one", "whole flights"])
@@ -263,8 +304,12 @@ def _as(user: str, server: NatsServer | Proxy, **settings: Any) -> JetStreamSett
 
 
 @both_ways
-def test_a_subject_without_permission_is_rejected_and_the_others_are_stored(guarded: NatsServer, way: str) -> None:
-    denied = [Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(3_000)]
+def test_a_subject_without_permission_is_rejected_and_the_others_are_stored(
+    guarded: NatsServer, way: str
+) -> None:
+    denied = [
+        Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(3_000)
+    ]
     fine = envelopes(3_000, "open.fine")
     mixed = [envelope for pair in zip(denied, fine, strict=True) for envelope in pair]
     with Proxy(guarded.url) as proxy:
@@ -274,12 +319,17 @@ def test_a_subject_without_permission_is_rejected_and_the_others_are_stored(guar
     assert len(results) == len(mixed)
     assert {results[each.event_id].outcome for each in fine} == {Outcome.STORED}
     assert {results[each.event_id].outcome for each in denied} == {Outcome.REJECTED}
-    assert results["d-0"].reason == "this user may not publish on open.Denied.x: grant it, then publish again"
+    assert (
+        results["d-0"].reason
+        == "this user may not publish on open.Denied.x: grant it, then publish again"
+    )
     assert len(stored(guarded.url, "OPEN", user="all", password="all")) == len(fine)
 
 
 def test_all_of_a_flight_without_permission_is_rejected_at_once(guarded: NatsServer) -> None:
-    denied = [Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(40)]
+    denied = [
+        Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(40)
+    ]
     began = time.monotonic()
     with opened(_as("some", guarded, ack_timeout=20)) as (_, lane):
         results = settle(lane, denied)
@@ -289,7 +339,9 @@ def test_all_of_a_flight_without_permission_is_rejected_at_once(guarded: NatsSer
 
 
 @both_ways
-def test_a_user_who_may_hear_no_answers_is_told_so_at_the_start(guarded: NatsServer, way: str) -> None:
+def test_a_user_who_may_hear_no_answers_is_told_so_at_the_start(
+    guarded: NatsServer, way: str
+) -> None:
     with pytest.raises(
         ConnectError,
         match=r'^Permissions Violation for Subscription to "_INBOX.*": let this user subscribe to _INBOX\.>$',
@@ -302,7 +354,8 @@ def test_a_user_without_the_jetstream_api_is_told_to_skip_the_check_and_then_can
     guarded: NatsServer, way: str
 ) -> None:
     with pytest.raises(
-        ConnectError, match=r'^Permissions Violation for Publish to "\$JS\.API\.STREAM\.LIST": .*stream_strategy=skip$'
+        ConnectError,
+        match=r'^Permissions Violation for Publish to "\$JS\.API\.STREAM\.LIST": .*stream_strategy=skip$',
     ):
         _publish(way, _as("plain", guarded), envelopes(10, "open.x"))
 
@@ -313,14 +366,18 @@ def test_a_user_without_the_jetstream_api_is_told_to_skip_the_check_and_then_can
 
 def test_an_unmet_expectation_that_cannot_be_looked_up_is_unknown(guarded: NatsServer) -> None:
     # It may be its own earlier success that is in the way, and this user may not see.
-    expecting = Envelope("open.x", b"", event_id="e", options=PublishOptions(expected_last_sequence=0))
+    expecting = Envelope(
+        "open.x", b"", event_id="e", options=PublishOptions(expected_last_sequence=0)
+    )
     settings = _as("plain", guarded, stream_strategy="skip")
     publish(settings, *envelopes(1, "open.x"))
 
     result = publish(settings, expecting)["e"]
 
     assert (result.outcome, result.code) == (Outcome.UNKNOWN, 10071)
-    assert "whether it was stored before could not be looked up: Permissions Violation" in str(result.reason)
+    assert "whether it was stored before could not be looked up: Permissions Violation" in str(
+        result.reason
+    )
 
 
 @both_ways
@@ -338,16 +395,24 @@ def test_a_server_without_jetstream_is_one_sentence(way: str) -> None:
 @both_ways
 def test_a_missing_stream_is_one_sentence(nats_server: NatsServer, way: str) -> None:
     settings = jetstream(
-        nats_server.url, stream_strategy="validate", streams=(StreamSettings(name="NONE", subjects=("none",)),)
+        nats_server.url,
+        stream_strategy="validate",
+        streams=(StreamSettings(name="NONE", subjects=("none",)),),
     )
 
-    with pytest.raises(StreamError, match=r"^stream NONE is missing: create it, or use stream_strategy=create$"):
+    with pytest.raises(
+        StreamError, match=r"^stream NONE is missing: create it, or use stream_strategy=create$"
+    ):
         _publish(way, settings, envelopes(10, "none"))
 
 
 @both_ways
-def test_a_declared_topic_without_a_stream_is_one_sentence(nats_server: NatsServer, way: str) -> None:
-    with pytest.raises(StreamError, match=r"^no stream covers topic nowhere\.a: add it to the subjects of a stream"):
+def test_a_declared_topic_without_a_stream_is_one_sentence(
+    nats_server: NatsServer, way: str
+) -> None:
+    with pytest.raises(
+        StreamError, match=r"^no stream covers topic nowhere\.a: add it to the subjects of a stream"
+    ):
         _publish(way, jetstream(nats_server.url, topics=("nowhere.a",)), envelopes(10, "nowhere.a"))
 
 
@@ -368,7 +433,10 @@ def test_a_stream_that_cannot_keep_the_promise_rejects_its_topics_only(
     make_stream(nats_server.url, f"FIT-{stream}", f"FIT-{stream}.>")
     if config.get("sealed"):
         _seal(nats_server.url, stream)
-    batch = [Envelope(f"{stream}.x", b"", event_id="unfit"), Envelope(f"FIT-{stream}.x", b"", event_id="fit")]
+    batch = [
+        Envelope(f"{stream}.x", b"", event_id="unfit"),
+        Envelope(f"FIT-{stream}.x", b"", event_id="fit"),
+    ]
 
     with pytest.raises(StreamError, match=rf"^topic {stream}\.x: .*{says}"):
         publish(jetstream(nats_server.url, topics=(f"{stream}.x",)))
@@ -384,9 +452,13 @@ def _seal(url: str, stream: str) -> None:
     api(url, f"STREAM.UPDATE.{stream}", {**config, "sealed": True})
 
 
-def test_a_stream_that_never_acknowledges_ends_at_the_delivery_timeout(nats_server: NatsServer) -> None:
+def test_a_stream_that_never_acknowledges_ends_at_the_delivery_timeout(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "NOACK", "noack", no_ack=True)
-    settings = jetstream(nats_server.url, stream_strategy="skip", ack_timeout=0.2, delivery_timeout=1)
+    settings = jetstream(
+        nats_server.url, stream_strategy="skip", ack_timeout=0.2, delivery_timeout=1
+    )
 
     results = publish(settings, *envelopes(200, "noack", aggregates=10))
 
@@ -395,7 +467,9 @@ def test_a_stream_that_never_acknowledges_ends_at_the_delivery_timeout(nats_serv
     assert "(no ack within 0.2 s): see to the broker" in str(results["e-0"].reason)
 
 
-def test_a_full_stream_is_unknown_at_the_delivery_timeout_and_says_what_to_do(nats_server: NatsServer) -> None:
+def test_a_full_stream_is_unknown_at_the_delivery_timeout_and_says_what_to_do(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "FULL", "full", discard="new", max_msgs=50)
     with opened(jetstream(nats_server.url, delivery_timeout=1)) as (pool, lane):
         results = settle(lane, envelopes(100, "full"))
@@ -406,11 +480,16 @@ def test_a_full_stream_is_unknown_at_the_delivery_timeout_and_says_what_to_do(na
     for result in unknown:
         assert result.code == 10077
         assert "not settled within 1 s" in str(result.reason)
-        assert "maximum messages exceeded (10077): make room in the stream or raise its limits" in str(result.reason)
+        assert (
+            "maximum messages exceeded (10077): make room in the stream or raise its limits"
+            in str(result.reason)
+        )
         assert result.envelope is not None
 
 
-def test_a_full_stream_stops_a_dataflow_and_its_epoch_is_replayed(nats_server: NatsServer, tmp_path: Path) -> None:
+def test_a_full_stream_stops_a_dataflow_and_its_epoch_is_replayed(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
     make_stream(nats_server.url, "FULLFLOW", "fullflow", discard="new", max_msgs=50)
     batch = envelopes(100, "fullflow")
     store = recovery_store(tmp_path / "store")
@@ -421,7 +500,8 @@ def test_a_full_stream_stops_a_dataflow_and_its_epoch_is_replayed(nats_server: N
     cause = root_cause(stopped.value)
     assert isinstance(cause, PublishError)
     assert re.match(
-        r"flow\.publish stops, its epoch uncommitted: envelope e-\d+ on fullflow is unknown: .*make room in", str(cause)
+        r"flow\.publish stops, its epoch uncommitted: envelope e-\d+ on fullflow is unknown: .*make room in",
+        str(cause),
     )
 
     _change(nats_server.url, "FULLFLOW", max_msgs=1_000)
@@ -440,7 +520,9 @@ def test_a_full_stream_goes_on_when_room_is_made_in_time(nats_server: NatsServer
     with Proxy(nats_server.url) as proxy:
 
         def make_room() -> None:
-            until(lambda: proxy.requests.messages_to(stream.encode()) > len(batch))  # so something was refused
+            until(
+                lambda: proxy.requests.messages_to(stream.encode()) > len(batch)
+            )  # so something was refused
             _change(nats_server.url, stream, max_bytes=5_000_000)
 
         thread = threading.Thread(target=make_room)
@@ -464,7 +546,10 @@ def _delete(url: str, stream: str) -> None:
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (_delete, r"(rejected|unknown): no stream covers topic \S+ any more: add it to the subjects"),
+        (
+            _delete,
+            r"(rejected|unknown): no stream covers topic \S+ any more: add it to the subjects",
+        ),
         (_seal, r"(rejected|unknown): the server refused it: .*sealed.*\(10109\): mend the stream"),
     ],
     ids=["deleted", "sealed"],
@@ -501,25 +586,45 @@ def test_a_stream_that_goes_while_a_dataflow_runs_stops_it_with_its_epoch_uncomm
         assert ids >= {envelope.event_id for envelope in batch[500:]}
 
 
-def test_a_stream_deleted_under_the_bare_pool_is_said_within_seconds(nats_server: NatsServer) -> None:
+def test_a_stream_deleted_under_the_bare_pool_is_said_within_seconds(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "DELETED", "deleted")
     make_stream(nats_server.url, "STAYS", "stays")
     with opened(jetstream(nats_server.url, ack_timeout=0.5, delivery_timeout=60)) as (pool, lane):
         settle(lane, envelopes(10, "deleted"))
         _delete(nats_server.url, "DELETED")
 
-        results = settle(lane, [*envelopes(100, "deleted", first=10), *envelopes(100, "stays", first=1_000)])
+        results = settle(
+            lane, [*envelopes(100, "deleted", first=10), *envelopes(100, "stays", first=1_000)]
+        )
 
         assert broker_of(pool)["reconnects"] == 0
     for event_id, result in results.items():
-        assert result.outcome is (Outcome.STORED if result.topic == "stays" else Outcome.REJECTED), event_id
+        assert result.outcome is (
+            Outcome.STORED if result.topic == "stays" else Outcome.REJECTED
+        ), event_id
         assert result.ack_seconds < 20
     assert "no stream covers topic deleted any more" in str(results["e-10"].reason)
 
 
-def _run_child(folder: Path, store: Path, limit: str = "unlimited") -> subprocess.CompletedProcess[str]:
+def _run_child(
+    folder: Path, store: Path, limit: str = "unlimited"
+) -> subprocess.CompletedProcess[str]:
     told = Told("nats://127.0.0.1:1", str(folder))
-    command = [sys.executable, "-B", "-m", "bytewax.run", "tests.child:flow", "-r", str(store), "-s", "1", "-b", "0"]
+    command = [
+        sys.executable,
+        "-B",
+        "-m",
+        "bytewax.run",
+        "tests.support.child:flow",
+        "-r",
+        str(store),
+        "-s",
+        "1",
+        "-b",
+        "0",
+    ]
     return subprocess.run(
         ["/bin/sh", "-c", f'ulimit -f {limit}; exec "$@"', "sh", *command],
         env={**os.environ, TOLD: json.dumps(told._asdict())},
@@ -534,10 +639,15 @@ def test_a_missing_recovery_directory_is_bytewaxs_own_clear_error(tmp_path: Path
     ended = _run_child(tmp_path, tmp_path / "absent")
 
     assert ended.returncode == 1
-    assert f'recovery directory "{tmp_path / "absent"}" does not exist' in ended.stderr.splitlines()[-1]
+    assert (
+        f'recovery directory "{tmp_path / "absent"}" does not exist'
+        in ended.stderr.splitlines()[-1]
+    )
 
 
-def test_a_recovery_directory_that_was_not_made_ready_is_bytewaxs_own_clear_error(tmp_path: Path) -> None:
+def test_a_recovery_directory_that_was_not_made_ready_is_bytewaxs_own_clear_error(
+    tmp_path: Path,
+) -> None:
     ended = _run_child(tmp_path, tmp_path)
 
     assert ended.returncode == 1
@@ -545,7 +655,8 @@ def test_a_recovery_directory_that_was_not_made_ready_is_bytewaxs_own_clear_erro
 
 
 def test_an_unwritable_recovery_directory_is_bytewaxs_own_clear_error(tmp_path: Path) -> None:
-    # A file-size limit, because permissions do not stop root, who runs the tests in many containers.
+    # A file-size limit, because permissions do not stop root, who runs the tests in many
+    # containers.
     ended = _run_child(tmp_path, recovery_store(tmp_path / "store"), limit="0")
 
     assert ended.returncode == 1

@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT to a dataflow in a process of its own: it drains, or it ends in time and is replayed."""
+"""SIGTERM and SIGINT to a dataflow in a process of its own: it drains, or it ends in time and is
+replayed.
+"""
 
 import signal
 import time
@@ -7,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bytewax_jetstream.testing import NatsServer
-from tests.child import Child, Told
-from tests.dataflows import recovery_store
-from tests.proxy import Proxy
-from tests.streams import FLAWLESS, audit, make_stream, stored
-from tests.waiting import until
+from tests.support.child import Child, Told
+from tests.support.dataflows import recovery_store
+from tests.support.proxy import Proxy
+from tests.support.streams import FLAWLESS, audit, make_stream, stored
+from tests.support.waiting import until
 
 signals = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 workers_1_2 = pytest.mark.parametrize("workers", [1, 2])
@@ -53,7 +55,9 @@ def test_a_signal_settles_everything_that_was_emitted_and_commits_it(
 
 
 @workers_1_2
-def test_a_source_without_partitions_drains_too(own_nats_server: NatsServer, tmp_path: Path, workers: int) -> None:
+def test_a_source_without_partitions_drains_too(
+    own_nats_server: NatsServer, tmp_path: Path, workers: int
+) -> None:
     make_stream(own_nats_server.url, "CHILD", "child")
     told = Told(own_nats_server.url, str(tmp_path), source="dynamic")
 
@@ -106,7 +110,9 @@ def test_a_signal_after_the_sources_have_ended_still_waits_for_what_they_emitted
         with Child.of(told, workers=workers, store=store) as child:
             until(lambda: len(told.emitted) == told.messages or not child.running)
             sent = proxy.requests.messages_to(b"child")
-            until(lambda: proxy.requests.messages_to(b"child") > sent + 100 or not child.running)  # all, again
+            until(
+                lambda: proxy.requests.messages_to(b"child") > sent + 100 or not child.running
+            )  # all, again
             child.signal(signal.SIGTERM)
             until(lambda: "draining for at most" in child.log or not child.running)
             proxy.answers.loses = lambda frame: False
@@ -136,7 +142,8 @@ def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
         until(lambda: len(told.emitted) > 500 or not child.running)
         server.pause()
         emitted, paused = len(told.emitted), time.monotonic()
-        # So something is in flight; a sink may have been in the midst of a write, and then emits no more.
+        # So something is in flight; a sink may have been in the midst of a write, and then emits no
+        # more.
         until(lambda: len(told.emitted) > emitted or time.monotonic() > paused + 2)
         child.signal(signal.SIGTERM)
         assert child.wait(15) > 0, child.log
@@ -149,7 +156,9 @@ def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
 
     assert set(told.emitted[first:]) >= unsettled
     if step == "publish":
-        assert {each for each, _, _ in told.results} == {envelope.event_id for envelope in told.envelopes}
+        assert {each for each, _, _ in told.results} == {
+            envelope.event_id for envelope in told.envelopes
+        }
     assert audit(server.url, "CHILD", told.envelopes) == FLAWLESS
 
 

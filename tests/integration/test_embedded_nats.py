@@ -21,7 +21,7 @@ from nats.js.api import StreamConfig
 from nats.js.errors import NoStreamResponseError
 
 from bytewax_jetstream.testing import NatsCluster, NatsServer, NatsServerError
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 async def _store(url: str, *payloads: bytes, replicas: int = 1) -> None:
@@ -34,7 +34,9 @@ async def _store(url: str, *payloads: bytes, replicas: int = 1) -> None:
                 try:
                     await stream.publish("kept", payload)
                     break
-                except NoStreamResponseError:  # the leader of a replicated stream may not listen yet
+                except (
+                    NoStreamResponseError
+                ):  # the leader of a replicated stream may not listen yet
                     if time.monotonic() > deadline:
                         raise
                     await asyncio.sleep(0.05)
@@ -93,7 +95,9 @@ def test_a_server_serves_jetstream_and_says_what_it_is(own_nats_server: NatsServ
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])
-def test_a_server_that_was_ended_starts_again_on_its_port_with_its_data(own_nats_server: NatsServer, how: str) -> None:
+def test_a_server_that_was_ended_starts_again_on_its_port_with_its_data(
+    own_nats_server: NatsServer, how: str
+) -> None:
     server = own_nats_server
     url, pid = server.url, server.pid
     asyncio.run(_store(url, b"one", b"two"))
@@ -182,7 +186,8 @@ def test_a_wrong_configuration_is_one_clear_sentence_and_leaves_nothing(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     with pytest.raises(
-        NatsServerError, match=r'^nats-server ended before it was ready: .*server.conf:1:0: unknown field "nonsense"$'
+        NatsServerError,
+        match=r'^nats-server ended before it was ready: .*server.conf:1:0: unknown field "nonsense"$',
     ):
         NatsServer(config="nonsense: 3").start()
 
@@ -239,7 +244,8 @@ def test_no_server_outlives_an_owner_that_is_killed(*, paused: bool) -> None:
         until(lambda: not scratch.exists())
 
 
-# Python 3.12 warns of a fork beside threads, which other tests may have left; this child takes no lock of theirs.
+# Python 3.12 warns of a fork beside threads, which other tests may have left; this child takes no
+# lock of theirs.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_leaves_the_server_to_its_parent(own_nats_server: NatsServer) -> None:
     child = os.fork()
@@ -253,7 +259,9 @@ def test_a_forked_child_leaves_the_server_to_its_parent(own_nats_server: NatsSer
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_owners_process_group_does_not_reach_the_server(number: signal.Signals) -> None:
+def test_a_signal_to_the_owners_process_group_does_not_reach_the_server(
+    number: signal.Signals,
+) -> None:
     program = """
         import json, signal
         from bytewax_jetstream.testing import NatsServer
@@ -285,7 +293,9 @@ def test_a_cluster_keeps_three_replicas_through_the_loss_of_one() -> None:
         lost, *left = cluster.servers
         lost.kill()
         assert repr(cluster) == "<NatsCluster 2 of 3 servers running>"
-        until(lambda: _serves(left[0], [b"one"]), timeout=30)  # once those left have chosen a leader
+        until(
+            lambda: _serves(left[0], [b"one"]), timeout=30
+        )  # once those left have chosen a leader
 
         lost.start()
         until(lambda: _serves(lost, [b"one"]), timeout=30)

@@ -1,12 +1,14 @@
-"""A program that forgets to close its pool: what is in flight is settled, or it does not end as if all were well."""
+"""A program that forgets to close its pool: what is in flight is settled, or it does not end as if
+all were well.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
 
 from bytewax_jetstream.testing import NatsServer
-from tests.kafka import make_topic, records
-from tests.streams import FLAWLESS, audit, envelopes, make_stream
+from tests.support.kafka import make_topic, records
+from tests.support.streams import FLAWLESS, audit, envelopes, make_stream
 
 ROOT = Path(__file__).parents[2]
 COUNT = 10_000  # within the budget, so that the program is past its submit while nothing is settled
@@ -14,8 +16,8 @@ PROGRAM = f"""
 import sys
 from bytewax_jetstream.pool import AckPool
 from bytewax_jetstream.sinks import publisher_for
-from tests.lanes import jetstream, kafka
-from tests.streams import envelopes
+from tests.support.lanes import jetstream, kafka
+from tests.support.streams import envelopes
 
 broker, address, topic, seconds = sys.argv[1:]
 make = {{"jetstream": jetstream, "kafka": kafka}}[broker]

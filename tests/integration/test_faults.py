@@ -1,4 +1,6 @@
-"""A server that is killed, paused and restarted, and a cluster that loses its leaders, under a whole dataflow."""
+"""A server that is killed, paused and restarted, and a cluster that loses its leaders, under a
+whole dataflow.
+"""
 
 import threading
 from collections import Counter
@@ -14,10 +16,17 @@ from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
 from bytewax_jetstream.errors import PublishError
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsCluster, NatsServer
-from tests.dataflows import Envelopes, Publishing, publishing, recovery_store, root_cause, run
-from tests.lanes import broker_of, jetstream, opened, publish
-from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
-from tests.waiting import until
+from tests.support.dataflows import (
+    Envelopes,
+    Publishing,
+    publishing,
+    recovery_store,
+    root_cause,
+    run,
+)
+from tests.support.lanes import broker_of, jetstream, opened, publish
+from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 workers_1_2 = pytest.mark.parametrize("workers", [1, 2])
 
@@ -26,11 +35,16 @@ pytestmark = pytest.mark.usefixtures("whole")
 
 
 def _parts(batch: list[Envelope], parts: int = 8) -> list[list[Envelope]]:
-    return [[each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part] for part in range(parts)]
+    return [
+        [each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part]
+        for part in range(parts)
+    ]
 
 
 class _Faults:
-    """Calls one fault after the other while a source is read: each when a partition comes to its index."""
+    """Calls one fault after the other while a source is read: each when a partition comes to its
+    index.
+    """
 
     def __init__(self, faults: dict[int, Callable[[], object]]) -> None:
         self._left = sorted(faults.items())
@@ -48,7 +62,9 @@ class _Faults:
 
 def _all_is_well(made: Publishing, batch: list[Envelope], url: str, stream: str) -> None:
     assert audit(url, stream, batch) == FLAWLESS
-    assert Counter(result.event_id for result in made.oks) == Counter(each.event_id for each in batch)
+    assert Counter(result.event_id for result in made.oks) == Counter(
+        each.event_id for each in batch
+    )
     assert not made.errs
     assert sum(checkpoint.stored for checkpoint in made.checkpoints) == len(batch)
     assert max(result.attempts for result in made.oks) > 1, "no fault met a message on its way"
@@ -106,7 +122,9 @@ def test_a_server_that_is_paused_costs_nothing(own_nats_server: NatsServer, seco
     _all_is_well(made, batch, server.url, "PAUSED")
 
 
-def test_a_server_that_stays_away_longer_than_many_ack_timeouts_costs_nothing(own_nats_server: NatsServer) -> None:
+def test_a_server_that_stays_away_longer_than_many_ack_timeouts_costs_nothing(
+    own_nats_server: NatsServer,
+) -> None:
     server = own_nats_server
     make_stream(server.url, "AWAY", "away")
     batch = envelopes(20_000, "away", aggregates=2_000)
@@ -167,12 +185,16 @@ def cluster() -> Iterator[NatsCluster]:
 
 def _leader(cluster: NatsCluster, stream: str) -> str:
     try:
-        return str(api(cluster.url, f"STREAM.INFO.{stream}", seconds=0.5)["cluster"].get("leader", ""))
+        return str(
+            api(cluster.url, f"STREAM.INFO.{stream}", seconds=0.5)["cluster"].get("leader", "")
+        )
     except nats.errors.Error:  # while there is none, nobody answers
         return ""
 
 
-def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(cluster: NatsCluster, *, whole: bool) -> None:
+def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(
+    cluster: NatsCluster, *, whole: bool
+) -> None:
     stream = f"R3{whole}"
     make_stream(cluster.url, stream, stream, num_replicas=3)
     batch = envelopes(6_000, stream, aggregates=600)
@@ -185,7 +207,9 @@ def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(cluster: Nat
 
     def kill_leader() -> None:
         (server,) = (
-            each for each in cluster.servers if f"n{cluster.servers.index(each) + 1}" == _leader(cluster, stream)
+            each
+            for each in cluster.servers
+            if f"n{cluster.servers.index(each) + 1}" == _leader(cluster, stream)
         )
         server.kill()
         killed.append(server)
@@ -193,7 +217,9 @@ def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(cluster: Nat
     def bring_back() -> None:
         killed[0].start()
 
-    faults = _Faults({100: step_down, 200: step_down, 300: step_down, 400: kill_leader, 600: bring_back})
+    faults = _Faults(
+        {100: step_down, 200: step_down, 300: step_down, 400: kill_leader, 600: bring_back}
+    )
     source = Envelopes(*_parts(batch), batch_size=20, before=faults)
     made = publishing(source, jetstream(cluster.url))
 
@@ -204,7 +230,9 @@ def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(cluster: Nat
     _all_is_well(made, batch, cluster.url, stream)
 
 
-def test_a_replicated_stream_is_not_updated_down_to_one_replica(cluster: NatsCluster, *, whole: bool) -> None:
+def test_a_replicated_stream_is_not_updated_down_to_one_replica(
+    cluster: NatsCluster, *, whole: bool
+) -> None:
     make_stream(cluster.url, f"KEPT3{whole}", f"kept3{whole}.>", num_replicas=3)
     wanted = StreamSettings(name=f"KEPT3{whole}", subjects=(f"kept3{whole}.>",), max_messages=1_000)
     settings = jetstream(cluster.url, streams=(wanted,), stream_strategy="create_or_update")
@@ -219,7 +247,9 @@ def test_a_repeated_envelope_with_a_met_expectation_is_a_duplicate_in_a_cluster_
 ) -> None:
     stream = f"EXPECT3{whole}"
     make_stream(cluster.url, stream, stream, num_replicas=3)
-    envelope = Envelope(stream, b"", event_id="e", options=PublishOptions(expected_last_subject_sequence=0))
+    envelope = Envelope(
+        stream, b"", event_id="e", options=PublishOptions(expected_last_subject_sequence=0)
+    )
     settings = jetstream(cluster.url)
 
     results = [publish(settings, envelope)["e"] for _ in range(2)]

@@ -19,8 +19,8 @@ from bytewax_jetstream.testing import NatsServer
 from flows.flights import enter
 from flows.flights_audit import AuditError, Counted, StreamReader, count_flights
 from flows.flights_data import rows
-from tests.streams import make_stream
-from tests.waiting import until
+from tests.support.streams import make_stream
+from tests.support.waiting import until
 
 LIMIT = 20_000
 DEAD = sum(line.split(",")[3] == "" for line in rows()[:LIMIT])
@@ -58,7 +58,8 @@ def test_the_dataflow_runs_as_any_other(
 def test_a_run_ended_in_the_middle_goes_on_when_started_again(
     run_dir: Path, how: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So that the source is never far ahead of the stream, and the first commit comes long before the last row.
+    # So that the source is never far ahead of the stream, and the first commit comes long before
+    # the last row.
     monkeypatch.setenv("BYTEWAX_JETSTREAM_POOL_BUDGET_MESSAGES", "4000")
     command = [sys.executable, "-m", "flows.flights", "--limit", "300000"]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as first:
@@ -74,7 +75,9 @@ def test_a_run_ended_in_the_middle_goes_on_when_started_again(
     summary = summary_of(run_dir)
     expected = {"missing": 0, "duplicates": 0, "order_violations": 0}
     assert {key: summary[key] for key in expected} == expected
-    assert summary["results"] == summary["published"] == summary["acknowledged"] == summary["stored"]
+    assert (
+        summary["results"] == summary["published"] == summary["acknowledged"] == summary["stored"]
+    )
     assert summary["stored"] + summary["dead_lettered"] == 300_000
     assert summary["resumed_from"]["stored"] > 0
     assert len(summary["resumed_from"]["rows"]) == 4
@@ -97,7 +100,9 @@ def test_a_configured_server_is_used_and_never_emptied(
     assert not (run_dir / "nats").exists()
     with StreamReader(to(own_nats_server)) as reader:
         assert reader.count("FLIGHTS") == summary_of(run_dir)["stored"]
-    assert "delete streams FLIGHTS and FLIGHTS_DEAD" in python("flows.flights", "--limit", "3000", code=1)
+    assert "delete streams FLIGHTS and FLIGHTS_DEAD" in python(
+        "flows.flights", "--limit", "3000", code=1
+    )
 
 
 def test_a_run_directory_in_use_or_unwritable_is_a_sentence(
@@ -111,7 +116,9 @@ def test_a_run_directory_in_use_or_unwritable_is_a_sentence(
     assert "cannot be written" in python("flows.flights", code=1)
 
 
-def test_another_number_of_partitions_is_not_resumed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_number_of_partitions_is_not_resumed(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     python("flows.flights", "--limit", "3000")
     (run_dir / "summary.json").unlink()  # as if it had been killed at the very end
     monkeypatch.setenv("FLIGHTS_PARTITIONS", "2")
@@ -121,13 +128,35 @@ def test_another_number_of_partitions_is_not_resumed(run_dir: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("flights", "dead_letters", "counted"),
     [
-        ([(0, "a"), (1, "b")], [(2, "c")], Counted(2, 1, duplicates=0, missing=0, order_violations=0)),
+        (
+            [(0, "a"), (1, "b")],
+            [(2, "c")],
+            Counted(2, 1, duplicates=0, missing=0, order_violations=0),
+        ),
         ([(0, "a"), (1, "b")], [], Counted(2, 0, duplicates=0, missing=1, order_violations=0)),
-        ([(0, "a"), (1, "b"), (1, "d")], [(2, "c")], Counted(3, 1, duplicates=1, missing=0, order_violations=0)),
-        ([(0, "a"), (1, "b")], [(2, "a")], Counted(2, 1, duplicates=1, missing=0, order_violations=0)),
-        ([(2, "a"), (1, "b"), (0, "c")], [], Counted(3, 0, duplicates=0, missing=0, order_violations=1)),
+        (
+            [(0, "a"), (1, "b"), (1, "d")],
+            [(2, "c")],
+            Counted(3, 1, duplicates=1, missing=0, order_violations=0),
+        ),
+        (
+            [(0, "a"), (1, "b")],
+            [(2, "a")],
+            Counted(2, 1, duplicates=1, missing=0, order_violations=0),
+        ),
+        (
+            [(2, "a"), (1, "b"), (0, "c")],
+            [],
+            Counted(3, 0, duplicates=0, missing=0, order_violations=1),
+        ),
     ],
-    ids=["nothing", "a missing row", "a row stored twice", "an id stored twice", "an aircraft out of order"],
+    ids=[
+        "nothing",
+        "a missing row",
+        "a row stored twice",
+        "an id stored twice",
+        "an aircraft out of order",
+    ],
 )
 def test_the_count_finds_what_is_wrong(
     nats_server: NatsServer,
@@ -145,12 +174,17 @@ def test_the_count_finds_what_is_wrong(
         assert count_flights(reader, *streams, lines) == counted
 
 
-def test_the_count_refuses_what_is_no_row_of_the_input(nats_server: NatsServer, names: Callable[[], str]) -> None:
+def test_the_count_refuses_what_is_no_row_of_the_input(
+    nats_server: NatsServer, names: Callable[[], str]
+) -> None:
     stream, dead = names(), names()
     make_stream(nats_server.url, stream, stream)
     make_stream(nats_server.url, dead, dead)
     write(nats_server.url, stream, [(3, "a")])
-    with StreamReader(to(nats_server)) as reader, pytest.raises(AuditError, match="no row of the input"):
+    with (
+        StreamReader(to(nats_server)) as reader,
+        pytest.raises(AuditError, match="no row of the input"),
+    ):
         count_flights(reader, stream, dead, ["t,c,1,A,o,d,,"])
 
 
@@ -158,7 +192,12 @@ def python(module: str, *arguments: str, code: int = 0) -> str:
     """Run a module to its end; returns what it printed."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(
-        command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        command,
+        cwd=REPOSITORY,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
     )
     assert done.returncode == code, done.stdout
     return done.stdout
@@ -167,7 +206,9 @@ def python(module: str, *arguments: str, code: int = 0) -> str:
 def epochs_in(run_dir: Path) -> int:
     """How many epochs of an unfinished run have written results."""
     try:
-        with closing(sqlite3.connect(f"file:{run_dir / 'results.sqlite'}?mode=ro", uri=True)) as results:
+        with closing(
+            sqlite3.connect(f"file:{run_dir / 'results.sqlite'}?mode=ro", uri=True)
+        ) as results:
             (number,) = results.execute("select count(distinct epoch) from results").fetchone()
             return int(number)
     except sqlite3.OperationalError:  # not there yet, or without its tables
@@ -189,7 +230,9 @@ def write(url: str, topic: str, messages: Iterable[tuple[int, str]]) -> None:
     async def publish() -> None:
         client = await nats.connect(url)
         for row, key in messages:
-            await client.jetstream().publish(topic, b'{"row":%d,"x":0}' % row, headers={"Nats-Msg-Id": key})
+            await client.jetstream().publish(
+                topic, b'{"row":%d,"x":0}' % row, headers={"Nats-Msg-Id": key}
+            )
         await client.close()
 
     asyncio.run(publish())

@@ -10,12 +10,12 @@ import nats
 import pytest
 
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
-from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
+from bytewax_jetstream.jetstream.publisher.publisher import JetStreamPublisher
 from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsCluster, NatsServer
-from tests.lanes import broker_of, jetstream, opened, settle
-from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
-from tests.waiting import until
+from tests.support.lanes import broker_of, jetstream, opened, settle
+from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 LARGE = b"1" * 500
 
@@ -55,16 +55,23 @@ def test_groups_are_stored_one_behind_the_other_and_each_result_has_its_own_sequ
     found = stored(nats_server.url, stream)
     for place, message in enumerate(found, start=1):
         alone = "Nats-Batch-Id" not in message.headers
-        assert results[message.headers["Nats-Msg-Id"]].sequence in ((place, None) if alone else (place,))
+        assert results[message.headers["Nats-Msg-Id"]].sequence in (
+            (place, None) if alone else (place,)
+        )
     groups = [message.headers.get("Nats-Batch-Id") for message in found]
     assert len(set(groups)) == 8  # one for each aggregate, and none for the two that are alone
     assert sum(before != after for before, after in pairwise(groups)) <= 9
     assert audit(nats_server.url, stream, batch) == FLAWLESS
 
 
-def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(nats_server: NatsServer) -> None:
+def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "ALLORNONE", "allornone", allow_atomic=True, max_msg_size=400)
-    batch = [Envelope("allornone", LARGE if at == 8 else b"1", f"e-{at}", f"a-{at % 3}") for at in range(15)]
+    batch = [
+        Envelope("allornone", LARGE if at == 8 else b"1", f"e-{at}", f"a-{at % 3}")
+        for at in range(15)
+    ]
     with opened(_settings(nats_server.url)) as (pool, lane):
         results = settle(lane, batch)
         assert broker_of(pool)["retries"] == 0
@@ -78,10 +85,22 @@ def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(nat
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ({"payload": "text"}, "envelope 'e-4' of its group cannot be stored: the payload is a str: give bytes"),
-        ({"topic": "nowhere"}, "envelope 'e-4' of its group cannot be stored: no stream covers topic nowhere"),
-        ({"topic": "elsewhere"}, "its group goes to streams BADONE and ELSEWHERE, and only one stream can store it"),
-        ({"payload": b"1" * (1024 * 1024 - 150)}, "in a group the server's max_payload of 1048576 allows 1048416"),
+        (
+            {"payload": "text"},
+            "envelope 'e-4' of its group cannot be stored: the payload is a str: give bytes",
+        ),
+        (
+            {"topic": "nowhere"},
+            "envelope 'e-4' of its group cannot be stored: no stream covers topic nowhere",
+        ),
+        (
+            {"topic": "elsewhere"},
+            "its group goes to streams BADONE and ELSEWHERE, and only one stream can store it",
+        ),
+        (
+            {"payload": b"1" * (1024 * 1024 - 150)},
+            "in a group the server's max_payload of 1048576 allows 1048416",
+        ),
     ],
 )
 def test_of_a_group_that_can_never_be_one_all_are_rejected_before_anything_is_sent(
@@ -101,32 +120,46 @@ def test_of_a_group_that_can_never_be_one_all_are_rejected_before_anything_is_se
     assert {result.attempts for result in results.values() if result.reason} == {0}
 
 
-def test_a_group_of_more_than_a_thousand_is_rejected_and_one_of_a_thousand_is_not(nats_server: NatsServer) -> None:
+def test_a_group_of_more_than_a_thousand_is_rejected_and_one_of_a_thousand_is_not(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "THOUSAND", "thousand", allow_atomic=True)
-    most, more = envelopes(1_000, "thousand", aggregates=1), envelopes(1_001, "thousand", first=5_000, aggregates=1)
+    most, more = (
+        envelopes(1_000, "thousand", aggregates=1),
+        envelopes(1_001, "thousand", first=5_000, aggregates=1),
+    )
     with opened(_settings(nats_server.url)) as (_, lane):
         assert _outcomes(settle(lane, most)) == {Outcome.STORED}
         results = settle(lane, more)
 
     assert _outcomes(results) == {Outcome.REJECTED}
-    assert "1001 envelopes of its aggregate came at once, and 1000 can be stored" in str(results["e-5000"].reason)
+    assert "1001 envelopes of its aggregate came at once, and 1000 can be stored" in str(
+        results["e-5000"].reason
+    )
 
 
 def test_an_expectation_of_the_first_holds_for_the_group(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "EXPECTING", "expecting", allow_atomic=True)
-    first, second = envelopes(4, "expecting", aggregates=1), envelopes(4, "expecting", first=4, aggregates=1)
+    first, second = (
+        envelopes(4, "expecting", aggregates=1),
+        envelopes(4, "expecting", first=4, aggregates=1),
+    )
     first[0] = first[0]._replace(options=PublishOptions(expected_last_subject_sequence=0))
     second[0] = second[0]._replace(options=PublishOptions(expected_last_subject_sequence=2))
     with opened(_settings(nats_server.url)) as (_, lane):
         assert _outcomes(settle(lane, first)) == {Outcome.STORED}
-        assert _outcomes(settle(lane, first)) == {Outcome.STORED}  # it is its own message that is in the way
+        assert _outcomes(settle(lane, first)) == {
+            Outcome.STORED
+        }  # it is its own message that is in the way
         assert _outcomes(settle(lane, second)) == {Outcome.REJECTED}
 
     assert audit(nats_server.url, "EXPECTING", first) == FLAWLESS
 
 
 @pytest.mark.parametrize("place", [0, 2])
-def test_an_expectation_that_is_not_met_rejects_the_group_wherever_it_is(nats_server: NatsServer, place: int) -> None:
+def test_an_expectation_that_is_not_met_rejects_the_group_wherever_it_is(
+    nats_server: NatsServer, place: int
+) -> None:
     stream = f"UNMET{place}"
     make_stream(nats_server.url, stream, stream, allow_atomic=True)
     batch = envelopes(4, stream, aggregates=1)
@@ -145,14 +178,17 @@ def test_a_group_of_which_ids_are_known_is_stored_if_all_are_and_else_rejected_a
 ) -> None:
     server = request.getfixturevalue(servers)
     stream = f"KNOWN{known.start}_{known.stop}"
-    make_stream(server.url, stream, stream, allow_atomic=True, num_replicas=3 if servers == "cluster" else 1)
+    make_stream(
+        server.url, stream, stream, allow_atomic=True, num_replicas=3 if servers == "cluster" else 1
+    )
     batch = envelopes(6, stream, aggregates=1)
     batch[3] = batch[3]._replace(event_id="not a plain id")
     with opened(_settings(server.url)) as (_, lane):
         for envelope in batch[known]:
             settle(lane, [envelope])
         results = settle(lane, batch)
-        # The look-up leaves nothing behind that would keep the others from being stored by themselves.
+        # The look-up leaves nothing behind that would keep the others from being stored by
+        # themselves.
         alone: dict[str, PublishResult] = {}
         for envelope in batch:
             alone |= settle(lane, [envelope])
@@ -163,9 +199,13 @@ def test_a_group_of_which_ids_are_known_is_stored_if_all_are_and_else_rejected_a
     else:
         number = known.stop - known.start
         assert _outcomes(results) == {Outcome.REJECTED}
-        assert f"{number} of the 6 of its group are stored before, the others not" in str(results["e-0"].reason)
+        assert f"{number} of the 6 of its group are stored before, the others not" in str(
+            results["e-0"].reason
+        )
     assert _outcomes(alone) == {Outcome.STORED}
-    assert {id_ for id_, result in alone.items() if result.duplicate} == {each.event_id for each in batch[known]}
+    assert {id_ for id_, result in alone.items() if result.duplicate} == {
+        each.event_id for each in batch[known]
+    }
     assert len(stored(server.url, stream)) == 6
 
 
@@ -180,13 +220,17 @@ def test_the_same_id_twice_in_a_group_is_rejected(nats_server: NatsServer) -> No
     assert stored(nats_server.url, "TWICE") == []
 
 
-def test_a_group_whose_answer_is_lost_is_found_stored(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_whose_answer_is_lost_is_found_stored(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_stream(nats_server.url, "UNHEARD", "unheard", allow_atomic=True)
     batch = envelopes(10, "unheard", aggregates=2)
     unheard = iter(range(2))
     answered = JetStreamPublisher._answered
 
-    def deaf(self: JetStreamPublisher, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
+    def deaf(
+        self: JetStreamPublisher, subject: bytes, reply: bytes, header: bytes | None, payload: bytes
+    ) -> None:
         if b'"batch"' not in payload or next(unheard, None) is None:
             answered(self, subject, reply, header, payload)
 
@@ -194,7 +238,9 @@ def test_a_group_whose_answer_is_lost_is_found_stored(nats_server: NatsServer, m
     with opened(_settings(nats_server.url, ack_timeout=0.3)) as (_, lane):
         results = settle(lane, batch)
 
-    assert {(r.outcome, r.duplicate, r.attempts) for r in results.values()} == {(Outcome.STORED, True, 2)}
+    assert {(r.outcome, r.duplicate, r.attempts) for r in results.values()} == {
+        (Outcome.STORED, True, 2)
+    }
     assert sorted(result.sequence or 0 for result in results.values()) == list(range(1, 11))
     assert audit(nats_server.url, "UNHEARD", batch) == FLAWLESS
 
@@ -203,7 +249,9 @@ def test_a_group_whose_answer_is_lost_is_found_stored(nats_server: NatsServer, m
 def test_groups_stay_whole_through_the_death_of_the_server(tmp_path: Any, dedupe: bool) -> None:
     with NatsServer(store_dir=tmp_path / "store") as server:
         make_stream(server.url, "DEATH", "death", allow_atomic=True)
-        rounds = [envelopes(2_000, "death", first=2_000 * number, aggregates=40) for number in range(6)]
+        rounds = [
+            envelopes(2_000, "death", first=2_000 * number, aggregates=40) for number in range(6)
+        ]
         with opened(_settings(server.url, dedupe=dedupe)) as (pool, lane):
             for number, batch in enumerate(rounds):
                 lane.submit(batch)
@@ -217,7 +265,11 @@ def test_groups_stay_whole_through_the_death_of_the_server(tmp_path: Any, dedupe
         found = stored(server.url, "DEATH")
     at = "Nats-Msg-Id" if dedupe else "Event-Id"
     ids = [message.headers[at] for message in found]
-    group_of = {each.event_id: (number, each.aggregate_id) for number, batch in enumerate(rounds) for each in batch}
+    group_of = {
+        each.event_id: (number, each.aggregate_id)
+        for number, batch in enumerate(rounds)
+        for each in batch
+    }
     assert set(ids) == set(group_of)
     if dedupe:
         assert len(ids) == len(set(ids))
@@ -228,7 +280,9 @@ def test_groups_stay_whole_through_the_death_of_the_server(tmp_path: Any, dedupe
     assert set(sizes.values()) == {50}
 
 
-def test_a_stream_that_stores_no_groups_stops_the_run_and_says_what_to_do(nats_server: NatsServer) -> None:
+def test_a_stream_that_stores_no_groups_stops_the_run_and_says_what_to_do(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "PLAIN", "plain")
     with opened(_settings(nats_server.url)) as (_, lane):
         results = settle(lane, envelopes(4, "plain", aggregates=1))
@@ -241,8 +295,12 @@ def test_a_declared_stream_stores_groups(nats_server: NatsServer) -> None:
     stream = StreamSettings(name="DECLARED", subjects=("declared",), allow_atomic=True)
     with opened(_settings(nats_server.url, streams=(stream,))) as (_, lane):
         assert _outcomes(settle(lane, envelopes(4, "declared", aggregates=1))) == {Outcome.STORED}
-    with pytest.raises(ValueError, match="atomic needs allow_atomic of stream DECLARED: set it there, too"):
-        _settings(nats_server.url, streams=(StreamSettings(name="DECLARED", subjects=("declared",)),))
+    with pytest.raises(
+        ValueError, match="atomic needs allow_atomic of stream DECLARED: set it there, too"
+    ):
+        _settings(
+            nats_server.url, streams=(StreamSettings(name="DECLARED", subjects=("declared",)),)
+        )
 
 
 @pytest.mark.parametrize("servers", ["nats_server", "cluster"])
@@ -250,7 +308,9 @@ def test_a_declared_stream_stores_groups(nats_server: NatsServer) -> None:
 def test_the_server_looks_for_an_id_before_it_finds_that_the_message_cannot_be_stored(
     request: pytest.FixtureRequest, servers: str, rollup: bool
 ) -> None:
-    """What the look-up of a group's ids stands on; it must be looked at again when this fails with another server."""
+    """What the look-up of a group's ids stands on; it must be looked at again when this fails with
+    another server.
+    """
     server = request.getfixturevalue(servers)
     name = f"LOOK{rollup}".upper()
     replicas = 3 if servers == "cluster" else 1
@@ -267,7 +327,9 @@ def test_the_server_looks_for_an_id_before_it_finds_that_the_message_cannot_be_s
                 ("b", {}),
             ]:
                 headers = {"Nats-Msg-Id": event_id, **more}
-                answers.append(json.loads((await client.request(name, b"", timeout=5, headers=headers)).data))
+                answers.append(
+                    json.loads((await client.request(name, b"", timeout=5, headers=headers)).data)
+                )
             return answers
         finally:
             await client.close()

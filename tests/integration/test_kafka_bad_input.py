@@ -1,4 +1,6 @@
-"""Whatever is wrong with an input to Kafka ends in one clear error or one rejected result, and harms nothing else."""
+"""Whatever is wrong with an input to Kafka ends in one clear error or one rejected result, and
+harms nothing else.
+"""
 
 import logging
 import re
@@ -23,10 +25,10 @@ from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
 from bytewax_jetstream.errors import ConnectError, StreamError
 from bytewax_jetstream.settings import KafkaSettings, KafkaTopicSettings
 from bytewax_jetstream.testing import KafkaServer
-from tests.dataflows import Envelopes, publishing, root_cause, run
-from tests.kafka import audit, make_topic, new_topic, records
-from tests.lanes import kafka, opened, publish, settle
-from tests.streams import FLAWLESS, envelopes
+from tests.support.dataflows import Envelopes, publishing, root_cause, run
+from tests.support.kafka import audit, make_topic, new_topic, records
+from tests.support.lanes import kafka, opened, publish, settle
+from tests.support.streams import FLAWLESS, envelopes
 
 CANARY = "canary-51ce07"
 USERS = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_amy="amy" user_bob="bob";'
@@ -46,10 +48,16 @@ BAD_ENVELOPES = [
     (_bad(topic="bäd"), "is no name of a Kafka topic"),
     (_bad(topic=".."), "is no name of a Kafka topic"),
     (_bad(topic="x" * 5_000), "has 5000 characters, allowed are 249: shorten it"),
-    (_bad(topic="never-made"), "there is no topic never-made: create it, or declare a KafkaTopicSettings"),
+    (
+        _bad(topic="never-made"),
+        "there is no topic never-made: create it, or declare a KafkaTopicSettings",
+    ),
     (_bad(payload="text"), "the payload is a str: give bytes"),
     (_bad(payload=None), "the payload is a NoneType: give bytes"),
-    (_bad(payload=b"x" * 1_100_000), "Message size too large (10): split the message, or raise max_message_bytes"),
+    (
+        _bad(payload=b"x" * 1_100_000),
+        "Message size too large (10): split the message, or raise max_message_bytes",
+    ),
     (_bad(event_id=""), "the event id is missing"),
     (_bad(event_id=None), "the event id is missing"),
     (_bad(event_id=7), "the event id is a int: give a str"),
@@ -71,7 +79,9 @@ BAD_ENVELOPES = [
 
 
 @pytest.mark.parametrize("way", ["pool", "dataflow"])
-def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(kafka_address: str, way: str) -> None:
+def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(
+    kafka_address: str, way: str
+) -> None:
     good, bad = new_topic(kafka_address), new_topic(kafka_address)
     fine = envelopes(len(BAD_ENVELOPES), good)
     wrong = [
@@ -90,7 +100,9 @@ def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(kafka_
         results = made.oks + made.errs
 
     assert len(results) == len(mixed)
-    rejected = {str(result.envelope): result for result in results if result.outcome is Outcome.REJECTED}
+    rejected = {
+        str(result.envelope): result for result in results if result.outcome is Outcome.REJECTED
+    }
     for each, (_, says) in zip(wrong, BAD_ENVELOPES, strict=True):
         result = rejected.pop(str(each))
         assert says in str(result.reason)
@@ -110,7 +122,9 @@ def test_a_compacted_topic_rejects_what_has_no_key_alone(kafka_address: str) -> 
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
 
 
-def test_a_topic_whose_limit_is_below_a_batch_would_refuse_small_messages_and_is_refused(kafka_address: str) -> None:
+def test_a_topic_whose_limit_is_below_a_batch_would_refuse_small_messages_and_is_refused(
+    kafka_address: str,
+) -> None:
     topic = new_topic(kafka_address, max_message_bytes="10000")
 
     result = publish(kafka(kafka_address), *envelopes(1, topic))["e-0"]
@@ -136,7 +150,10 @@ def test_a_broker_that_is_not_there_is_named_within_the_connect_timeout(way: str
         attempt()
 
     said = str(root_cause(failed.value))
-    assert re.match(r"no connection to Kafka at 127\.0\.0\.1:1 within 1 s \(.*\): see whether the brokers run", said)
+    assert re.match(
+        r"no connection to Kafka at 127\.0\.0\.1:1 within 1 s \(.*\): see whether the brokers run",
+        said,
+    )
     assert time.monotonic() - began < 10
 
 
@@ -159,17 +176,26 @@ def test_a_missing_topic_to_read_is_one_sentence(kafka_address: str) -> None:
 
     flow = Dataflow("reading")
     found: list[Any] = []
-    output("out", jop.input("in", flow, kafka(kafka_address), topics="nowhere").oks, TestingSink(found))
+    output(
+        "out", jop.input("in", flow, kafka(kafka_address), topics="nowhere").oks, TestingSink(found)
+    )
 
     with pytest.raises(BytewaxRuntimeError) as failed:
         run(flow)
 
-    assert str(root_cause(failed.value)) == "there is no topic nowhere to read: create it, or correct the name"
+    assert (
+        str(root_cause(failed.value))
+        == "there is no topic nowhere to read: create it, or correct the name"
+    )
 
 
 @pytest.mark.parametrize("strategy", ["create", "create_or_update", "validate"])
-def test_a_declared_topic_that_is_missing_is_one_sentence(kafka_address: str, strategy: Any) -> None:
-    with pytest.raises(StreamError, match=r"^there is no topic nowhere: create it, or declare a KafkaTopicSettings"):
+def test_a_declared_topic_that_is_missing_is_one_sentence(
+    kafka_address: str, strategy: Any
+) -> None:
+    with pytest.raises(
+        StreamError, match=r"^there is no topic nowhere: create it, or declare a KafkaTopicSettings"
+    ):
         publish(kafka(kafka_address, topics=("nowhere",), topic_strategy=strategy))
 
 
@@ -177,13 +203,16 @@ def test_topics_are_made_checked_and_mended_by_strategy(kafka_address: str) -> N
     name = f"strategy-{time.time_ns()}"
     small = KafkaTopicSettings(name=name, partitions=2, cleanup_policy="compact")
     large = KafkaTopicSettings(name=name, partitions=3, cleanup_policy="delete")
-    with pytest.raises(StreamError, match=rf"^topic {name} is missing: create it, or use topic_strategy=create$"):
+    with pytest.raises(
+        StreamError, match=rf"^topic {name} is missing: create it, or use topic_strategy=create$"
+    ):
         publish(kafka(kafka_address, topic_settings=(small,), topic_strategy="validate"))
     publish(kafka(kafka_address, topic_settings=(small,)))
     publish(kafka(kafka_address, topic_settings=(small,), topic_strategy="validate"))
 
     with pytest.raises(
-        StreamError, match=r"partitions are 2, asked are 3; cleanup\.policy is compact, asked is delete"
+        StreamError,
+        match=r"partitions are 2, asked are 3; cleanup\.policy is compact, asked is delete",
     ):
         publish(kafka(kafka_address, topic_settings=(large,)))
     publish(kafka(kafka_address, topic_settings=(large,), topic_strategy="create_or_update"))
@@ -238,7 +267,8 @@ def test_a_wrong_password_is_said_at_once_and_never_shown(
     began = time.monotonic()
 
     with pytest.raises(
-        ConnectError, match=r"^no connection to Kafka at .*: correct the credentials in the settings$"
+        ConnectError,
+        match=r"^no connection to Kafka at .*: correct the credentials in the settings$",
     ) as e:
         publish(settings, *envelopes(1, "open"))
 
@@ -246,12 +276,16 @@ def test_a_wrong_password_is_said_at_once_and_never_shown(
     assert CANARY not in "".join(traceback.format_exception(e.value)) + caplog.text + repr(settings)
 
 
-def test_a_missing_password_is_one_sentence_within_the_connect_timeout(guarded: KafkaServer) -> None:
+def test_a_missing_password_is_one_sentence_within_the_connect_timeout(
+    guarded: KafkaServer,
+) -> None:
     with pytest.raises(ConnectError, match=r"and whether they ask for TLS or a password$"):
         publish(kafka(guarded.bootstrap, connect_timeout=2), *envelopes(1, "open"))
 
 
-def test_a_topic_without_permission_is_rejected_and_the_others_are_stored(guarded: KafkaServer) -> None:
+def test_a_topic_without_permission_is_rejected_and_the_others_are_stored(
+    guarded: KafkaServer,
+) -> None:
     fine = envelopes(100, "open")
     denied = [Envelope("closed", b"", event_id=f"d-{number}") for number in range(100)]
 
@@ -259,13 +293,17 @@ def test_a_topic_without_permission_is_rejected_and_the_others_are_stored(guarde
 
     assert {results[each.event_id].outcome for each in fine} == {Outcome.STORED}
     assert {results[each.event_id].outcome for each in denied} == {Outcome.REJECTED}
-    assert "this user may not see topic closed: grant DESCRIBE and WRITE on it" in str(results["d-0"].reason)
+    assert "this user may not see topic closed: grant DESCRIBE and WRITE on it" in str(
+        results["d-0"].reason
+    )
     assert len(records(guarded.internal, "open")) == len(fine)
     assert records(guarded.internal, "closed") == []
 
 
 def test_without_a_check_the_brokers_own_refusal_is_the_reason(guarded: KafkaServer) -> None:
-    result = publish(_as("bob", "bob", guarded, topic_strategy="skip"), Envelope("closed", b"", event_id="d"))["d"]
+    result = publish(
+        _as("bob", "bob", guarded, topic_strategy="skip"), Envelope("closed", b"", event_id="d")
+    )["d"]
 
     assert result.outcome is Outcome.REJECTED
     assert "grant this user WRITE on the topic, then publish again" in str(result.reason)

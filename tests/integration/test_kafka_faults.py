@@ -1,4 +1,6 @@
-"""A Kafka broker that is killed, paused, cut off and short of replicas, under the pool and a whole dataflow."""
+"""A Kafka broker that is killed, paused, cut off and short of replicas, under the pool and a whole
+dataflow.
+"""
 
 import os
 import threading
@@ -10,20 +12,24 @@ from bytewax.errors import BytewaxRuntimeError
 
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import PublishError, StreamError
-from bytewax_jetstream.kafka import client, config
-from bytewax_jetstream.kafka.client import Client
+from bytewax_jetstream.kafka import config
+from bytewax_jetstream.kafka import producer as client
+from bytewax_jetstream.kafka.producer import Client
 from bytewax_jetstream.settings import KafkaTopicSettings
 from bytewax_jetstream.testing import KafkaServer
-from tests.dataflows import Envelopes, publishing, recovery_store, root_cause, run
-from tests.kafka import audit, new_topic, records
-from tests.lanes import broker_of, kafka, opened, publish, settle
-from tests.proxy import Proxy
-from tests.streams import FLAWLESS, envelopes
-from tests.waiting import until
+from tests.support.dataflows import Envelopes, publishing, recovery_store, root_cause, run
+from tests.support.kafka import audit, new_topic, records
+from tests.support.lanes import broker_of, kafka, opened, publish, settle
+from tests.support.proxy import Proxy
+from tests.support.streams import FLAWLESS, envelopes
+from tests.support.waiting import until
 
 
 def _parts(batch: list[Envelope], parts: int = 4) -> list[list[Envelope]]:
-    return [[each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part] for part in range(parts)]
+    return [
+        [each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part]
+        for part in range(parts)
+    ]
 
 
 def _kill(server: KafkaServer) -> None:
@@ -42,7 +48,8 @@ def test_a_broker_that_ends_and_comes_back_costs_nothing(
     server = own_kafka_server
     topic = new_topic(server.bootstrap)
     batch = envelopes(40_000, topic, aggregates=100)
-    # Room for all of them: a full budget would hold the second submit until the paused broker's messages time out.
+    # Room for all of them: a full budget would hold the second submit until the paused broker's
+    # messages time out.
     settings = kafka(server.bootstrap, topics=(topic,), pool={"budget_messages": len(batch)})
     with opened(settings) as (pool, lane):
         for start in (0, 20_000):
@@ -59,7 +66,9 @@ def test_a_broker_that_ends_and_comes_back_costs_nothing(
     assert audit(server.bootstrap, topic, batch) == FLAWLESS
 
 
-def test_a_broker_that_ends_and_is_back_under_a_dataflow_costs_nothing(own_kafka_server: KafkaServer) -> None:
+def test_a_broker_that_ends_and_is_back_under_a_dataflow_costs_nothing(
+    own_kafka_server: KafkaServer,
+) -> None:
     server = own_kafka_server
     topic = new_topic(server.bootstrap)
     batch = envelopes(8_000, topic, aggregates=80)
@@ -72,7 +81,9 @@ def test_a_broker_that_ends_and_is_back_under_a_dataflow_costs_nothing(own_kafka
                 done.append(index)
                 _kill(server)
 
-    made = publishing(Envelopes(*_parts(batch), batch_size=50, before=before), kafka(server.bootstrap))
+    made = publishing(
+        Envelopes(*_parts(batch), batch_size=50, before=before), kafka(server.bootstrap)
+    )
 
     run(made.flow, workers=2)
 
@@ -81,7 +92,9 @@ def test_a_broker_that_ends_and_is_back_under_a_dataflow_costs_nothing(own_kafka
     assert sorted(result.event_id for result in made.oks) == sorted(each.event_id for each in batch)
 
 
-def test_a_broker_that_is_paused_for_longer_than_an_attempt_costs_nothing(own_kafka_server: KafkaServer) -> None:
+def test_a_broker_that_is_paused_for_longer_than_an_attempt_costs_nothing(
+    own_kafka_server: KafkaServer,
+) -> None:
     server = own_kafka_server
     topic = new_topic(server.bootstrap)
     batch = envelopes(40_000, topic, aggregates=100)
@@ -101,12 +114,17 @@ def test_a_broker_that_is_paused_for_longer_than_an_attempt_costs_nothing(own_ka
 @pytest.fixture
 def proxied() -> Iterator[tuple[KafkaServer, Proxy]]:
     """A broker and a proxy before it, to which the broker sends its clients back."""
-    with Proxy("kafka://127.0.0.1:1", opaque=True) as proxy, KafkaServer(proxied_as=proxy.port) as server:
+    with (
+        Proxy("kafka://127.0.0.1:1", opaque=True) as proxy,
+        KafkaServer(proxied_as=proxy.port) as server,
+    ):
         proxy.aim(f"kafka://{server.proxied}")
         yield server, proxy
 
 
-def test_lost_responses_are_answered_by_a_retry_that_is_stored_once(proxied: tuple[KafkaServer, Proxy]) -> None:
+def test_lost_responses_are_answered_by_a_retry_that_is_stored_once(
+    proxied: tuple[KafkaServer, Proxy],
+) -> None:
     server, proxy = proxied
     topic = new_topic(server.bootstrap)
     batch = envelopes(30_000, topic, aggregates=100)
@@ -160,7 +178,10 @@ def test_a_broker_that_does_not_come_back_is_unknown_in_time_and_stops_a_dataflo
             server.kill()
 
     store = recovery_store(tmp_path_factory.mktemp("run") / "store")
-    made = publishing(Envelopes(batch, before=before), kafka(server.bootstrap, ack_timeout=0.5, delivery_timeout=2))
+    made = publishing(
+        Envelopes(batch, before=before),
+        kafka(server.bootstrap, ack_timeout=0.5, delivery_timeout=2),
+    )
 
     with pytest.raises(BytewaxRuntimeError) as stopped:
         run(made.flow, store=store)
@@ -177,14 +198,20 @@ def test_a_broker_that_does_not_come_back_is_unknown_in_time_and_stops_a_dataflo
     assert {result.event_id for result in made.oks} == ids
 
 
-def test_too_few_replicas_are_unknown_and_never_called_stored(own_kafka_server: KafkaServer) -> None:
+def test_too_few_replicas_are_unknown_and_never_called_stored(
+    own_kafka_server: KafkaServer,
+) -> None:
     with KafkaServer(joins=own_kafka_server) as second:
         server = own_kafka_server
         topic = new_topic(server.bootstrap, partitions=1, replicas=2, min_insync_replicas="2")
         strong = KafkaTopicSettings(name=topic, replicas=2, min_insync_replicas=2)
-        settings = kafka(server.bootstrap, ack_timeout=0.5, delivery_timeout=6, topic_settings=(strong,))
+        settings = kafka(
+            server.bootstrap, ack_timeout=0.5, delivery_timeout=6, topic_settings=(strong,)
+        )
         with opened(settings) as (_, lane):
-            assert {result.outcome for result in settle(lane, envelopes(10, topic)).values()} == {Outcome.STORED}
+            assert {result.outcome for result in settle(lane, envelopes(10, topic)).values()} == {
+                Outcome.STORED
+            }
             second.kill()
             results = settle(lane, envelopes(10, topic, first=10))
 
@@ -196,7 +223,9 @@ def test_one_replica_is_too_weak_whatever_min_insync_replicas_says(kafka_address
     topic = new_topic(kafka_address, min_insync_replicas="2")  # Kafka stores to it all the same
     strong = KafkaTopicSettings(name=topic, replicas=2, min_insync_replicas=2)
 
-    with pytest.raises(StreamError, match=r"replicas are 1, asked are 2; min\.insync\.replicas is 2 of 1 replicas"):
+    with pytest.raises(
+        StreamError, match=r"replicas are 1, asked are 2; min\.insync\.replicas is 2 of 1 replicas"
+    ):
         publish(kafka(kafka_address, topic_settings=(strong,), topic_strategy="validate"))
 
 
@@ -204,7 +233,9 @@ def test_a_full_queue_of_the_library_loses_and_reorders_nothing(
     kafka_address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        client, "producer", lambda settings: {**config.producer(settings), "queue.buffering.max.messages": 500}
+        client,
+        "producer",
+        lambda settings: {**config.producer(settings), "queue.buffering.max.messages": 500},
     )
     topic = new_topic(kafka_address)
     batch = envelopes(20_000, topic, aggregates=20)

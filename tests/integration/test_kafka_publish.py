@@ -24,21 +24,25 @@ from bytewax_jetstream.errors import PublishError
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
 from bytewax_jetstream.sinks import KafkaSink
 from bytewax_jetstream.testing import KafkaServer, NatsServer
-from tests.dataflows import Envelopes, publishing, recovery_store, root_cause, run
-from tests.kafka import audit, new_topic, records
-from tests.lanes import broker_of, jetstream, kafka, opened, publish, settle
-from tests.streams import FLAWLESS, envelopes, make_stream, stored
-from tests.waiting import until
+from tests.support.dataflows import Envelopes, publishing, recovery_store, root_cause, run
+from tests.support.kafka import audit, new_topic, records
+from tests.support.lanes import broker_of, jetstream, kafka, opened, publish, settle
+from tests.support.streams import FLAWLESS, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 
 def test_a_stored_result_names_partition_and_offset(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
-    first = Envelope(topic, b"one", event_id="e-1", aggregate_id="a-1", event_type="made", headers={"a": "ü"})
+    first = Envelope(
+        topic, b"one", event_id="e-1", aggregate_id="a-1", event_type="made", headers={"a": "ü"}
+    )
     second = Envelope(topic, b"two", event_id="e-ü", partition=3)
 
     results = publish(kafka(kafka_address), first, second)
 
-    by_id = {record.headers["Event-Id"].decode(): record for record in records(kafka_address, topic)}
+    by_id = {
+        record.headers["Event-Id"].decode(): record for record in records(kafka_address, topic)
+    }
     one, two = by_id["e-1"], by_id["e-ü"]
     assert (one.key, one.payload) == (b"a-1", b"one")
     assert one.headers == {"Event-Id": b"e-1", "Event-Type": b"made", "a": "ü".encode()}
@@ -49,7 +53,12 @@ def test_a_stored_result_names_partition_and_offset(kafka_address: str) -> None:
         "kafka", None, one.partition, one.offset,
     )  # fmt: skip
     assert (result.topic, result.aggregate_id, result.event_type) == (topic, "a-1", "made")
-    assert (result.duplicate, result.attempts, result.reason, result.envelope) == (None, 1, None, None)
+    assert (result.duplicate, result.attempts, result.reason, result.envelope) == (
+        None,
+        1,
+        None,
+        None,
+    )
     assert (results["e-ü"].partition, results["e-ü"].sequence) == (3, two.offset)
 
 
@@ -64,7 +73,10 @@ def test_every_envelope_of_many_is_stored_once_and_in_order(kafka_address: str) 
     for result in results.values():
         assert result.partition is not None
         assert result.sequence is not None
-        assert places[result.partition, result.sequence].headers["Event-Id"].decode() == result.event_id
+        assert (
+            places[result.partition, result.sequence].headers["Event-Id"].decode()
+            == result.event_id
+        )
     assert audit(kafka_address, topic, batch) == FLAWLESS
 
 
@@ -95,15 +107,20 @@ def test_what_waits_for_a_topics_look_up_keeps_its_order(kafka_address: str) -> 
 def test_a_topic_made_after_it_was_missed_is_found(kafka_address: str) -> None:
     topic = f"late-{time.time_ns()}"
     with opened(kafka(kafka_address)) as (_, lane):
-        assert settle(lane, [Envelope(topic, b"0", event_id="e-0")])["e-0"].outcome is Outcome.REJECTED
-        from tests.kafka import make_topic
+        assert (
+            settle(lane, [Envelope(topic, b"0", event_id="e-0")])["e-0"].outcome is Outcome.REJECTED
+        )
+        from tests.support.kafka import make_topic
 
         make_topic(kafka_address, topic)
         numbers = iter(range(1, 1_000_000))
 
         def stored_now() -> bool:
             event_id = f"e-{next(numbers)}"
-            return settle(lane, [Envelope(topic, b"0", event_id=event_id)])[event_id].outcome is Outcome.STORED
+            return (
+                settle(lane, [Envelope(topic, b"0", event_id=event_id)])[event_id].outcome
+                is Outcome.STORED
+            )
 
         until(stored_now)
 
@@ -151,7 +168,9 @@ def test_an_epochs_end_does_not_wait_for_other_lanes(kafka_address: str) -> None
 def test_a_dataflow_gets_every_result_and_a_checkpoint(kafka_address: str, tmp_path: Path) -> None:
     topic = new_topic(kafka_address)
     batch = envelopes(5_000, topic, aggregates=100)
-    parts = [[each for each in batch if int(str(each.aggregate_id)[2:]) % 4 == part] for part in range(4)]
+    parts = [
+        [each for each in batch if int(str(each.aggregate_id)[2:]) % 4 == part] for part in range(4)
+    ]
     made = publishing(Envelopes(*parts, batch_size=50), kafka(kafka_address, topics=(topic,)))
 
     run(made.flow, workers=2, store=recovery_store(tmp_path / "store"))
@@ -167,7 +186,9 @@ def test_what_cannot_be_stored_stops_the_run(kafka_address: str, step: str) -> N
     topic = new_topic(kafka_address)
     settings = kafka(kafka_address)
     flow = Dataflow("flow")
-    up = op.input("in", flow, Envelopes([*envelopes(10, topic), Envelope("nowhere", b"", event_id="bad")]))
+    up = op.input(
+        "in", flow, Envelopes([*envelopes(10, topic), Envelope("nowhere", b"", event_id="bad")])
+    )
     if step == "sink":
         op.output("out", up, KafkaSink(settings))
     else:
@@ -197,7 +218,9 @@ def test_what_was_written_is_stored_when_the_run_ends(kafka_address: str, step: 
     assert audit(kafka_address, topic, batch) == FLAWLESS
 
 
-def test_a_broker_that_is_not_there_loses_all_with_bytewaxs_sink_and_stops_the_run_with_ours() -> None:
+def test_a_broker_that_is_not_there_loses_all_with_bytewaxs_sink_and_stops_the_run_with_ours() -> (
+    None
+):
     with KafkaServer() as server:
         address = server.bootstrap  # where nobody listens from now on
     theirs = Dataflow("theirs")
@@ -235,7 +258,9 @@ def test_a_broker_that_goes_loses_all_with_bytewaxs_sink_and_stops_the_run_with_
             made = op.map("made", up, lambda each: KafkaSinkMessage(key=None, value=each.payload))
             op.output("out", made, BytewaxKafkaSink([server.bootstrap], topic, add_config=quickly))
         else:
-            op.output("out", up, KafkaSink(kafka(server.bootstrap, ack_timeout=0.5, delivery_timeout=2)))
+            op.output(
+                "out", up, KafkaSink(kafka(server.bootstrap, ack_timeout=0.5, delivery_timeout=2))
+            )
         try:
             run(flow)
             causes[name] = None
@@ -245,11 +270,17 @@ def test_a_broker_that_goes_loses_all_with_bytewaxs_sink_and_stops_the_run_with_
 
     assert causes["theirs"] is None
     assert isinstance(causes["ours"], PublishError)
-    payloads = [record.payload for record in records(server.bootstrap, topic) if "Event-Id" not in record.headers]
+    payloads = [
+        record.payload
+        for record in records(server.bootstrap, topic)
+        if "Event-Id" not in record.headers
+    ]
     assert len(payloads) <= 10, "of Bytewax's 30"
 
 
-def test_one_dataflow_into_both_brokers_has_one_pool(kafka_address: str, nats_server: NatsServer) -> None:
+def test_one_dataflow_into_both_brokers_has_one_pool(
+    kafka_address: str, nats_server: NatsServer
+) -> None:
     topic = new_topic(kafka_address)
     make_stream(nats_server.url, topic, topic)
     batch = envelopes(3_000, topic)
@@ -276,7 +307,9 @@ def test_one_dataflow_into_both_brokers_has_one_pool(kafka_address: str, nats_se
     run(flow)
 
     assert sorted(event_id for event_id, _ in joined) == sorted(each.event_id for each in batch)
-    assert all((first.broker, second.broker) == ("kafka", "jetstream") for _, (first, second) in joined)
+    assert all(
+        (first.broker, second.broker) == ("kafka", "jetstream") for _, (first, second) in joined
+    )
     last = seen[-1]
     assert sorted(broker["broker"] for broker in last["brokers"]) == ["jetstream", "kafka"]
     assert last["ack_workers"] == 2 * (os.cpu_count() or 1)
@@ -291,7 +324,10 @@ def test_what_is_read_from_kafka_can_be_published_to_jetstream_and_back_with_its
     source, target = new_topic(kafka_address), new_topic(kafka_address)
     stream = f"BRIDGE-{target}"
     make_stream(nats_server.url, stream, "bridged")
-    batch = [each._replace(event_type="made", headers={"a": "b"}) for each in envelopes(2_000, source, aggregates=20)]
+    batch = [
+        each._replace(event_type="made", headers={"a": "b"})
+        for each in envelopes(2_000, source, aggregates=20)
+    ]
     publish(kafka(kafka_address), *batch)
 
     there = Dataflow("there")
@@ -301,14 +337,22 @@ def test_what_is_read_from_kafka_can_be_published_to_jetstream_and_back_with_its
     run(there)
     back = Dataflow("back")
     messages = jop.input("in", back, jetstream(nats_server.url), stream=stream, tail=False)
-    again = op.map("envelope", messages.oks, lambda message: from_jetstream(message, target, own_id=True))
+    again = op.map(
+        "envelope", messages.oks, lambda message: from_jetstream(message, target, own_id=True)
+    )
     jop.output("out", again, kafka(kafka_address))
     run(back)
 
     assert len(stored(nats_server.url, stream)) == len(batch)
     assert audit(kafka_address, target, batch) == FLAWLESS
-    before = {record.headers["Event-Id"]: record._replace(offset=0) for record in records(kafka_address, source)}
-    after = {record.headers["Event-Id"]: record._replace(offset=0) for record in records(kafka_address, target)}
+    before = {
+        record.headers["Event-Id"]: record._replace(offset=0)
+        for record in records(kafka_address, source)
+    }
+    after = {
+        record.headers["Event-Id"]: record._replace(offset=0)
+        for record in records(kafka_address, target)
+    }
     assert before == after
 
 
@@ -320,7 +364,9 @@ def test_a_kafka_input_resumes_after_what_was_committed(kafka_address: str, tmp_
     def read() -> list[bytes]:
         found: list[Any] = []
         flow = Dataflow("reading")
-        items = jop.input("in", flow, kafka(kafka_address), topics=topic, tail=False, batch_size=100)
+        items = jop.input(
+            "in", flow, kafka(kafka_address), topics=topic, tail=False, batch_size=100
+        )
         op.output("out", items.oks, TestingSink(found))
         run(flow, store=store)
         return [record.value for record in found]
@@ -361,7 +407,9 @@ run_main(flow)
     assert audit(kafka_address, target, batch) == FLAWLESS
 
 
-def test_closed_it_leaves_no_thread_of_the_library_whoever_still_holds_the_publisher(kafka_address: str) -> None:
+def test_closed_it_leaves_no_thread_of_the_library_whoever_still_holds_the_publisher(
+    kafka_address: str,
+) -> None:
     topic = new_topic(kafka_address)
     process = psutil.Process()
     settings = kafka(kafka_address, topics=(topic,))
@@ -369,7 +417,9 @@ def test_closed_it_leaves_no_thread_of_the_library_whoever_still_holds_the_publi
     before = process.num_threads()
     with AckPool(settings.pool) as pool:
         settle(pool.lane(publisher, name="lane"), envelopes(10, topic))
-        assert process.num_threads() > before + 4  # ours, and those of a producer and an admin client
+        assert (
+            process.num_threads() > before + 4
+        )  # ours, and those of a producer and an admin client
 
     until(lambda: process.num_threads() <= before)
     assert publisher.statistics()["queued"] == 0

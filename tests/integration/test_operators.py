@@ -18,15 +18,23 @@ from bytewax.testing import TestingSink
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream.envelope import Envelope, PublishResult
 from bytewax_jetstream.errors import PoolClosedError, PublishError, StreamError
-from bytewax_jetstream.pool import AckPool
+from bytewax_jetstream.pool.ack_pool import AckPool
 from bytewax_jetstream.settings import JetStreamSettings
 from bytewax_jetstream.sinks import JetStreamSink
 from bytewax_jetstream.testing import NatsServer
-from tests.dataflows import CrashError, Envelopes, Ledger, publishing, recovery_store, root_cause, run
-from tests.lanes import jetstream
-from tests.proxy import Proxy
-from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
-from tests.waiting import until
+from tests.support.dataflows import (
+    CrashError,
+    Envelopes,
+    Ledger,
+    publishing,
+    recovery_store,
+    root_cause,
+    run,
+)
+from tests.support.lanes import jetstream
+from tests.support.proxy import Proxy
+from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 EVERY_BATCH = timedelta(0)
 """An epoch for each batch of the source."""
@@ -50,18 +58,28 @@ def stream(nats_server: NatsServer, names: Callable[[], str]) -> str:
 
 def _parts(batch: list[Envelope], parts: int = 8) -> list[list[Envelope]]:
     """By aggregate, so that the order of each is kept."""
-    return [[each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part] for part in range(parts)]
+    return [
+        [each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part]
+        for part in range(parts)
+    ]
 
 
 @workers_1_2
-def test_every_envelope_comes_back_once_in_the_right_stream(nats_server: NatsServer, stream: str, workers: int) -> None:
+def test_every_envelope_comes_back_once_in_the_right_stream(
+    nats_server: NatsServer, stream: str, workers: int
+) -> None:
     good = envelopes(2_000, stream)
-    bad = [Envelope("", b"", event_id=f"bad-{number}", aggregate_id=f"a-{number}") for number in range(100)]
+    bad = [
+        Envelope("", b"", event_id=f"bad-{number}", aggregate_id=f"a-{number}")
+        for number in range(100)
+    ]
     made = publishing(Envelopes(*_parts([*good, *bad])), jetstream(nats_server.url))
 
     run(made.flow, workers=workers)
 
-    assert Counter(result.event_id for result in made.oks) == Counter(each.event_id for each in good)
+    assert Counter(result.event_id for result in made.oks) == Counter(
+        each.event_id for each in good
+    )
     assert Counter(result.envelope for result in made.errs) == Counter(bad)
     assert {result.stream for result in made.oks} == {stream}
     assert audit(nats_server.url, stream, good) == FLAWLESS
@@ -84,7 +102,10 @@ def test_there_is_one_checkpoint_for_each_lane_and_epoch_with_what_became_of_it(
 ) -> None:
     settings = jetstream(nats_server.url)
     good = envelopes(1_000, stream)
-    bad = [Envelope("*", b"", event_id=f"bad-{number}", aggregate_id=f"a-{number}") for number in range(50)]
+    bad = [
+        Envelope("*", b"", event_id=f"bad-{number}", aggregate_id=f"a-{number}")
+        for number in range(50)
+    ]
     run(publishing(Envelopes(good[:stored_before]), settings).flow)
     made = publishing(Envelopes(*_parts([*good, *bad]), batch_size=5), settings)
 
@@ -106,36 +127,47 @@ def test_there_is_one_checkpoint_for_each_lane_and_epoch_with_what_became_of_it(
     assert sum(checkpoint.duplicates for checkpoint in made.checkpoints) == stored_before
 
 
-def test_a_checkpoints_last_event_id_is_the_one_that_was_settled_last(nats_server: NatsServer, stream: str) -> None:
-    made = publishing(Envelopes(envelopes(50, stream, aggregates=1), batch_size=10), jetstream(nats_server.url))
+def test_a_checkpoints_last_event_id_is_the_one_that_was_settled_last(
+    nats_server: NatsServer, stream: str
+) -> None:
+    made = publishing(
+        Envelopes(envelopes(50, stream, aggregates=1), batch_size=10), jetstream(nats_server.url)
+    )
 
     run(made.flow, epoch=EVERY_BATCH)
 
-    assert [each.last_event_id for each in made.checkpoints] == [f"e-{number}" for number in (9, 19, 29, 39, 49)]
+    assert [each.last_event_id for each in made.checkpoints] == [
+        f"e-{number}" for number in (9, 19, 29, 39, 49)
+    ]
 
 
-def test_results_say_which_epoch_and_worker_they_belong_to(nats_server: NatsServer, stream: str) -> None:
+def test_results_say_which_epoch_and_worker_they_belong_to(
+    nats_server: NatsServer, stream: str
+) -> None:
     made = publishing(Envelopes(envelopes(50, stream), batch_size=10), jetstream(nats_server.url))
 
     run(made.flow, epoch=EVERY_BATCH)
 
-    assert {(result.worker, result.epoch, int(result.event_id[2:]) // 10) for result in made.oks} == {
-        (0, epoch, epoch - 1) for epoch in range(1, 6)
-    }
+    assert {
+        (result.worker, result.epoch, int(result.event_id[2:]) // 10) for result in made.oks
+    } == {(0, epoch, epoch - 1) for epoch in range(1, 6)}
 
 
 @workers_1_2
 def test_an_epoch_commits_only_when_all_of_it_is_stored(
     nats_server: NatsServer, proxy: Proxy, stream: str, tmp_path: Path, workers: int
 ) -> None:
-    # A source is asked for more, after its snapshot, only when the epoch of that snapshot is committed everywhere.
+    # A source is asked for more, after its snapshot, only when the epoch of that snapshot is
+    # committed everywhere.
     proxy.answers.delay = 0.002
     seen: list[tuple[int, int]] = []
 
     def before(index: int) -> None:
         seen.append((index, api(nats_server.url, f"STREAM.INFO.{stream}")["state"]["messages"]))
 
-    made = publishing(Envelopes(envelopes(200, stream), batch_size=20, before=before), jetstream(proxy.url))
+    made = publishing(
+        Envelopes(envelopes(200, stream), batch_size=20, before=before), jetstream(proxy.url)
+    )
 
     run(made.flow, workers=workers, store=recovery_store(tmp_path / "store"), epoch=EVERY_BATCH)
 
@@ -147,8 +179,9 @@ def test_an_epoch_commits_only_when_all_of_it_is_stored(
 def test_results_and_checkpoints_survive_crashes_at_the_commit_of_an_epoch(
     nats_server: NatsServer, proxy: Proxy, stream: str, tmp_path: Path, workers: tuple[int, ...]
 ) -> None:
-    # The acks come only while an epoch's end waits for them, so its results can be passed on only in the next epoch,
-    # and the crash is when a source is asked for more: the epoch is committed, the next one is not.
+    # The acks come only while an epoch's end waits for them, so its results can be passed on only
+    # in the next epoch, and the crash is when a source is asked for more: the epoch is committed,
+    # the next one is not.
     proxy.answers.delay = 0.005
     batch = envelopes(400, stream)
     asked: list[int] = []
@@ -163,7 +196,11 @@ def test_results_and_checkpoints_survive_crashes_at_the_commit_of_an_epoch(
     out = jop.publish("publish", op.input("in", flow, source), jetstream(proxy.url))
     results, checkpoints = Ledger(), Ledger()
     op.output("results", op.map("id", out.oks, lambda result: ("all", result.event_id)), results)
-    op.output("checkpoints", op.map("all", out.checkpoints, lambda checkpoint: ("all", checkpoint)), checkpoints)
+    op.output(
+        "checkpoints",
+        op.map("all", out.checkpoints, lambda checkpoint: ("all", checkpoint)),
+        checkpoints,
+    )
     store = recovery_store(tmp_path / "store", parts=2)
 
     crashing = True
@@ -172,7 +209,9 @@ def test_results_and_checkpoints_survive_crashes_at_the_commit_of_an_epoch(
         with pytest.raises(BytewaxRuntimeError) as crashed:
             run(flow, workers=number, store=store, epoch=EVERY_BATCH)
         assert isinstance(root_cause(crashed.value), CrashError)
-        assert min(asked) == 3 * started, "the epoch before the crash was not committed, so nothing was to survive"
+        assert min(asked) == 3 * started, (
+            "the epoch before the crash was not committed, so nothing was to survive"
+        )
     crashing = False
     proxy.answers.delay = 0
     run(flow, workers=workers[0], store=store, epoch=EVERY_BATCH)
@@ -228,19 +267,25 @@ def test_a_small_budget_does_not_stall_two_publish_steps_in_series(
     settings = jetstream(nats_server.url, pool={"budget_messages": budget})
     batch = envelopes(500, stream)
     flow = Dataflow("series")
-    first = jop.publish("first", op.input("in", flow, Envelopes(*_parts(batch), batch_size=25)), settings)
+    first = jop.publish(
+        "first", op.input("in", flow, Envelopes(*_parts(batch), batch_size=25)), settings
+    )
     second = jop.publish("second", op.map("again", first.oks, _again), settings)
     oks: list[PublishResult] = []
     op.output("oks", second.oks, TestingSink(oks))
 
     run(flow, workers=workers)
 
-    assert {result.event_id for result in oks} == {f"again-{envelope.event_id}" for envelope in batch}
+    assert {result.event_id for result in oks} == {
+        f"again-{envelope.event_id}" for envelope in batch
+    }
     assert len(stored(nats_server.url, stream)) == 1_000
 
 
 @workers_1_2
-@pytest.mark.parametrize("clients", [("one", "one"), ("one", "other")], ids=["one connection", "two connections"])
+@pytest.mark.parametrize(
+    "clients", [("one", "one"), ("one", "other")], ids=["one connection", "two connections"]
+)
 def test_a_small_budget_does_not_stall_two_publish_steps_side_by_side(
     nats_server: NatsServer, stream: str, workers: int, clients: tuple[str, str]
 ) -> None:
@@ -251,7 +296,9 @@ def test_a_small_budget_does_not_stall_two_publish_steps_side_by_side(
     for number, name in enumerate(clients):
         settings = jetstream(nats_server.url, name=name, pool={"budget_messages": 10})
         mine = op.map(f"own-{number}", up, partial(_as_own, number))
-        op.output(f"oks-{number}", jop.publish(f"publish-{number}", mine, settings).oks, TestingSink(oks))
+        op.output(
+            f"oks-{number}", jop.publish(f"publish-{number}", mine, settings).oks, TestingSink(oks)
+        )
 
     run(flow, workers=workers)
 
@@ -278,7 +325,10 @@ both_outputs = pytest.mark.parametrize("to", [_to_output, _to_sink])
 @workers_1_2
 @both_outputs
 def test_an_output_stores_everything(
-    nats_server: NatsServer, stream: str, to: Callable[[Envelopes, JetStreamSettings], Dataflow], workers: int
+    nats_server: NatsServer,
+    stream: str,
+    to: Callable[[Envelopes, JetStreamSettings], Dataflow],
+    workers: int,
 ) -> None:
     batch = envelopes(2_000, stream)
 
@@ -306,9 +356,16 @@ def test_an_output_stops_at_a_refused_envelope_and_commits_nothing_of_its_epoch(
 
     cause = root_cause(stopped.value)
     assert isinstance(cause, PublishError)
-    assert str(cause).startswith("envelope e-155 on  is rejected: the topic is empty: give the envelope a subject")
+    assert str(cause).startswith(
+        "envelope e-155 on  is rejected: the topic is empty: give the envelope a subject"
+    )
     asked: list[int] = []
-    run(to(Envelopes(batch, before=asked.append), settings), workers=workers, store=store, epoch=EVERY_BATCH)
+    run(
+        to(Envelopes(batch, before=asked.append), settings),
+        workers=workers,
+        store=store,
+        epoch=EVERY_BATCH,
+    )
     assert asked[0] == 150
     assert audit(nats_server.url, stream, batch) == FLAWLESS
 
@@ -330,7 +387,11 @@ def test_dataflows_run_one_after_the_other_in_one_process_and_leave_nothing(
         batch = envelopes(500, stream)
         made = publishing(Envelopes(*_parts(batch)), jetstream(nats_server.url))
 
-        run(made.flow, workers=workers, store=recovery_store(tmp_path / str(number)) if store else None)
+        run(
+            made.flow,
+            workers=workers,
+            store=recovery_store(tmp_path / str(number)) if store else None,
+        )
 
         assert audit(nats_server.url, stream, batch) == FLAWLESS
         assert _left() == before
@@ -343,7 +404,9 @@ def test_a_dataflow_that_fails_leaves_nothing_either(nats_server: NatsServer, st
 
     before = _left()
     for workers in (1, 2, 1, 2):
-        made = publishing(Envelopes(envelopes(500, stream), before=crash), jetstream(nats_server.url))
+        made = publishing(
+            Envelopes(envelopes(500, stream), before=crash), jetstream(nats_server.url)
+        )
         with pytest.raises(BytewaxRuntimeError):
             run(made.flow, workers=workers)
         until(lambda: _left() == before)  # the engine raises before its other threads have ended
@@ -352,18 +415,24 @@ def test_a_dataflow_that_fails_leaves_nothing_either(nats_server: NatsServer, st
 def test_a_dataflow_that_cannot_start_leaves_nothing_either(nats_server: NatsServer) -> None:
     before = _left()
     for workers in (1, 2, 1, 2):
-        made = publishing(Envelopes(envelopes(5, "x")), jetstream(nats_server.url, topics=("nobodys",)))
+        made = publishing(
+            Envelopes(envelopes(5, "x")), jetstream(nats_server.url, topics=("nobodys",))
+        )
         with pytest.raises(BytewaxRuntimeError) as failed:
             run(made.flow, workers=workers)
         assert isinstance(root_cause(failed.value), StreamError)
         until(lambda: _left() == before)
 
 
-def test_steps_with_different_pool_settings_are_refused_with_both(nats_server: NatsServer, stream: str) -> None:
+def test_steps_with_different_pool_settings_are_refused_with_both(
+    nats_server: NatsServer, stream: str
+) -> None:
     flow = Dataflow("flow")
     up = op.input("in", flow, Envelopes(envelopes(10, stream)))
     for number in (1, 2):
-        jop.publish(f"publish-{number}", up, jetstream(nats_server.url, pool={"budget_messages": number}))
+        jop.publish(
+            f"publish-{number}", up, jetstream(nats_server.url, pool={"budget_messages": number})
+        )
 
     with pytest.raises(BytewaxRuntimeError) as refused:
         run(flow)
@@ -378,7 +447,9 @@ def test_steps_with_different_pool_settings_are_refused_with_both(nats_server: N
 def test_streams_that_nobody_uses_may_be_left_open(nats_server: NatsServer, stream: str) -> None:
     batch = envelopes(1_000, stream)
     flow = Dataflow("flow")
-    jop.publish("publish", op.input("in", flow, Envelopes(*_parts(batch))), jetstream(nats_server.url))
+    jop.publish(
+        "publish", op.input("in", flow, Envelopes(*_parts(batch))), jetstream(nats_server.url)
+    )
 
     run(flow, workers=2)
 
@@ -400,7 +471,9 @@ def test_an_idle_source_does_not_hold_results_back(nats_server: NatsServer, stre
     assert len(made.oks) == 20
 
 
-def test_an_idle_source_does_not_hold_a_checkpoint_back(nats_server: NatsServer, stream: str) -> None:
+def test_an_idle_source_does_not_hold_a_checkpoint_back(
+    nats_server: NatsServer, stream: str
+) -> None:
     patience = time.monotonic() + 20
 
     def nothing_yet(index: int) -> bool:

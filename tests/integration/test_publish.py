@@ -1,4 +1,6 @@
-"""The pool and the JetStream publisher against a real nats-server, whole and through a proxy that harms."""
+"""The pool and the JetStream publisher against a real nats-server, whole and through a proxy that
+harms.
+"""
 
 import hashlib
 import time
@@ -8,14 +10,14 @@ from datetime import timedelta
 import pytest
 
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
-from bytewax_jetstream.jetstream import connection
-from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
-from bytewax_jetstream.pool import AckPool
+from bytewax_jetstream.jetstream.connection import connection
+from bytewax_jetstream.jetstream.publisher.publisher import JetStreamPublisher
+from bytewax_jetstream.pool.ack_pool import AckPool
 from bytewax_jetstream.testing import NatsServer
-from tests.lanes import broker_of, jetstream, opened, publish, settle
-from tests.proxy import Proxy
-from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
-from tests.waiting import until
+from tests.support.lanes import broker_of, jetstream, opened, publish, settle
+from tests.support.proxy import Proxy
+from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -77,7 +79,10 @@ def test_what_is_stored_is_what_was_published(nats_server: NatsServer) -> None:
     }
     assert odd.subject == "headers.ü.b"
     assert odd.payload == b""
-    assert odd.headers == {"Nats-Msg-Id": "~" + hashlib.sha256(odd_id.encode()).hexdigest(), "Event-Id": odd_id}
+    assert odd.headers == {
+        "Nats-Msg-Id": "~" + hashlib.sha256(odd_id.encode()).hexdigest(),
+        "Event-Id": odd_id,
+    }
 
 
 def test_the_same_event_id_again_is_a_duplicate_and_stored_once(nats_server: NatsServer) -> None:
@@ -93,15 +98,21 @@ def test_the_same_event_id_again_is_a_duplicate_and_stored_once(nats_server: Nat
     assert len(stored(nats_server.url, "TWICE")) == 1
 
 
-def test_event_ids_that_differ_only_in_blanks_are_not_duplicates_of_each_other(nats_server: NatsServer) -> None:
+def test_event_ids_that_differ_only_in_blanks_are_not_duplicates_of_each_other(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "BLANKS", "blanks")
     ids = ["k 1", "k  1", "k_1", "k\u00a01"]
 
-    results = publish(jetstream(nats_server.url), *(Envelope("blanks", b"", event_id=each) for each in ids))
+    results = publish(
+        jetstream(nats_server.url), *(Envelope("blanks", b"", event_id=each) for each in ids)
+    )
 
     assert [results[each].reason for each in ids[:3]] == [None, None, None]
     assert not any(result.duplicate for result in results.values())
-    assert len(stored(nats_server.url, "BLANKS")) == sum(r.outcome is Outcome.STORED for r in results.values())
+    assert len(stored(nats_server.url, "BLANKS")) == sum(
+        r.outcome is Outcome.STORED for r in results.values()
+    )
 
 
 def test_a_message_with_a_ttl_goes_when_it_is_over(nats_server: NatsServer) -> None:
@@ -117,7 +128,12 @@ def test_a_message_with_a_ttl_goes_when_it_is_over(nats_server: NatsServer) -> N
         Envelope("nottl", b"", event_id="plain"),
     )
 
-    assert results["stays"].outcome is results["goes"].outcome is results["plain"].outcome is Outcome.STORED
+    assert (
+        results["stays"].outcome
+        is results["goes"].outcome
+        is results["plain"].outcome
+        is Outcome.STORED
+    )
     refused = results["refused"]
     assert (refused.outcome, refused.code) == (Outcome.REJECTED, 10166)
     assert "TTL is disabled" in str(refused.reason)
@@ -125,13 +141,26 @@ def test_a_message_with_a_ttl_goes_when_it_is_over(nats_server: NatsServer) -> N
     assert [message.headers["Nats-TTL"] for message in stored(nats_server.url, "TTL")] == ["3600"]
 
 
-def test_an_expected_sequence_that_is_wrong_is_rejected_and_not_stored(nats_server: NatsServer) -> None:
+def test_an_expected_sequence_that_is_wrong_is_rejected_and_not_stored(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "EXPECTED", "expected.>")
     settings = jetstream(nats_server.url)
-    first = Envelope("expected.a", b"", event_id="first", options=PublishOptions(expected_last_sequence=0))
-    other = Envelope("expected.b", b"", event_id="other", options=PublishOptions(expected_last_subject_sequence=0))
-    wrong = Envelope("expected.a", b"", event_id="wrong", options=PublishOptions(expected_last_sequence=7))
-    late = Envelope("expected.a", b"", event_id="late", options=PublishOptions(expected_last_subject_sequence=0))
+    first = Envelope(
+        "expected.a", b"", event_id="first", options=PublishOptions(expected_last_sequence=0)
+    )
+    other = Envelope(
+        "expected.b",
+        b"",
+        event_id="other",
+        options=PublishOptions(expected_last_subject_sequence=0),
+    )
+    wrong = Envelope(
+        "expected.a", b"", event_id="wrong", options=PublishOptions(expected_last_sequence=7)
+    )
+    late = Envelope(
+        "expected.a", b"", event_id="late", options=PublishOptions(expected_last_subject_sequence=0)
+    )
 
     results = [publish(settings, each)[each.event_id] for each in (first, other, wrong, late)]
 
@@ -141,19 +170,28 @@ def test_an_expected_sequence_that_is_wrong_is_rejected_and_not_stored(nats_serv
     assert [result.code for result in results] == [None, None, 10071, 10071]
     assert "wrong last sequence" in str(results[2].reason)
     assert results[2].envelope == wrong
-    assert [message.headers["Nats-Msg-Id"] for message in stored(nats_server.url, "EXPECTED")] == ["first", "other"]
+    assert [message.headers["Nats-Msg-Id"] for message in stored(nats_server.url, "EXPECTED")] == [
+        "first",
+        "other",
+    ]
 
 
 @pytest.mark.parametrize("dedupe", [True, False])
 def test_an_envelope_whose_own_earlier_attempt_met_the_expectation_is_a_duplicate_not_rejected(
     nats_server: NatsServer, dedupe: bool
 ) -> None:
-    # The server looks at the expectation before it looks at the id, and after the first attempt it is not met any more.
+    # The server looks at the expectation before it looks at the id, and after the first attempt it
+    # is not met any more.
     make_stream(nats_server.url, "AGAIN", "again.>")
     settings = jetstream(nats_server.url, dedupe=dedupe)
-    by_stream = Envelope("again.a", b"", event_id="by-stream", options=PublishOptions(expected_last_sequence=0))
+    by_stream = Envelope(
+        "again.a", b"", event_id="by-stream", options=PublishOptions(expected_last_sequence=0)
+    )
     by_subject = Envelope(
-        "again.b", b"", event_id="by-subject", options=PublishOptions(expected_last_subject_sequence=0)
+        "again.b",
+        b"",
+        event_id="by-subject",
+        options=PublishOptions(expected_last_subject_sequence=0),
     )
     for envelope in (by_stream, by_subject):
         first = publish(settings, envelope)[envelope.event_id]
@@ -161,7 +199,11 @@ def test_an_envelope_whose_own_earlier_attempt_met_the_expectation_is_a_duplicat
 
         again = publish(settings, envelope)[envelope.event_id]
 
-        assert (again.outcome, again.sequence, again.duplicate) == (Outcome.STORED, first.sequence, True)
+        assert (again.outcome, again.sequence, again.duplicate) == (
+            Outcome.STORED,
+            first.sequence,
+            True,
+        )
 
 
 def test_one_lane_publishes_to_several_streams(nats_server: NatsServer) -> None:
@@ -179,11 +221,17 @@ def test_one_lane_publishes_to_several_streams(nats_server: NatsServer) -> None:
     }
 
 
-def test_lanes_of_equal_settings_share_a_connection_and_others_do_not(nats_server: NatsServer) -> None:
+def test_lanes_of_equal_settings_share_a_connection_and_others_do_not(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "SHARED", "shared.>")
     with AckPool() as pool:
-        same = [pool.lane(JetStreamPublisher(jetstream(nats_server.url)), name=str(n)) for n in range(3)]
-        other = pool.lane(JetStreamPublisher(jetstream(nats_server.url, name="other")), name="other")
+        same = [
+            pool.lane(JetStreamPublisher(jetstream(nats_server.url)), name=str(n)) for n in range(3)
+        ]
+        other = pool.lane(
+            JetStreamPublisher(jetstream(nats_server.url, name="other")), name="other"
+        )
         for number, lane in enumerate([*same, other]):
             lane.submit(envelopes(100, f"shared.{number}", first=100 * number, aggregates=None))
 
@@ -198,9 +246,13 @@ def test_a_domain_is_asked_under_its_own_prefix() -> None:
     with NatsServer(config="jetstream { domain: hub }") as server, Proxy(server.url) as proxy:
         make_stream(server.url, "DOMAIN", "domain.>")
 
-        results = publish(jetstream(proxy.url, domain="hub", topics=("domain.a",)), *envelopes(100, "domain.a"))
+        results = publish(
+            jetstream(proxy.url, domain="hub", topics=("domain.a",)), *envelopes(100, "domain.a")
+        )
 
-        assert {(result.outcome, result.stream) for result in results.values()} == {(Outcome.STORED, "DOMAIN")}
+        assert {(result.outcome, result.stream) for result in results.values()} == {
+            (Outcome.STORED, "DOMAIN")
+        }
         assert audit(server.url, "DOMAIN", envelopes(100, "")) == FLAWLESS
         assert proxy.requests.messages_to(b"$JS.hub.API.") > 0
         assert proxy.requests.messages_to(b"$JS.API.") == 0
@@ -225,13 +277,21 @@ def test_an_api_prefix_reaches_the_jetstream_of_another_account() -> None:
     """
     with NatsServer(config=accounts) as server:
         api(
-            server.url, "STREAM.CREATE.ORDERS", {"name": "ORDERS", "subjects": ["orders.>"]}, user="hub", password="hub"
+            server.url,
+            "STREAM.CREATE.ORDERS",
+            {"name": "ORDERS", "subjects": ["orders.>"]},
+            user="hub",
+            password="hub",
         )
-        settings = jetstream(server.url, api_prefix="hub.API", user="edge", password="edge", topics=("orders.a",))
+        settings = jetstream(
+            server.url, api_prefix="hub.API", user="edge", password="edge", topics=("orders.a",)
+        )
 
         results = publish(settings, *envelopes(100, "orders.a"))
 
-        assert {(result.outcome, result.stream) for result in results.values()} == {(Outcome.STORED, "ORDERS")}
+        assert {(result.outcome, result.stream) for result in results.values()} == {
+            (Outcome.STORED, "ORDERS")
+        }
         assert len(stored(server.url, "ORDERS", user="hub", password="hub")) == 100
 
 
@@ -277,7 +337,9 @@ def test_silent_flights_beyond_the_number_of_ack_workers_block_nobody_else(
 ) -> None:
     make_stream(nats_server.url, "SILENT", "silent.>")
     make_stream(nats_server.url, "LOUD", "loud.>")
-    silent = [Envelope(f"silent.{n}", b"", event_id=f"s-{n}", aggregate_id=f"a-{n}") for n in range(50)]
+    silent = [
+        Envelope(f"silent.{n}", b"", event_id=f"s-{n}", aggregate_id=f"a-{n}") for n in range(50)
+    ]
     proxy.requests.loses = lambda frame: frame.startswith(b"HPUB silent.")
     settings = jetstream(proxy.url, ack_timeout=0.3, delivery_timeout=2, pool={"ack_workers": 2})
     with opened(settings) as (pool, lane):
@@ -298,15 +360,21 @@ def test_silent_flights_beyond_the_number_of_ack_workers_block_nobody_else(
             ended = whole and "its flight ended before it" in str(result.reason)
             assert ended or "no ack within 0.3 s" in str(result.reason)
         proxy.requests.loses = lambda frame: False
-        assert {result.outcome for result in settle(quiet_lane, silent).values()} == {Outcome.STORED}
+        assert {result.outcome for result in settle(quiet_lane, silent).values()} == {
+            Outcome.STORED
+        }
 
 
-def test_lost_acks_are_asked_for_again_and_stored_once(nats_server: NatsServer, proxy: Proxy, whole: bool) -> None:
+def test_lost_acks_are_asked_for_again_and_stored_once(
+    nats_server: NatsServer, proxy: Proxy, whole: bool
+) -> None:
     make_stream(nats_server.url, "ACKLESS", "ackless.>")
     batch = envelopes(3_000, "ackless.x", aggregates=500)
     answered = iter(range(1_000_000))
     with opened(jetstream(proxy.url, ack_timeout=0.3)) as (pool, lane):
-        proxy.answers.loses = lambda frame: frame.startswith(b"MSG _INBOX") and next(answered) % 5 == 0
+        proxy.answers.loses = lambda frame: (
+            frame.startswith(b"MSG _INBOX") and next(answered) % 5 == 0
+        )
 
         results = settle(lane, batch)
 
@@ -317,7 +385,9 @@ def test_lost_acks_are_asked_for_again_and_stored_once(nats_server: NatsServer, 
     assert audit(nats_server.url, "ACKLESS", batch) == FLAWLESS
 
 
-def test_lost_requests_are_sent_again_in_the_order_of_their_aggregates(nats_server: NatsServer, proxy: Proxy) -> None:
+def test_lost_requests_are_sent_again_in_the_order_of_their_aggregates(
+    nats_server: NatsServer, proxy: Proxy
+) -> None:
     make_stream(nats_server.url, "LOST", "lost.>")
     batch = envelopes(3_000, "lost.x", aggregates=500)
     sent = iter(range(1_000_000))
@@ -352,7 +422,9 @@ def test_a_connection_cut_in_the_middle_of_a_frame_is_replaced(
     assert audit(nats_server.url, stream, batch) == FLAWLESS
 
 
-def test_connections_reset_again_and_again_lose_nothing(nats_server: NatsServer, proxy: Proxy) -> None:
+def test_connections_reset_again_and_again_lose_nothing(
+    nats_server: NatsServer, proxy: Proxy
+) -> None:
     make_stream(nats_server.url, "RESET", "reset.>")
     batch = envelopes(20_000, "reset.x", aggregates=1_000)
     with opened(jetstream(proxy.url)) as (pool, lane):
@@ -372,7 +444,9 @@ def test_connections_reset_again_and_again_lose_nothing(nats_server: NatsServer,
 def test_a_peer_that_vanished_without_a_word_is_noticed_and_replaced(
     nats_server: NatsServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "PING_INTERVAL", 0.3)  # it is noticed at the third ping without an answer
+    monkeypatch.setattr(
+        connection, "PING_INTERVAL", 0.3
+    )  # it is noticed at the third ping without an answer
     make_stream(nats_server.url, "HALF", "half.>")
     batch = envelopes(3_000, "half.x", aggregates=500)
     with opened(jetstream(proxy.url, ack_timeout=0.5)) as (pool, lane):
@@ -403,7 +477,9 @@ def test_a_slow_link_settles_everything_though_acks_come_after_their_timeout(
     assert audit(nats_server.url, "SLOW", batch) == FLAWLESS
 
 
-def test_a_full_budget_blocks_the_producer_and_discards_nothing(nats_server: NatsServer, proxy: Proxy) -> None:
+def test_a_full_budget_blocks_the_producer_and_discards_nothing(
+    nats_server: NatsServer, proxy: Proxy
+) -> None:
     make_stream(nats_server.url, "BUDGET", "budget.>")
     batch = envelopes(2_000, "budget.x")
     with opened(jetstream(proxy.url, pool={"budget_messages": 10})) as (pool, lane):

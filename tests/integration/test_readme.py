@@ -9,7 +9,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_quickstart_in_the_readme_is_the_flow_and_prints_what_it_says() -> None:
     block = re.search(
-        r"<!-- flows/quickstart.py -->\n```python\n(.*?)```\n\nprints\n\n```text\n(.*?)```", README, re.DOTALL
+        r"<!-- flows/quickstart.py -->\n```python\n(.*?)```\n\nprints\n\n```text\n(.*?)```",
+        README,
+        re.DOTALL,
     )
     assert block is not None
     code, printed = block.groups()

@@ -1,4 +1,6 @@
-"""Reading by sequence from a real server: whole, in order, from where it stopped, through every kind of loss."""
+"""Reading by sequence from a real server: whole, in order, from where it stopped, through every
+kind of loss.
+"""
 
 import logging
 import threading
@@ -15,17 +17,17 @@ from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import TestingSink
 
-import bytewax_jetstream.jetstream.reader
+import bytewax_jetstream.jetstream.source.reader
 from bytewax_jetstream.errors import ConnectError, JetStreamPipelineError, SourceError, StreamError
 from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
-from bytewax_jetstream.jetstream.source import JetStreamSource
+from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
-from tests.dataflows import recovery_store, root_cause, run
-from tests.proxy import Proxy
-from tests.reading import Driver, feed_of, numbered, put, settings, write
-from tests.streams import api, make_stream
-from tests.waiting import until
+from tests.support.dataflows import recovery_store, root_cause, run
+from tests.support.proxy import Proxy
+from tests.support.reading import Driver, feed_of, numbered, put, settings, write
+from tests.support.streams import api, make_stream
+from tests.support.waiting import until
 
 Names = Callable[[], str]
 AMY: dict[str, Any] = {"user": "amy", "password": "a"}
@@ -60,7 +62,12 @@ def test_a_stream_is_read_in_order_with_all_that_a_message_has(url: str, names: 
     make_stream(url, stream, f"{stream}.>")
     before = datetime.now(UTC)
     headers = b"NATS/1.0\r\nNats-Msg-Id: a\r\nKind:  new \r\n\r\n"
-    with_headers = b"HPUB %s.b %d %d\r\n%s\x00\xff\r\n" % (stream.encode(), len(headers), len(headers) + 2, headers)
+    with_headers = b"HPUB %s.b %d %d\r\n%s\x00\xff\r\n" % (
+        stream.encode(),
+        len(headers),
+        len(headers) + 2,
+        headers,
+    )
     put(url, stream, [*numbered(f"{stream}.a", 1), with_headers])
 
     first, second = read(source(url, stream))
@@ -69,7 +76,12 @@ def test_a_stream_is_read_in_order_with_all_that_a_message_has(url: str, names: 
     assert second == JetStreamMessage(
         f"{stream}.b", b"\x00\xff", {"Nats-Msg-Id": "a", "Kind": "new"}, stream, 2, second.time
     )
-    assert before - timedelta(seconds=1) < first.time <= second.time < datetime.now(UTC) + timedelta(seconds=1)
+    assert (
+        before - timedelta(seconds=1)
+        < first.time
+        <= second.time
+        < datetime.now(UTC) + timedelta(seconds=1)
+    )
     assert not consumers(url, stream)
 
 
@@ -89,7 +101,9 @@ def test_every_batch_is_within_its_size(url: str, names: Names) -> None:
     assert driver.numbers == list(range(1, 26))
 
 
-def test_an_empty_stream_and_a_filter_that_nothing_matches_end_at_once(url: str, names: Names) -> None:
+def test_an_empty_stream_and_a_filter_that_nothing_matches_end_at_once(
+    url: str, names: Names
+) -> None:
     stream = names()
     make_stream(url, stream, f"{stream}.>")
     assert not read(source(url, stream))
@@ -115,7 +129,9 @@ def test_without_tail_reading_ends_at_what_was_the_end_at_its_start(url: str, na
     assert driver.numbers == [4, 5, 6]
 
 
-def test_without_tail_reading_ends_though_the_last_message_is_removed_before(url: str, names: Names) -> None:
+def test_without_tail_reading_ends_though_the_last_message_is_removed_before(
+    url: str, names: Names
+) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3))
@@ -129,7 +145,9 @@ def test_without_tail_reading_ends_though_the_last_message_is_removed_before(url
     assert driver.numbers in ([1, 2, 3], [])  # what was on its way came
 
 
-def test_with_tail_new_messages_come_and_an_idle_source_is_soon_awake(url: str, names: Names) -> None:
+def test_with_tail_new_messages_come_and_an_idle_source_is_soon_awake(
+    url: str, names: Names
+) -> None:
     stream = names()
     make_stream(url, stream, stream)
 
@@ -137,15 +155,23 @@ def test_with_tail_new_messages_come_and_an_idle_source_is_soon_awake(url: str, 
         driver.step()
         awake = driver.part.next_awake()
         assert awake is not None
-        assert timedelta(0) < awake - datetime.now(UTC) + timedelta(seconds=0.02) < timedelta(seconds=0.04)
+        assert (
+            timedelta(0)
+            < awake - datetime.now(UTC) + timedelta(seconds=0.02)
+            < timedelta(seconds=0.04)
+        )
         put(url, stream, numbered(stream, 3))
         driver.until(lambda: len(driver.items) == 3)
 
     assert driver.numbers == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("start", "expected"), [("first", [1, 2, 3, 4]), ("new", [4]), (2, [2, 3, 4])])
-def test_reading_starts_where_it_is_told_to(url: str, names: Names, start: Any, expected: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("start", "expected"), [("first", [1, 2, 3, 4]), ("new", [4]), (2, [2, 3, 4])]
+)
+def test_reading_starts_where_it_is_told_to(
+    url: str, names: Names, start: Any, expected: list[int]
+) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3))
@@ -163,7 +189,10 @@ def test_reading_starts_at_a_time(url: str, names: Names) -> None:
     put(url, stream, numbered(stream, 3))
     times = [item.time for item in read(source(url, stream))]
 
-    assert [item.sequence for item in read(source(url, stream, start=times[1] + timedelta(microseconds=1)))] == [3]
+    assert [
+        item.sequence
+        for item in read(source(url, stream, start=times[1] + timedelta(microseconds=1)))
+    ] == [3]
 
 
 def test_a_place_nothing_was_read_from_yet_is_kept(url: str, names: Names) -> None:
@@ -207,7 +236,9 @@ def test_streams_and_subjects_are_partitions(url: str, names: Names, workers: in
 
     made = source(url, *streams, subjects=["*.a.*", "*.b.x"])
 
-    assert made.list_parts() == [f"{stream}/{subject}" for stream in streams for subject in ("*.a.*", "*.b.x")]
+    assert made.list_parts() == [
+        f"{stream}/{subject}" for stream in streams for subject in ("*.a.*", "*.b.x")
+    ]
     counts = Counter(item.subject for item in read(made, workers=workers))
     assert counts == {f"{stream}.{kind}.x": 10 for stream in streams for kind in ("a", "b")}
 
@@ -222,7 +253,11 @@ def test_partitions_with_the_same_settings_share_one_connection_that_ends_with_t
         made = JetStreamSource(settings(proxy.url), streams=("A", "B"))
         with Driver(made, part="A"), Driver(made, part="B"):
             assert proxy.connections == 1
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("bytewax_jetstream-source")]
+        assert not [
+            thread
+            for thread in threading.enumerate()
+            if thread.name.startswith("bytewax_jetstream-source")
+        ]
         with Driver(made, part="A"):
             assert proxy.connections == 2
 
@@ -255,7 +290,9 @@ def test_streams_that_the_settings_declare_are_made(url: str, names: Names) -> N
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_crashed_run_goes_on_from_the_last_epoch(url: str, names: Names, tmp_path: Path, workers: int) -> None:
+def test_a_crashed_run_goes_on_from_the_last_epoch(
+    url: str, names: Names, tmp_path: Path, workers: int
+) -> None:
     streams = [names(), names()]
     for stream in streams:
         make_stream(url, stream, stream)
@@ -291,7 +328,9 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(url: str, names: Names, tmp_p
     assert not seen
 
 
-def test_purged_sequences_are_passed_over_and_said(url: str, names: Names, caplog: pytest.LogCaptureFixture) -> None:
+def test_purged_sequences_are_passed_over_and_said(
+    url: str, names: Names, caplog: pytest.LogCaptureFixture
+) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 10))
@@ -301,7 +340,9 @@ def test_purged_sequences_are_passed_over_and_said(url: str, names: Names, caplo
         driver.to_end()
 
     assert driver.numbers == [6, 7, 8, 9, 10]
-    assert caplog.messages == [f"stream {stream}: sequences 3 to 5 were removed before they were read"]
+    assert caplog.messages == [
+        f"stream {stream}: sequences 3 to 5 were removed before they were read"
+    ]
 
 
 def test_a_purge_while_reading_leaves_out_what_is_purged(url: str, names: Names) -> None:
@@ -363,7 +404,7 @@ def test_a_cut_connection_costs_and_repeats_nothing(url: str, names: Names) -> N
 def test_a_message_that_does_not_arrive_is_noticed_and_read(
     url: str, names: Names, lost: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bytewax_jetstream.jetstream.feed, "HEARTBEAT_SECONDS", 0.2)
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.feed, "HEARTBEAT_SECONDS", 0.2)
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 60))
@@ -393,9 +434,11 @@ def test_a_consumer_that_is_deleted_is_made_again_where_it_was(url: str, names: 
     assert driver.numbers == list(range(1, 2002))
 
 
-def test_a_server_that_falls_silent_is_noticed(url: str, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bytewax_jetstream.jetstream.feed, "HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(bytewax_jetstream.jetstream.feed, "SILENCE_SECONDS", 0.3)
+def test_a_server_that_falls_silent_is_noticed(
+    url: str, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.feed, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.feed, "SILENCE_SECONDS", 0.3)
     stream = names()
     make_stream(url, stream, stream)
 
@@ -444,7 +487,9 @@ def test_poison_is_kept_out_and_the_messages_after_it_come(
     errors = [item for item in items if isinstance(item, JetStreamError)]
     assert [error.reason for error in errors] == list(reasons)
     assert {error.payload for error in errors} == {b"abc"}
-    assert [item.payload for item in items if isinstance(item, JetStreamMessage)] == [b"1"] * len(frames)
+    assert [item.payload for item in items if isinstance(item, JetStreamMessage)] == [b"1"] * len(
+        frames
+    )
     assert caplog.messages[-1] == f"stream {stream}: {len(frames)} messages could not be read"
 
 
@@ -467,8 +512,10 @@ def test_no_more_than_four_batches_are_read_ahead(url: str, names: Names) -> Non
     assert driver.numbers == list(range(1, 5001))
 
 
-def test_no_more_than_so_many_bytes_are_read_ahead(url: str, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bytewax_jetstream.jetstream.feed, "PREFETCH_BYTES", 4 * 1024 * 1024)
+def test_no_more_than_so_many_bytes_are_read_ahead(
+    url: str, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.feed, "PREFETCH_BYTES", 4 * 1024 * 1024)
     stream = names()
     make_stream(url, stream, stream)
     body = bytes(512 * 1024)
@@ -556,7 +603,9 @@ def test_a_permission_that_is_lacking_is_named(denied: str, what: str) -> None:
     """
     with NatsServer(config=config) as server:
         api(server.url, "STREAM.CREATE.S", {"name": "S", "subjects": ["s"]}, **AMY)
-        error = failure(JetStreamSource(settings(server.url, user="bob", password="b"), streams="S"))
+        error = failure(
+            JetStreamSource(settings(server.url, user="bob", password="b"), streams="S")
+        )
 
     assert what in str(error)
     assert "ermission" in str(error)
@@ -583,7 +632,9 @@ def test_a_stream_made_anew_while_it_is_read_ends_the_run(url: str, names: Names
         api(url, f"STREAM.DELETE.{stream}")
         make_stream(url, stream, stream)
         put(url, stream, numbered(stream, 5))
-        with pytest.raises(SourceError, match="was read to sequence 3 and ends at 5, or was made anew"):
+        with pytest.raises(
+            SourceError, match="was read to sequence 3 and ends at 5, or was made anew"
+        ):
             driver.until(lambda: False)
     assert driver.numbers == [1, 2, 3]
 
@@ -591,7 +642,7 @@ def test_a_stream_made_anew_while_it_is_read_ends_the_run(url: str, names: Names
 def test_a_stream_deleted_while_it_is_read_ends_the_run_within_a_deadline(
     url: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bytewax_jetstream.jetstream.reader, "GONE_SECONDS", 0.3)
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.reader, "GONE_SECONDS", 0.3)
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3))
@@ -599,11 +650,15 @@ def test_a_stream_deleted_while_it_is_read_ends_the_run_within_a_deadline(
     with Driver(source(url, stream, tail=True)) as driver:
         driver.until(lambda: len(driver.items) == 3)
         api(url, f"STREAM.DELETE.{stream}")
-        with pytest.raises(SourceError, match=f"stream {stream} is missing: create it, then run again"):
+        with pytest.raises(
+            SourceError, match=f"stream {stream} is missing: create it, then run again"
+        ):
             driver.until(lambda: False)
 
 
-def test_a_server_that_stays_away_ends_the_run_within_a_deadline(own_nats_server: NatsServer) -> None:
+def test_a_server_that_stays_away_ends_the_run_within_a_deadline(
+    own_nats_server: NatsServer,
+) -> None:
     server = own_nats_server
     make_stream(server.url, "S", "s")
     put(server.url, "S", numbered("s", 3))
@@ -630,8 +685,12 @@ def test_state_of_the_other_way_to_read_is_refused(url: str, names: Names) -> No
     stream = names()
     make_stream(url, stream, stream)
 
-    assert "was read with a durable consumer by step flow.in" in str(failure(source(url, stream), state=()))
-    assert "was read by sequence by step flow.in" in str(failure(source(url, stream, durable="d"), state=3))
+    assert "was read with a durable consumer by step flow.in" in str(
+        failure(source(url, stream), state=())
+    )
+    assert "was read by sequence by step flow.in" in str(
+        failure(source(url, stream, durable="d"), state=3)
+    )
 
 
 @pytest.mark.parametrize(
@@ -659,7 +718,9 @@ def test_impossible_arguments_are_refused_at_once(arguments: dict[str, Any], rea
         JetStreamSource(settings("nats://127.0.0.1:1"), **{"streams": "S", **arguments})
 
 
-def test_forged_messages_are_ignored(url: str, names: Names, caplog: pytest.LogCaptureFixture) -> None:
+def test_forged_messages_are_ignored(
+    url: str, names: Names, caplog: pytest.LogCaptureFixture
+) -> None:
     stream = names()
     make_stream(url, stream, stream)
     with caplog.at_level(logging.WARNING), Driver(source(url, stream, tail=True)) as driver:

@@ -1,4 +1,6 @@
-"""Reading through a durable consumer of a real server: acknowledged with the epoch, neither before nor never."""
+"""Reading through a durable consumer of a real server: acknowledged with the epoch, neither before
+nor never.
+"""
 
 import logging
 from collections import Counter
@@ -13,16 +15,16 @@ from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import TestingSink
 
-import bytewax_jetstream.jetstream.reader
+import bytewax_jetstream.jetstream.source.reader
 from bytewax_jetstream.errors import JetStreamPipelineError, SourceError
 from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
-from bytewax_jetstream.jetstream.source import JetStreamSource
+from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from bytewax_jetstream.testing import NatsServer
-from tests.dataflows import recovery_store, root_cause, run
-from tests.proxy import Proxy
-from tests.reading import Driver, numbered, put, settings, write
-from tests.streams import api, make_stream
-from tests.waiting import until
+from tests.support.dataflows import recovery_store, root_cause, run
+from tests.support.proxy import Proxy
+from tests.support.reading import Driver, numbered, put, settings, write
+from tests.support.streams import api, make_stream
+from tests.support.waiting import until
 
 Names = Callable[[], str]
 SOON = timedelta(seconds=1)
@@ -35,7 +37,9 @@ def url(nats_server: NatsServer) -> str:
     return nats_server.url
 
 
-def source(url: str, *streams: str, tail: bool = True, durable: str = "reader", **more: Any) -> JetStreamSource:
+def source(
+    url: str, *streams: str, tail: bool = True, durable: str = "reader", **more: Any
+) -> JetStreamSource:
     return JetStreamSource(settings(url), streams=streams, tail=tail, durable=durable, **more)
 
 
@@ -93,7 +97,9 @@ def test_what_was_not_committed_comes_to_the_next_run_at_once(url: str, names: N
     assert first[:200] == list(range(1, 201))
 
 
-def test_what_was_committed_and_not_acknowledged_is_not_emitted_by_the_next_run(url: str, names: Names) -> None:
+def test_what_was_committed_and_not_acknowledged_is_not_emitted_by_the_next_run(
+    url: str, names: Names
+) -> None:
     stream = queue(url, names(), 20)
     with Driver(source(url, stream, batch_size=1)) as driver:
         driver.until(lambda: len(driver.items) == 10)
@@ -120,7 +126,9 @@ def test_a_work_queue_is_emptied_by_a_dataflow(url: str, names: Names) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_crashed_run_goes_on_from_the_last_epoch(url: str, names: Names, tmp_path: Path, workers: int) -> None:
+def test_a_crashed_run_goes_on_from_the_last_epoch(
+    url: str, names: Names, tmp_path: Path, workers: int
+) -> None:
     stream = names()
     make_stream(url, stream, f"{stream}.>", retention="workqueue")
     for kind in ("a", "b"):
@@ -137,7 +145,9 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(url: str, names: Names, tmp_p
     def flow() -> Dataflow:
         made = Dataflow("flow")
         subjects = [f"{stream}.a", f"{stream}.b"]
-        items = op.input("in", made, source(url, stream, subjects=subjects, tail=False, batch_size=20))
+        items = op.input(
+            "in", made, source(url, stream, subjects=subjects, tail=False, batch_size=20)
+        )
         op.output("out", op.inspect("look", items, look), TestingSink([]))
         return made
 
@@ -149,11 +159,15 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(url: str, names: Names, tmp_p
 
     counts = Counter(seen)
     assert set(counts) == set(range(1, 2001))
-    assert sum(counts.values()) - len(counts) <= 2 * 20  # the batch of each partition that was not committed
+    assert (
+        sum(counts.values()) - len(counts) <= 2 * 20
+    )  # the batch of each partition that was not committed
     assert left_in(url, stream) == 0
 
 
-def test_a_message_delivered_again_while_it_is_held_is_not_emitted_again(url: str, names: Names) -> None:
+def test_a_message_delivered_again_while_it_is_held_is_not_emitted_again(
+    url: str, names: Names
+) -> None:
     stream = queue(url, names(), 5)
 
     with Driver(source(url, stream, ack_wait=SOON)) as driver:
@@ -165,13 +179,17 @@ def test_a_message_delivered_again_while_it_is_held_is_not_emitted_again(url: st
     assert driver.numbers == [1, 2, 3, 4, 5]
 
 
-def test_messages_that_wait_for_their_epoch_as_long_as_ack_wait_stop_the_run(url: str, names: Names) -> None:
+def test_messages_that_wait_for_their_epoch_as_long_as_ack_wait_stop_the_run(
+    url: str, names: Names
+) -> None:
     stream = queue(url, names(), 5)
 
     with Driver(source(url, stream, ack_wait=SOON)) as driver:
         driver.until(lambda: len(driver.items) == 5)
         driver.until(lambda: info(url, stream)["num_redelivered"])
-        with pytest.raises(SourceError, match=r"ack_wait of 1 s .*: raise ack_wait, or shorten the epoch"):
+        with pytest.raises(
+            SourceError, match=r"ack_wait of 1 s .*: raise ack_wait, or shorten the epoch"
+        ):
             driver.part.snapshot()
 
 
@@ -180,7 +198,10 @@ def test_an_epoch_with_more_messages_than_max_ack_pending_waits_for_its_end(
 ) -> None:
     stream = queue(url, names(), 30)
 
-    with caplog.at_level(logging.WARNING), Driver(source(url, stream, max_ack_pending=10)) as driver:
+    with (
+        caplog.at_level(logging.WARNING),
+        Driver(source(url, stream, max_ack_pending=10)) as driver,
+    ):
         for count in (10, 20, 30):
             driver.until(lambda: len(driver.items) == count)  # noqa: B023  # called before the next round
             driver.until(lambda: "raise max_ack_pending" in caplog.text)
@@ -219,7 +240,9 @@ def test_an_interest_stream_is_emptied(url: str, names: Names) -> None:
         driver.until(lambda: left_in(url, stream) == 0)
 
 
-@pytest.mark.parametrize(("start", "expected"), [("first", [1, 2, 3, 4]), ("new", [4]), (2, [2, 3, 4])])
+@pytest.mark.parametrize(
+    ("start", "expected"), [("first", [1, 2, 3, 4]), ("new", [4]), (2, [2, 3, 4])]
+)
 def test_a_consumer_is_made_to_start_where_it_is_told_to(
     url: str, names: Names, start: Any, expected: list[int]
 ) -> None:
@@ -244,7 +267,11 @@ def test_poison_is_kept_out_and_acknowledged(url: str, names: Names) -> None:
     with Driver(source(url, stream, tail=False)) as driver:
         driver.to_end(epochs=True)
 
-    assert [type(item) for item in driver.items] == [JetStreamError, JetStreamError, JetStreamMessage]
+    assert [type(item) for item in driver.items] == [
+        JetStreamError,
+        JetStreamError,
+        JetStreamMessage,
+    ]
     assert left_in(url, stream) == 0
 
 
@@ -257,7 +284,8 @@ def test_a_server_that_is_restarted_while_reading_costs_and_repeats_nothing(
 
     with Driver(source(server.url, "S", batch_size=100, ack_wait=timedelta(seconds=5))) as driver:
         for round_ in (1, 2, 3):
-            # What was on its way when the server ended comes after an ack_wait: no epoch may last that long.
+            # What was on its way when the server ended comes after an ack_wait: no epoch may last
+            # that long.
             driver.until(lambda: len(driver.items) >= 400 * round_, epochs=True)  # noqa: B023  # called only here
             driver.step()
             driver.step()
@@ -308,23 +336,31 @@ def test_a_user_who_may_not_acknowledge_is_told_so() -> None:
     """
     with NatsServer(config=config) as server:
         api(server.url, "STREAM.CREATE.S", {"name": "S", "subjects": ["s"]}, **AMY)
-        made = JetStreamSource(settings(server.url, user="bob", password="b"), streams="S", durable="reader")
+        made = JetStreamSource(
+            settings(server.url, user="bob", password="b"), streams="S", durable="reader"
+        )
         with Driver(made) as driver:
             write(server.url, numbered("s", 1), user="bob", password="b")
             driver.until(lambda: driver.items)
             driver.part.snapshot()
-            with pytest.raises(SourceError, match=r"Permissions Violation .*\$JS\.ACK\.S\.reader.*grant"):
+            with pytest.raises(
+                SourceError, match=r"Permissions Violation .*\$JS\.ACK\.S\.reader.*grant"
+            ):
                 driver.until(lambda: False)
 
 
-def test_a_consumer_deleted_while_reading_ends_the_run(url: str, names: Names, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bytewax_jetstream.jetstream.reader, "GONE_SECONDS", 0.3)
+def test_a_consumer_deleted_while_reading_ends_the_run(
+    url: str, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.reader, "GONE_SECONDS", 0.3)
     stream = queue(url, names(), 10)
 
     with Driver(source(url, stream)) as driver:
         driver.until(lambda: len(driver.items) == 10)
         api(url, f"CONSUMER.DELETE.{stream}.reader")
-        with pytest.raises(SourceError, match=r"reader of stream .* was deleted while it was read: run again"):
+        with pytest.raises(
+            SourceError, match=r"reader of stream .* was deleted while it was read: run again"
+        ):
             driver.until(lambda: False)
 
 
@@ -345,15 +381,25 @@ def test_a_consumer_that_does_not_fit_is_refused_with_what_does_not(
 ) -> None:
     stream = names()
     make_stream(url, stream, f"{stream}.>")
-    fits = {"ack_policy": "explicit", "ack_wait": 90 * 10**9, "max_ack_pending": 100_000, "durable_name": "reader"}
-    config = {key: value.format(stream=stream) if isinstance(value, str) else value for key, value in config.items()}
+    fits = {
+        "ack_policy": "explicit",
+        "ack_wait": 90 * 10**9,
+        "max_ack_pending": 100_000,
+        "durable_name": "reader",
+    }
+    config = {
+        key: value.format(stream=stream) if isinstance(value, str) else value
+        for key, value in config.items()
+    }
     body = {"stream_name": stream, "config": {**fits, **config}}
     api(url, f"CONSUMER.DURABLE.CREATE.{stream}.reader", body)
 
     with pytest.raises(JetStreamPipelineError) as caught:
         Driver(source(url, stream))
 
-    expected = f"durable consumer reader of stream {stream} cannot be used: {reason.format(stream=stream)}"
+    expected = (
+        f"durable consumer reader of stream {stream} cannot be used: {reason.format(stream=stream)}"
+    )
     assert str(caught.value).startswith(expected)
 
 
@@ -363,7 +409,9 @@ def test_a_consumer_the_server_refuses_is_one_sentence(url: str, names: Names) -
     with Driver(source(url, stream)), pytest.raises(SourceError) as caught:
         Driver(source(url, stream, durable="other"))
 
-    assert str(caught.value).startswith(f"stream {stream} cannot be read: the server refused the consumer: ")
+    assert str(caught.value).startswith(
+        f"stream {stream} cannot be read: the server refused the consumer: "
+    )
 
 
 def test_a_consumers_own_limits_on_pull_requests_are_kept(url: str, names: Names) -> None:
@@ -371,8 +419,17 @@ def test_a_consumers_own_limits_on_pull_requests_are_kept(url: str, names: Names
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 100))
     limits = {"max_batch": 7, "max_expires": 10**9, "max_bytes": 2000}
-    config = {"ack_policy": "explicit", "ack_wait": 90 * 10**9, "max_ack_pending": 100_000, "durable_name": "reader"}
-    api(url, f"CONSUMER.DURABLE.CREATE.{stream}.reader", {"stream_name": stream, "config": {**config, **limits}})
+    config = {
+        "ack_policy": "explicit",
+        "ack_wait": 90 * 10**9,
+        "max_ack_pending": 100_000,
+        "durable_name": "reader",
+    }
+    api(
+        url,
+        f"CONSUMER.DURABLE.CREATE.{stream}.reader",
+        {"stream_name": stream, "config": {**config, **limits}},
+    )
 
     with Driver(source(url, stream, tail=False)) as driver:
         driver.to_end(epochs=True)

@@ -10,9 +10,9 @@ from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import StreamError
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
-from tests.lanes import jetstream, opened, publish
-from tests.proxy import Proxy
-from tests.streams import api, envelopes, make_stream, stored
+from tests.support.lanes import jetstream, opened, publish
+from tests.support.proxy import Proxy
+from tests.support.streams import api, envelopes, make_stream, stored
 
 SECOND = 1_000_000_000
 
@@ -50,13 +50,23 @@ def test_create_makes_a_stream_as_asked_and_publishes_to_it(nats_server: NatsSer
         "storage": "memory", "retention": "workqueue", "discard": "new", "num_replicas": 1, "allow_msg_ttl": True,
     }  # fmt: skip
     assert config["subjects"] == ["made.*", "made.deep.>"]
-    assert (config["max_msgs"], config["max_bytes"], config["max_msg_size"]) == (1_000, 1_000_000, 10_000)
+    assert (config["max_msgs"], config["max_bytes"], config["max_msg_size"]) == (
+        1_000,
+        1_000_000,
+        10_000,
+    )
     assert (config["max_age"], config["duplicate_window"]) == (3_600 * SECOND, 300 * SECOND)
 
 
 def test_create_leaves_a_stream_that_is_strong_enough_alone(nats_server: NatsServer) -> None:
     make_stream(
-        nats_server.url, "STRONG", "strong.>", "more", description="ours", duplicate_window=600 * SECOND, discard="new"
+        nats_server.url,
+        "STRONG",
+        "strong.>",
+        "more",
+        description="ours",
+        duplicate_window=600 * SECOND,
+        discard="new",
     )
     before = _config(nats_server.url, "STRONG")
     wanted = StreamSettings(name="STRONG", subjects=("strong.a", "strong.b.*"))
@@ -66,7 +76,9 @@ def test_create_leaves_a_stream_that_is_strong_enough_alone(nats_server: NatsSer
     assert _config(nats_server.url, "STRONG") == before
 
 
-def test_create_or_update_changes_what_is_asked_and_resets_nothing_else(nats_server: NatsServer) -> None:
+def test_create_or_update_changes_what_is_asked_and_resets_nothing_else(
+    nats_server: NatsServer,
+) -> None:
     make_stream(
         nats_server.url,
         "UPDATED",
@@ -83,8 +95,15 @@ def test_create_or_update_changes_what_is_asked_and_resets_nothing_else(nats_ser
     )
     before = _config(nats_server.url, "UPDATED")
     assert before["allow_batched"], "a field that nats-py does not know, or this test shows nothing"
-    wanted = StreamSettings(name="UPDATED", subjects=("updated.a", "updated.b"), max_messages=1_000, discard="new")
-    settings = jetstream(nats_server.url, streams=(wanted,), stream_strategy="create_or_update", topics=("updated.b",))
+    wanted = StreamSettings(
+        name="UPDATED", subjects=("updated.a", "updated.b"), max_messages=1_000, discard="new"
+    )
+    settings = jetstream(
+        nats_server.url,
+        streams=(wanted,),
+        stream_strategy="create_or_update",
+        topics=("updated.b",),
+    )
 
     publish(settings, *envelopes(1, "updated.b"))
 
@@ -97,8 +116,12 @@ def test_create_or_update_changes_what_is_asked_and_resets_nothing_else(nats_ser
     assert _config(nats_server.url, "UPDATED") == {**before, **changed}
 
 
-def test_create_or_update_asks_for_no_update_when_nothing_is_to_be_changed(nats_server: NatsServer) -> None:
-    wanted = StreamSettings(name="SAME", subjects=("same.>",), discard="new", max_age=timedelta(hours=1))
+def test_create_or_update_asks_for_no_update_when_nothing_is_to_be_changed(
+    nats_server: NatsServer,
+) -> None:
+    wanted = StreamSettings(
+        name="SAME", subjects=("same.>",), discard="new", max_age=timedelta(hours=1)
+    )
     publish(jetstream(nats_server.url, streams=(wanted,)), *envelopes(1, "same.a"))
 
     with Proxy(nats_server.url) as proxy:
@@ -128,7 +151,9 @@ def test_create_or_update_never_lowers_what_a_stream_keeps(nats_server: NatsServ
     assert len(stored(nats_server.url, "LOWER")) == 100
 
 
-def test_create_or_update_says_what_the_server_does_not_let_be_changed(nats_server: NatsServer) -> None:
+def test_create_or_update_says_what_the_server_does_not_let_be_changed(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "STORAGE", "storage", storage="memory")
     settings = jetstream(
         nats_server.url,
@@ -136,7 +161,9 @@ def test_create_or_update_says_what_the_server_does_not_let_be_changed(nats_serv
         stream_strategy="create_or_update",
     )
 
-    with pytest.raises(StreamError, match=r"^stream STORAGE cannot be updated \(storage\): .*storage.* \(10052\)"):
+    with pytest.raises(
+        StreamError, match=r"^stream STORAGE cannot be updated \(storage\): .*storage.* \(10052\)"
+    ):
         publish(settings)
 
 
@@ -144,7 +171,9 @@ def test_validate_makes_nothing(nats_server: NatsServer) -> None:
     before = _streams(nats_server.url)
     wanted = StreamSettings(name="ABSENT", subjects=("absent.>",))
 
-    with pytest.raises(StreamError, match=r"^stream ABSENT is missing: create it, or use stream_strategy=create$"):
+    with pytest.raises(
+        StreamError, match=r"^stream ABSENT is missing: create it, or use stream_strategy=create$"
+    ):
         publish(jetstream(nats_server.url, streams=(wanted,), stream_strategy="validate"))
 
     assert _streams(nats_server.url) == before
@@ -153,7 +182,9 @@ def test_validate_makes_nothing(nats_server: NatsServer) -> None:
 def test_validate_passes_what_is_there(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "THERE", "there.>")
     wanted = StreamSettings(name="THERE", subjects=("there.a",))
-    settings = jetstream(nats_server.url, streams=(wanted,), stream_strategy="validate", topics=("there.a",))
+    settings = jetstream(
+        nats_server.url, streams=(wanted,), stream_strategy="validate", topics=("there.a",)
+    )
 
     assert publish(settings, *envelopes(1, "there.a"))["e-0"].stream == "THERE"
 
@@ -161,10 +192,14 @@ def test_validate_passes_what_is_there(nats_server: NatsServer) -> None:
 def test_skip_asks_the_server_nothing(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "SKIPPED", "skipped.>")
     with Proxy(nats_server.url) as proxy:
-        results = publish(jetstream(proxy.url, stream_strategy="skip"), *envelopes(100, "skipped.a"))
+        results = publish(
+            jetstream(proxy.url, stream_strategy="skip"), *envelopes(100, "skipped.a")
+        )
 
         assert proxy.requests.messages_to(b"$JS.") == 0
-    assert {(result.outcome, result.stream) for result in results.values()} == {(Outcome.STORED, "SKIPPED")}
+    assert {(result.outcome, result.stream) for result in results.values()} == {
+        (Outcome.STORED, "SKIPPED")
+    }
 
 
 @pytest.mark.parametrize("strategy", ["create", "validate"])
@@ -178,14 +213,26 @@ def test_skip_asks_the_server_nothing(nats_server: NatsServer) -> None:
             {"duplicate_window": timedelta(minutes=2)},
             "duplicate_window is 0:01:00, asked is 0:02:00",
         ),
-        ({"discard": "old"}, {"discard": "new"}, "discard is old, which drops stored messages .* asked is new"),
-        ({}, {"subjects": ("{}.a", "{}.elsewhere.x", "outside.{}")}, r"subject outside\.\S+ is not among its subjects"),
+        (
+            {"discard": "old"},
+            {"discard": "new"},
+            "discard is old, which drops stored messages .* asked is new",
+        ),
+        (
+            {},
+            {"subjects": ("{}.a", "{}.elsewhere.x", "outside.{}")},
+            r"subject outside\.\S+ is not among its subjects",
+        ),
         ({"retention": "interest"}, {}, "retention is interest, asked is limits"),
         ({}, {"allow_message_ttl": True}, "allow_msg_ttl is off, asked is on"),
         ({"max_msgs": 10}, {"max_messages": 11}, "max_msgs is 10, asked is 11"),
         ({"max_bytes": 1_000}, {"max_bytes": 2_000}, "max_bytes is 1000, asked is 2000"),
         ({"max_msg_size": 10}, {"max_message_size": 20}, "max_msg_size is 10, asked is 20"),
-        ({"max_age": 3_600 * SECOND}, {"max_age": timedelta(days=1)}, "max_age is 1:00:00, asked is 1 day, 0:00:00"),
+        (
+            {"max_age": 3_600 * SECOND},
+            {"max_age": timedelta(days=1)},
+            "max_age is 1:00:00, asked is 1 day, 0:00:00",
+        ),
         ({"no_ack": True}, {}, "no_ack set and never says what it stored: set no_ack to false"),
         ({"persist_mode": "async"}, {}, "acknowledges before it writes"),
     ],
@@ -205,7 +252,10 @@ def test_a_stream_that_is_too_weak_is_refused_with_what_to_change(
     stream = StreamSettings(**{**wanted, "name": name, "subjects": subjects})
     before = _config(nats_server.url, name)
 
-    with pytest.raises(StreamError, match=rf"^stream {name} is weaker than the settings ask: .*{says}.*: change the"):
+    with pytest.raises(
+        StreamError,
+        match=rf"^stream {name} is weaker than the settings ask: .*{says}.*: change the",
+    ):
         publish(jetstream(nats_server.url, streams=(stream,), stream_strategy=strategy))
 
     assert _config(nats_server.url, name) == before
@@ -218,7 +268,12 @@ def test_all_that_is_too_weak_is_named_at_once(nats_server: NatsServer) -> None:
     with pytest.raises(StreamError) as refused:
         publish(jetstream(nats_server.url, streams=(wanted,)))
 
-    for part in ("storage is memory", "replicas are 1", "duplicate_window is 0:00:01", "subject weaker is not among"):
+    for part in (
+        "storage is memory",
+        "replicas are 1",
+        "duplicate_window is 0:00:01",
+        "subject weaker is not among",
+    ):
         assert part in str(refused.value)
 
 
@@ -227,10 +282,13 @@ def test_a_stream_that_cannot_be_made_says_why(nats_server: NatsServer) -> None:
     overlapping = StreamSettings(name="OVERLAPPING", subjects=("taken.a",))
     too_many = StreamSettings(name="TOOMANY", subjects=("toomany",), replicas=3)
 
-    with pytest.raises(StreamError, match=r"^stream OVERLAPPING cannot be created: subjects overlap .* \(10065\)$"):
+    with pytest.raises(
+        StreamError, match=r"^stream OVERLAPPING cannot be created: subjects overlap .* \(10065\)$"
+    ):
         publish(jetstream(nats_server.url, streams=(overlapping,)))
     with pytest.raises(
-        StreamError, match=r"^stream TOOMANY cannot be created: replicas > 1 not supported .*\(10074\)$"
+        StreamError,
+        match=r"^stream TOOMANY cannot be created: replicas > 1 not supported .*\(10074\)$",
     ):
         publish(jetstream(nats_server.url, streams=(too_many,)))
 
@@ -238,7 +296,10 @@ def test_a_stream_that_cannot_be_made_says_why(nats_server: NatsServer) -> None:
 def test_a_declared_topic_that_no_stream_covers_fails_at_the_start(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "COVERS", "covers.*")
 
-    with pytest.raises(StreamError, match=r"^no stream covers topic covers\.a\.b: add it to the subjects of a stream"):
+    with pytest.raises(
+        StreamError,
+        match=r"^no stream covers topic covers\.a\.b: add it to the subjects of a stream",
+    ):
         publish(jetstream(nats_server.url, topics=("covers.a", "covers.a.b")))
 
 
@@ -255,11 +316,15 @@ def test_a_topic_first_seen_later_is_checked_and_harms_nobody_else(nats_server: 
 
     assert results["1"].outcome is results["3"].outcome is Outcome.STORED
     assert results["2"].outcome is Outcome.REJECTED
-    assert str(results["2"].reason).startswith("no stream covers topic elsewhere.a: add it to the subjects")
+    assert str(results["2"].reason).startswith(
+        "no stream covers topic elsewhere.a: add it to the subjects"
+    )
     assert results["2"].attempts == 0
 
 
-def test_a_stream_made_while_running_is_found(nats_server: NatsServer, names: Callable[[], str]) -> None:
+def test_a_stream_made_while_running_is_found(
+    nats_server: NatsServer, names: Callable[[], str]
+) -> None:
     name = names()
     with opened(jetstream(nats_server.url)) as (_, lane):
         lane.submit([Envelope(f"{name}.a", b"", event_id="1")])
@@ -267,7 +332,9 @@ def test_a_stream_made_while_running_is_found(nats_server: NatsServer, names: Ca
         make_stream(nats_server.url, name, f"{name}.>")
 
         outcome, attempts = Outcome.REJECTED, 0
-        while outcome is Outcome.REJECTED and attempts < 10_000:  # what was read is read again once a second at most
+        while (
+            outcome is Outcome.REJECTED and attempts < 10_000
+        ):  # what was read is read again once a second at most
             attempts += 1
             lane.submit([Envelope(f"{name}.a", b"", event_id=f"{attempts}")])
             (result,) = lane.flush()
@@ -280,8 +347,12 @@ def test_many_streams_are_read_page_by_page(own_nats_server: NatsServer) -> None
     # The server lists 256 streams at a time.
     for number in range(260):
         make_stream(own_nats_server.url, f"PAGE{number:03}", f"page.{number}", storage="memory")
-    settings = jetstream(own_nats_server.url, topics=tuple(f"page.{number}" for number in range(260)))
+    settings = jetstream(
+        own_nats_server.url, topics=tuple(f"page.{number}" for number in range(260))
+    )
 
     results = publish(settings, *(Envelope(f"page.{n}", b"", event_id=f"{n}") for n in range(260)))
 
-    assert {result.stream for result in results.values()} == {f"PAGE{number:03}" for number in range(260)}
+    assert {result.stream for result in results.values()} == {
+        f"PAGE{number:03}" for number in range(260)
+    }

@@ -20,10 +20,10 @@ from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.errors import ConnectError
 from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsServer
-from tests.lanes import broker_of, jetstream, opened, publish, settle
-from tests.proxy import Proxy
-from tests.streams import envelopes
-from tests.waiting import until
+from tests.support.lanes import broker_of, jetstream, opened, publish, settle
+from tests.support.proxy import Proxy
+from tests.support.streams import envelopes
+from tests.support.waiting import until
 
 CANARY = "canary-3f9a77"
 STREAM = StreamSettings(name="SAFE", subjects=("safe",))
@@ -37,7 +37,9 @@ class Certificates:
         self.ca = folder / "ca.pem"
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(self.ca))
-        self.server = self._issue(authority, folder / "server.pem", *(names or ("127.0.0.1", "localhost")))
+        self.server = self._issue(
+            authority, folder / "server.pem", *(names or ("127.0.0.1", "localhost"))
+        )
         self.client = self._issue(authority, folder / "client.pem", "client.example")
 
     @staticmethod
@@ -57,12 +59,18 @@ def certificates(tmp_path: Path) -> Certificates:
 
 
 class PlainPeer:
-    """Something on a port that speaks no TLS, sends what it is told to, and keeps whatever it hears."""
+    """Something on a port that speaks no TLS, sends what it is told to, and keeps whatever it
+    hears.
+    """
 
     def __init__(self, info: dict[str, Any], port: int = 0) -> None:
         self.heard = b""
         self.connections = 0
-        self._hello = b"INFO " + json.dumps({"server_id": "x", "max_payload": 1_000_000, **info}).encode() + b"\r\n"
+        self._hello = (
+            b"INFO "
+            + json.dumps({"server_id": "x", "max_payload": 1_000_000, **info}).encode()
+            + b"\r\n"
+        )
         self._listener = socket.create_server(("127.0.0.1", port))
         self._listener.settimeout(0.05)
         self._closing = False
@@ -111,7 +119,12 @@ def _refused(settings: JetStreamSettings, caplog: pytest.LogCaptureFixture) -> s
     with pytest.raises(ConnectError) as refused:
         publish(settings, *envelopes(1, "safe"))
     words = str(refused.value)
-    everything = [*traceback.format_exception(refused.value), caplog.text, repr(settings), str(settings)]
+    everything = [
+        *traceback.format_exception(refused.value),
+        caplog.text,
+        repr(settings),
+        str(settings),
+    ]
     assert not any(CANARY in text for text in everything)
     assert words.startswith(f"no connection to {settings.servers[0]}")
     assert "\n" not in words
@@ -129,9 +142,13 @@ def test_an_encrypted_connection_publishes(certificates: Certificates) -> None:
         assert b"safe" not in wire
 
 
-def test_a_server_that_shakes_hands_first_is_spoken_to_in_its_way(certificates: Certificates) -> None:
+def test_a_server_that_shakes_hands_first_is_spoken_to_in_its_way(
+    certificates: Certificates,
+) -> None:
     with NatsServer(config=certificates.block("handshake_first: true")) as server:
-        settings = jetstream(server.url, tls_ca_file=certificates.ca, tls_handshake_first=True, streams=(STREAM,))
+        settings = jetstream(
+            server.url, tls_ca_file=certificates.ca, tls_handshake_first=True, streams=(STREAM,)
+        )
 
         assert _publishes(settings)
 
@@ -140,7 +157,9 @@ def test_a_server_that_shakes_hands_first_is_spoken_to_in_its_way(certificates: 
 def test_the_wrong_way_of_shaking_hands_is_one_sentence(
     certificates: Certificates, caplog: pytest.LogCaptureFixture, *, server_first: bool
 ) -> None:
-    with NatsServer(config=certificates.block(f"handshake_first: {str(server_first).lower()}")) as server:
+    with NatsServer(
+        config=certificates.block(f"handshake_first: {str(server_first).lower()}")
+    ) as server:
         settings = jetstream(
             server.url,
             tls_ca_file=certificates.ca,
@@ -159,8 +178,15 @@ def test_a_client_with_its_certificate_is_let_in_and_one_without_is_not(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     with NatsServer(config=certificates.block("verify: true")) as server:
-        settings: dict[str, Any] = {"tls_ca_file": certificates.ca, "streams": (STREAM,), "connect_timeout": 1}
-        own: dict[str, Any] = {"tls_cert_file": certificates.client, "tls_key_file": certificates.client}
+        settings: dict[str, Any] = {
+            "tls_ca_file": certificates.ca,
+            "streams": (STREAM,),
+            "connect_timeout": 1,
+        }
+        own: dict[str, Any] = {
+            "tls_cert_file": certificates.client,
+            "tls_key_file": certificates.client,
+        }
 
         assert _publishes(jetstream(server.url, **settings, **own))
         words = _refused(jetstream(server.url, **settings, user="amy", password=CANARY), caplog)
@@ -173,7 +199,9 @@ def test_a_server_of_another_authority_is_refused(
 ) -> None:
     other = Certificates(tmp_path / "other")
     with NatsServer(config=certificates.block()) as server:
-        words = _refused(jetstream(server.url, tls_ca_file=other.ca, user="amy", password=CANARY), caplog)
+        words = _refused(
+            jetstream(server.url, tls_ca_file=other.ca, user="amy", password=CANARY), caplog
+        )
 
     assert "certificate verify failed" in words
 
@@ -183,10 +211,16 @@ def test_a_server_of_another_name_is_refused_unless_the_settings_name_it(
 ) -> None:
     named = Certificates(tmp_path / "named", "nats.example")
     with NatsServer(config=named.block()) as server:
-        words = _refused(jetstream(server.url, tls_ca_file=named.ca, user="amy", password=CANARY), caplog)
+        words = _refused(
+            jetstream(server.url, tls_ca_file=named.ca, user="amy", password=CANARY), caplog
+        )
 
         assert "certificate verify failed" in words
-        assert _publishes(jetstream(server.url, tls_ca_file=named.ca, tls_hostname="nats.example", streams=(STREAM,)))
+        assert _publishes(
+            jetstream(
+                server.url, tls_ca_file=named.ca, tls_hostname="nats.example", streams=(STREAM,)
+            )
+        )
 
 
 @pytest.mark.parametrize("which", ["tls_ca_file", "tls_cert_file"])
@@ -207,7 +241,12 @@ def test_a_certificate_that_is_not_there_is_named(
 
 @pytest.mark.parametrize(
     "info",
-    [{}, {"tls_required": False, "auth_required": True}, {"tls_available": True}, {"tls_required": True}],
+    [
+        {},
+        {"tls_required": False, "auth_required": True},
+        {"tls_available": True},
+        {"tls_required": True},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("first", [False, True], ids=["info first", "handshake first"])
@@ -216,7 +255,12 @@ def test_a_peer_without_tls_never_hears_the_password(
 ) -> None:
     with PlainPeer(info) as peer:
         settings = jetstream(
-            peer.url, tls=True, tls_handshake_first=first, connect_timeout=0.5, user="amy", password=CANARY
+            peer.url,
+            tls=True,
+            tls_handshake_first=first,
+            connect_timeout=0.5,
+            user="amy",
+            password=CANARY,
         )
 
         _refused(settings, caplog)
@@ -242,7 +286,9 @@ def test_a_peer_without_tls_in_the_servers_place_does_not_hear_the_password_at_a
 ) -> None:
     config = certificates.block() + f"\nauthorization {{ user: amy, password: {CANARY} }}"
     with NatsServer(config=config) as server:
-        settings = jetstream(server.url, tls_ca_file=certificates.ca, user="amy", password=CANARY, streams=(STREAM,))
+        settings = jetstream(
+            server.url, tls_ca_file=certificates.ca, user="amy", password=CANARY, streams=(STREAM,)
+        )
         with opened(settings) as (pool, lane):
             settle(lane, envelopes(1, "safe"))
             server.kill()
@@ -268,7 +314,9 @@ def _public(seed: str) -> str:
 
 @pytest.fixture
 def locked(user_seed: str) -> Iterator[NatsServer]:
-    with NatsServer(config=f"authorization {{ users: [{{ nkey: {_public(user_seed)} }}] }}") as server:
+    with NatsServer(
+        config=f"authorization {{ users: [{{ nkey: {_public(user_seed)} }}] }}"
+    ) as server:
         yield server
 
 
@@ -276,7 +324,9 @@ def test_a_password_lets_in_and_a_wrong_one_does_not(caplog: pytest.LogCaptureFi
     with NatsServer(config="authorization { user: amy, password: right }") as server:
         assert _publishes(jetstream(server.url, user="amy", password="right", streams=(STREAM,)))
 
-        words = _refused(jetstream(server.url, user="amy", password=CANARY, connect_timeout=60), caplog)
+        words = _refused(
+            jetstream(server.url, user="amy", password=CANARY, connect_timeout=60), caplog
+        )
 
     assert "Authorization Violation" in words
     assert words.endswith("correct the credentials in the settings")
@@ -304,7 +354,9 @@ def test_an_nkey_lets_in_and_a_wrong_one_does_not(
     assert other not in words + caplog.text
 
 
-@pytest.mark.parametrize("seed", [CANARY, "SU" + CANARY, "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3V1"])
+@pytest.mark.parametrize(
+    "seed", [CANARY, "SU" + CANARY, "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3V1"]
+)
 def test_an_nkey_that_is_none_is_one_sentence_without_it(
     locked: NatsServer, caplog: pytest.LogCaptureFixture, seed: str
 ) -> None:
@@ -321,9 +373,13 @@ def test_a_credentials_file_lets_in_and_one_that_is_none_does_not(
     with NatsServer(config=config) as server:
         assert _publishes(jetstream(server.url, credentials_file=creds, streams=(STREAM,)))
 
-        absent = _refused(jetstream(server.url, credentials_file=tmp_path / "absent", connect_timeout=60), caplog)
+        absent = _refused(
+            jetstream(server.url, credentials_file=tmp_path / "absent", connect_timeout=60), caplog
+        )
         (tmp_path / "broken").write_text(f"-----BEGIN NATS USER JWT-----\n{CANARY}\n")
-        broken = _refused(jetstream(server.url, credentials_file=tmp_path / "broken", connect_timeout=60), caplog)
+        broken = _refused(
+            jetstream(server.url, credentials_file=tmp_path / "broken", connect_timeout=60), caplog
+        )
 
     assert "correct the path in the settings" in absent
     assert "correct the credentials" in broken
@@ -340,10 +396,24 @@ def _operator_mode(folder: Path) -> tuple[str, Path]:
             nkeys.PREFIX_BYTE_ACCOUNT,
         )
     )
-    unlimited = {"limits": {"conn": -1, "subs": -1, "data": -1, "payload": -1, "mem_storage": -1, "disk_storage": -1}}
+    unlimited = {
+        "limits": {
+            "conn": -1,
+            "subs": -1,
+            "data": -1,
+            "payload": -1,
+            "mem_storage": -1,
+            "disk_storage": -1,
+        }
+    }
     accounts = {
         account: _token(operator, account, "account", unlimited),
-        system: _token(operator, system, "account", {"limits": {"conn": -1, "subs": -1, "data": -1, "payload": -1}}),
+        system: _token(
+            operator,
+            system,
+            "account",
+            {"limits": {"conn": -1, "subs": -1, "data": -1, "payload": -1}},
+        ),
     }
     system_account = _public(system)
     preload = ", ".join(f"{_public(seed)}: {jwt}" for seed, jwt in accounts.items())
@@ -374,7 +444,9 @@ def _token(issuer: str, subject: str, kind: str, claims: dict[str, Any]) -> str:
         "iat": 0,
         "nats": {"type": kind, "version": 2, **claims},
     }
-    body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).decode().rstrip("=")
+    body["jti"] = (
+        base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).decode().rstrip("=")
+    )
     head = encode(json.dumps({"typ": "JWT", "alg": "ed25519-nkey"}).encode())
     signed = f"{head}.{encode(json.dumps(body).encode())}"
     return f"{signed}.{encode(nkeys.from_seed(bytearray(issuer.encode())).sign(signed.encode()))}"

@@ -1,4 +1,6 @@
-"""Whole flights on a real server: its traps, each with what has to come of it, and the acknowledgement that is none."""
+"""Whole flights on a real server: its traps, each with what has to come of it, and the
+acknowledgement that is none.
+"""
 
 import json
 import logging
@@ -13,22 +15,24 @@ import nats
 import pytest
 
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
-from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
-from bytewax_jetstream.lane import Lane
-from bytewax_jetstream.pool import AckPool
+from bytewax_jetstream.jetstream.publisher.publisher import JetStreamPublisher
+from bytewax_jetstream.pool.ack_pool import AckPool
+from bytewax_jetstream.pool.lane import Lane
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsCluster, NatsServer
-from tests.child import Child, Told
-from tests.lanes import broker_of, jetstream, opened, settle
-from tests.simulation import Believing
-from tests.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
-from tests.waiting import until
+from tests.support.child import Child, Told
+from tests.support.lanes import broker_of, jetstream, opened, settle
+from tests.support.simulation import Believing
+from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 SMALL, LARGE = b"1", b"1" * 500
 
 
 def _batch(*payloads: bytes, topic: str) -> list[Envelope]:
-    return [Envelope(topic, payload, f"e-{at}", f"a-{at % 3}") for at, payload in enumerate(payloads)]
+    return [
+        Envelope(topic, payload, f"e-{at}", f"a-{at % 3}") for at, payload in enumerate(payloads)
+    ]
 
 
 def _outcomes(results: dict[str, PublishResult]) -> list[str]:
@@ -53,9 +57,9 @@ def test_a_batch_goes_whole_and_is_acknowledged_as_one(nats_server: NatsServer) 
     assert counts["in_whole_flights"] == len(batch)
     assert counts["whole_flights"] < 20
     assert counts["management_requests"] == requests
-    assert {(r.outcome, r.stream, r.sequence, r.duplicate, r.attempts) for r in results.values()} == {
-        (Outcome.STORED, "WHOLE", None, None, 1)
-    }
+    assert {
+        (r.outcome, r.stream, r.sequence, r.duplicate, r.attempts) for r in results.values()
+    } == {(Outcome.STORED, "WHOLE", None, None, 1)}
     assert audit(nats_server.url, "WHOLE", [warm_up, *batch]) == FLAWLESS
 
 
@@ -77,7 +81,9 @@ def test_what_is_refused_is_rejected_alone_wherever_in_the_flight_it_is(
 
 
 @pytest.mark.parametrize("dedupe", [True, False])
-def test_what_is_refused_in_a_flight_that_goes_on_is_rejected_alone_too(nats_server: NatsServer, dedupe: bool) -> None:
+def test_what_is_refused_in_a_flight_that_goes_on_is_rejected_alone_too(
+    nats_server: NatsServer, dedupe: bool
+) -> None:
     stream = f"LONG{dedupe}".upper()
     make_stream(nats_server.url, stream, stream, allow_batched=True, max_msg_size=400)
     bad = {0, 1, 499, 500, 501, 2_000, 5_555, 5_556, 7_999}
@@ -89,12 +95,17 @@ def test_what_is_refused_in_a_flight_that_goes_on_is_rejected_alone_too(nats_ser
     assert 1 < counts["whole_flights"] < 30
     assert counts["retries"] == 0
     assert _outcomes(results) == ["rejected" if at in bad else "stored" for at in range(8_000)]
-    found = [message.headers["Nats-Msg-Id" if dedupe else "Event-Id"] for message in stored(nats_server.url, stream)]
+    found = [
+        message.headers["Nats-Msg-Id" if dedupe else "Event-Id"]
+        for message in stored(nats_server.url, stream)
+    ]
     assert found == [f"e-{at}" for at in range(8_000) if at not in bad]
 
 
 def test_a_full_stream_takes_the_rest_when_there_is_room(nats_server: NatsServer) -> None:
-    make_stream(nats_server.url, "BRIMFUL", "brimful", allow_batched=True, max_msgs=10, discard="new")
+    make_stream(
+        nats_server.url, "BRIMFUL", "brimful", allow_batched=True, max_msgs=10, discard="new"
+    )
     batch = envelopes(20, "brimful", aggregates=3)
     with opened(jetstream(nats_server.url)) as (pool, lane):
         lane.submit(batch)
@@ -108,8 +119,12 @@ def test_a_full_stream_takes_the_rest_when_there_is_room(nats_server: NatsServer
     assert audit(nats_server.url, "BRIMFUL", batch) == FLAWLESS
 
 
-@pytest.mark.parametrize("known", [slice(0, 1), slice(0, 20), slice(3, 4), slice(10, 20), slice(19, 20)], ids=str)
-def test_a_replay_is_stored_once_wherever_the_known_ones_are(nats_server: NatsServer, known: slice) -> None:
+@pytest.mark.parametrize(
+    "known", [slice(0, 1), slice(0, 20), slice(3, 4), slice(10, 20), slice(19, 20)], ids=str
+)
+def test_a_replay_is_stored_once_wherever_the_known_ones_are(
+    nats_server: NatsServer, known: slice
+) -> None:
     stream = f"REPLAY{known.start}_{known.stop}"
     make_stream(nats_server.url, stream, stream, allow_batched=True)
     batch = envelopes(20, stream, aggregates=3)
@@ -139,13 +154,18 @@ def test_what_has_options_goes_alone_in_its_place_in_the_order(nats_server: Nats
 def test_topics_of_two_streams_go_in_a_flight_each(nats_server: NatsServer) -> None:
     for name in ("LEFT", "RIGHT"):
         make_stream(nats_server.url, name, name, allow_batched=True)
-    batch = [Envelope("LEFT" if at % 2 else "RIGHT", b"%d" % at, f"e-{at}", f"a-{at % 20}") for at in range(2_000)]
+    batch = [
+        Envelope("LEFT" if at % 2 else "RIGHT", b"%d" % at, f"e-{at}", f"a-{at % 20}")
+        for at in range(2_000)
+    ]
     with opened(jetstream(nats_server.url)) as (pool, lane):
         settle(lane, batch)
         assert broker_of(pool)["in_whole_flights"] == len(batch)
 
     for name in ("LEFT", "RIGHT"):
-        assert audit(nats_server.url, name, [each for each in batch if each.topic == name]) == FLAWLESS
+        assert (
+            audit(nats_server.url, name, [each for each in batch if each.topic == name]) == FLAWLESS
+        )
 
 
 def test_a_stream_that_takes_no_flights_any_more_is_published_to_one_by_one_and_that_is_said_once(
@@ -194,11 +214,16 @@ def narrow_server() -> Iterator[NatsServer]:
         yield server
 
 
-def test_lanes_for_which_the_server_has_no_flight_left_go_one_by_one(narrow_server: NatsServer) -> None:
+def test_lanes_for_which_the_server_has_no_flight_left_go_one_by_one(
+    narrow_server: NatsServer,
+) -> None:
     make_stream(narrow_server.url, "NARROW", "narrow", allow_batched=True)
     settings = jetstream(narrow_server.url)
     batches = [envelopes(4_000, "narrow", first=10_000 * at) for at in range(3)]
-    batches = [[e._replace(aggregate_id=f"{at}-{e.aggregate_id}") for e in batch] for at, batch in enumerate(batches)]
+    batches = [
+        [e._replace(aggregate_id=f"{at}-{e.aggregate_id}") for e in batch]
+        for at, batch in enumerate(batches)
+    ]
     with opened(settings) as (pool, lane):
         lanes = [lane, *(pool.lane(JetStreamPublisher(settings), name=str(at)) for at in range(2))]
         for one, batch in zip(lanes, batches, strict=True):
@@ -210,7 +235,10 @@ def test_lanes_for_which_the_server_has_no_flight_left_go_one_by_one(narrow_serv
     assert len(results) == 12_000
     assert max(result.attempts for result in results) > 1, "no flight was refused"
     assert counts["streams_without_flights"] == 0
-    assert audit(narrow_server.url, "NARROW", [each for batch in batches for each in batch]) == FLAWLESS
+    assert (
+        audit(narrow_server.url, "NARROW", [each for batch in batches for each in batch])
+        == FLAWLESS
+    )
 
 
 def test_no_flight_lies_open_until_the_server_forgets_it(narrow_server: NatsServer) -> None:
@@ -218,7 +246,9 @@ def test_no_flight_lies_open_until_the_server_forgets_it(narrow_server: NatsServ
     with opened(jetstream(narrow_server.url, ack_timeout=20)) as (pool, lane):
         for round_ in range(3):
             settle(lane, envelopes(1_500, "idle", first=1_500 * round_))
-            time.sleep(1.2 if round_ < 2 else 0)  # longer than the server remembers a batch: there must be none
+            time.sleep(
+                1.2 if round_ < 2 else 0
+            )  # longer than the server remembers a batch: there must be none
         counts = broker_of(pool)
 
     assert counts["in_whole_flights"] == 4_500
@@ -239,7 +269,9 @@ def own_cluster() -> Iterator[NatsCluster]:
 def test_an_ack_of_a_leader_without_followers_is_not_believed(
     own_cluster: NatsCluster, monkeypatch: pytest.MonkeyPatch, believing: bool
 ) -> None:
-    """The leader loses its followers with a flight out; then it dies, and they come back and elect another."""
+    """The leader loses its followers with a flight out; then it dies, and they come back and elect
+    another.
+    """
     if believing:
         monkeypatch.setattr("bytewax_jetstream.dispatch.Whole", Believing)
     roles = _roles(own_cluster)
@@ -308,7 +340,9 @@ class Roles(NamedTuple):
             follower.kill()
 
     def elect_a_follower(self) -> set[str]:
-        """The leader dies, and those it had lost elect another, which says what it has; then it comes back."""
+        """The leader dies, and those it had lost elect another, which says what it has; then it
+        comes back.
+        """
         self.leader.kill()
         for follower in self.followers:
             follower.start()
@@ -320,10 +354,14 @@ class Roles(NamedTuple):
     def _stream_leader(self) -> NatsServer | None:
         """As far as a server without a leader says anything."""
         try:
-            name = api(self.followers[0].url, "STREAM.INFO.DOUBT", seconds=0.5)["cluster"].get("leader")
+            name = api(self.followers[0].url, "STREAM.INFO.DOUBT", seconds=0.5)["cluster"].get(
+                "leader"
+            )
         except (nats.errors.Error, AssertionError):  # it answers with an error, or not at all
             return None
-        return next((server for server in [self.leader, *self.followers] if server.name == name), None)
+        return next(
+            (server for server in [self.leader, *self.followers] if server.name == name), None
+        )
 
 
 def _roles(cluster: NatsCluster) -> Roles:
@@ -333,7 +371,9 @@ def _roles(cluster: NatsCluster) -> Roles:
     return Roles(leader, [server for server in cluster.servers if server is not leader])
 
 
-def _acknowledged_without_followers(pool: AckPool, lane: Lane, believing: bool, aggregates: int) -> list[PublishResult]:
+def _acknowledged_without_followers(
+    pool: AckPool, lane: Lane, believing: bool, aggregates: int
+) -> list[PublishResult]:
     """Results of what was submitted, long enough after it for whoever believes to have them all."""
     if believing:
         until(lambda: not lane.unsettled, 20)
@@ -342,8 +382,16 @@ def _acknowledged_without_followers(pool: AckPool, lane: Lane, believing: bool, 
     return lane.collect()
 
 
-def _judge(roles: Roles, early: list[PublishResult], first: set[str], believing: bool, wanted: list[Envelope]) -> None:
-    """What was acknowledged before the election is there after it, and all of it in the end, once and in order."""
+def _judge(
+    roles: Roles,
+    early: list[PublishResult],
+    first: set[str],
+    believing: bool,
+    wanted: list[Envelope],
+) -> None:
+    """What was acknowledged before the election is there after it, and all of it in the end, once
+    and in order.
+    """
     lost = {result.event_id for result in early} - first
     if believing:
         assert lost, "the server keeps its word by now: then this rule is not needed any more"

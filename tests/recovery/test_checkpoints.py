@@ -9,9 +9,9 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.testing import NatsServer
-from tests.dataflows import publishing, run
-from tests.lanes import jetstream
-from tests.streams import envelopes, make_stream
+from tests.support.dataflows import publishing, run
+from tests.support.lanes import jetstream
+from tests.support.streams import envelopes, make_stream
 
 PATIENCE = 10.0
 

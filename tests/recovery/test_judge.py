@@ -7,20 +7,28 @@ from typing import Any
 import pytest
 
 from bytewax_jetstream.envelope import Checkpoint, Envelope, Outcome, PublishResult
-from tests.recovery.judge import FLAWLESS, Evidence, flaws, proofs
-from tests.recovery.rows import STREAM, envelope_of, is_good
-from tests.streams import Stored
+from tests.support.recovery.judge import FLAWLESS, Evidence, flaws, proofs
+from tests.support.recovery.rows import STREAM, envelope_of, is_good
+from tests.support.streams import Stored
 
 ROWS = 101
 """Of the first partition; the last is a bad one."""
 SECOND_EPOCH = 60
-"""The first row of the second epoch; of that the first run had come to row 70 when it was killed."""
+"""The first row of the second epoch; of that the first run had come to row 70 when it was killed.
+"""
 
 
 def _message(row: Envelope, sequence: int) -> Stored:
-    headers = {"Nats-Msg-Id": row.event_id, "Aggregate-Id": str(row.aggregate_id), "Event-Type": str(row.event_type)}
+    headers = {
+        "Nats-Msg-Id": row.event_id,
+        "Aggregate-Id": str(row.aggregate_id),
+        "Event-Type": str(row.event_type),
+    }
     if " " in row.event_id:
-        headers |= {"Nats-Msg-Id": "~" + sha256(row.event_id.encode()).hexdigest(), "Event-Id": row.event_id}
+        headers |= {
+            "Nats-Msg-Id": "~" + sha256(row.event_id.encode()).hexdigest(),
+            "Event-Id": row.event_id,
+        }
     return Stored(sequence, row.topic, headers, row.payload)
 
 
@@ -53,11 +61,15 @@ def _checkpoint(epoch: int, stored: int, rejected: int) -> Checkpoint:
 
 
 def _evidence() -> Evidence:
-    """Two epochs of a run, the second again by a second run, which also passed on a result of the first."""
+    """Two epochs of a run, the second again by a second run, which also passed on a result of the
+    first.
+    """
     rows = [envelope_of(0, index) for index in range(ROWS)]
     results = [(1, _result(row, index)) for index, row in enumerate(rows[:70]) if index != 7]
     results += [(2, _result(rows[7], 7))]
-    results += [(2, _result(row, index, duplicate=index < 70)) for index, row in enumerate(rows)][SECOND_EPOCH:]
+    results += [(2, _result(row, index, duplicate=index < 70)) for index, row in enumerate(rows)][
+        SECOND_EPOCH:
+    ]
     return Evidence(
         made=(ROWS, 0, 0, 0),
         messages=[_message(row, index + 1) for index, row in enumerate(rows) if is_good(index)],
@@ -82,13 +94,17 @@ def _without_message(evidence: Evidence) -> Evidence:
 
 
 def _with_a_message_twice(evidence: Evidence) -> Evidence:
-    return evidence._replace(messages=[*evidence.messages, evidence.messages[-1]._replace(sequence=ROWS)])
+    return evidence._replace(
+        messages=[*evidence.messages, evidence.messages[-1]._replace(sequence=ROWS)]
+    )
 
 
 def _with_a_row_twice(evidence: Evidence) -> Evidence:
     again = evidence.messages[-1]
     headers = again.headers | {"Nats-Msg-Id": "another"}
-    return evidence._replace(messages=[*evidence.messages, Stored(ROWS, again.subject, headers, again.payload)])
+    return evidence._replace(
+        messages=[*evidence.messages, Stored(ROWS, again.subject, headers, again.payload)]
+    )
 
 
 def _with_two_messages_swapped(evidence: Evidence) -> Evidence:
@@ -99,7 +115,9 @@ def _with_two_messages_swapped(evidence: Evidence) -> Evidence:
 
 def _with_a_message_of_another_id(evidence: Evidence) -> Evidence:
     first, *others = evidence.messages
-    return evidence._replace(messages=[first._replace(headers=first.headers | {"Nats-Msg-Id": "other"}), *others])
+    return evidence._replace(
+        messages=[first._replace(headers=first.headers | {"Nats-Msg-Id": "other"}), *others]
+    )
 
 
 def _with_a_message_of_nobody(evidence: Evidence) -> Evidence:
@@ -107,7 +125,9 @@ def _with_a_message_of_nobody(evidence: Evidence) -> Evidence:
 
 
 def _without_a_result(evidence: Evidence) -> Evidence:
-    return evidence._replace(results=[(run, result) for run, result in evidence.results if result.event_id != "p0-7"])
+    return evidence._replace(
+        results=[(run, result) for run, result in evidence.results if result.event_id != "p0-7"]
+    )
 
 
 def _with_a_result_changed(**fields: Any) -> Callable[[Evidence], Evidence]:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from bytewax_jetstream.testing import KafkaServer
-from tests.recovery.child import Without
-from tests.recovery.judge import FLAWLESS, proofs
-from tests.recovery.kafka_pipeline import KafkaPipeline, kafka_flaws, repeated
-from tests.recovery.kills import commit_while_the_server_is_silent, kill_again_and_again
+from tests.support.recovery.child import Without
+from tests.support.recovery.judge import FLAWLESS, proofs
+from tests.support.recovery.kafka_pipeline import KafkaPipeline, kafka_flaws, repeated
+from tests.support.recovery.kills import commit_while_the_server_is_silent, kill_again_and_again
 
 
 @pytest.mark.timeout(240)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from bytewax_jetstream.testing import NatsServer
-from tests.recovery.harness import Pipeline
-from tests.recovery.judge import FLAWLESS, flaws, proofs
-from tests.recovery.kills import kill_again_and_again
+from tests.support.recovery.harness import Pipeline
+from tests.support.recovery.judge import FLAWLESS, flaws, proofs
+from tests.support.recovery.kills import kill_again_and_again
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["one by one", "whole flights"])

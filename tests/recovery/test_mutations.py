@@ -1,15 +1,17 @@
-"""What these tests would see if a promise were not kept: each is taken away once, beside a run with it."""
+"""What these tests would see if a promise were not kept: each is taken away once, beside a run with
+it.
+"""
 
 from pathlib import Path
 
 import pytest
 
 from bytewax_jetstream.testing import NatsServer
-from tests.recovery.board import Slot
-from tests.recovery.child import Without
-from tests.recovery.harness import Pipeline
-from tests.recovery.judge import FLAWLESS, flaws, proofs
-from tests.recovery.kills import commit_while_the_server_is_silent
+from tests.support.recovery.board import Slot
+from tests.support.recovery.child import Without
+from tests.support.recovery.harness import Pipeline
+from tests.support.recovery.judge import FLAWLESS, flaws, proofs
+from tests.support.recovery.kills import commit_while_the_server_is_silent
 
 NEVER = 600.0
 """Seconds of an epoch that ends only with the input."""
@@ -37,7 +39,9 @@ def test_without_ids_that_stay_the_same_rows_are_stored_twice(
     without: Without | None, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     with Pipeline(tmp_path, own_nats_server) as pipeline:
-        pipeline.start(epoch=NEVER, without=without).reach(lambda board: board[Slot.SETTLED] >= 1_000)
+        pipeline.start(epoch=NEVER, without=without).reach(
+            lambda board: board[Slot.SETTLED] >= 1_000
+        )
         pipeline.kill()
         evidence = pipeline.finish(epoch=NEVER, without=without)
 

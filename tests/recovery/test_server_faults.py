@@ -1,4 +1,6 @@
-"""The server dies or stalls while the dataflow runs and is killed, and comes back with another number of workers."""
+"""The server dies or stalls while the dataflow runs and is killed, and comes back with another
+number of workers.
+"""
 
 import logging
 from collections.abc import Callable
@@ -7,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bytewax_jetstream.testing import NatsServer
-from tests.recovery.board import Slot
-from tests.recovery.harness import ROOMY, Pipeline
-from tests.recovery.judge import FLAWLESS, flaws, proofs
+from tests.support.recovery.board import Slot
+from tests.support.recovery.harness import ROOMY, Pipeline
+from tests.support.recovery.judge import FLAWLESS, flaws, proofs
 
 log = logging.getLogger(__name__)
 
@@ -87,4 +89,6 @@ def test_nothing_is_missing_or_twice_when_the_server_dies_or_stalls_as_well(
     log.info("%d kills counted, %d rows, %s", counted, sum(evidence.made), proofs(evidence))
     assert flaws(evidence) == FLAWLESS
     assert counted >= len(CYCLES) - 2
-    assert proofs(evidence).replayed > 0 or whole  # a whole flight passes over what is known, and says so of none
+    assert (
+        proofs(evidence).replayed > 0 or whole
+    )  # a whole flight passes over what is known, and says so of none

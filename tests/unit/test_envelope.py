@@ -6,7 +6,9 @@ import pytest
 
 from bytewax_jetstream.envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
 
-ENVELOPE = Envelope("orders.new", b"{}", "order-1", "customer-1", "OrderPlaced", {"Trace": "1"}, 3, PublishOptions())
+ENVELOPE = Envelope(
+    "orders.new", b"{}", "order-1", "customer-1", "OrderPlaced", {"Trace": "1"}, 3, PublishOptions()
+)
 RESULT = PublishResult(
     outcome=Outcome.REJECTED,
     event_id="order-1",
@@ -26,10 +28,14 @@ RESULT = PublishResult(
     worker=1,
     epoch=7,
 )
-CHECKPOINT = Checkpoint("publish", 1, "worker-1", 7, stored=3, duplicates=1, rejected=1, last_event_id="order-1")
+CHECKPOINT = Checkpoint(
+    "publish", 1, "worker-1", 7, stored=3, duplicates=1, rejected=1, last_event_id="order-1"
+)
 
 
-@pytest.mark.parametrize("value", [ENVELOPE, RESULT, CHECKPOINT, PublishOptions(expected_last_sequence=1)])
+@pytest.mark.parametrize(
+    "value", [ENVELOPE, RESULT, CHECKPOINT, PublishOptions(expected_last_sequence=1)]
+)
 def test_a_value_is_immutable(value: Any) -> None:
     for field in value._fields:
         with pytest.raises(AttributeError):

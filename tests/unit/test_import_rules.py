@@ -1,4 +1,6 @@
-"""What is loaded when, seen from a fresh interpreter; `lint-imports` checks the rules of the source."""
+"""What is loaded when, seen from a fresh interpreter; `lint-imports` checks the rules of the
+source.
+"""
 
 import subprocess
 import sys
@@ -7,13 +9,19 @@ import pytest
 
 
 def _loaded_by(module: str) -> set[str]:
-    program = f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    program = (
+        f"import sys, {module}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    )
     return set(
-        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        ).stdout.split()
     )
 
 
-@pytest.mark.parametrize("module", ["bytewax_jetstream", "bytewax_jetstream.operators", "bytewax_jetstream.sinks"])
+@pytest.mark.parametrize(
+    "module", ["bytewax_jetstream", "bytewax_jetstream.operators", "bytewax_jetstream.sinks"]
+)
 def test_a_flow_that_does_not_use_kafka_does_not_load_its_library(module: str) -> None:
     assert "confluent_kafka" not in _loaded_by(module)
 

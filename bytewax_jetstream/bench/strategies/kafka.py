@@ -38,12 +38,16 @@ def producer_for(trial: Trial) -> Producer:
 
 
 def produce(producer: Producer, envelope: Envelope, on_delivery: Any) -> None:
-    """Hand over one message with the headers that our own publisher sends; a full queue is waited for."""
+    """Hand over one message with the headers that our own publisher sends; a full queue is waited
+    for.
+    """
     key = cast(str, envelope.aggregate_id).encode()
     headers: list[tuple[str, str | bytes | None]] = [("Event-Id", envelope.event_id.encode())]
     while True:
         try:
-            producer.produce(envelope.topic, envelope.payload, key, headers=headers, on_delivery=on_delivery)
+            producer.produce(
+                envelope.topic, envelope.payload, key, headers=headers, on_delivery=on_delivery
+            )
         except BufferError:
             producer.poll(0.01)
         else:
@@ -56,7 +60,9 @@ def settle(producer: Producer) -> None:
     :raises PublishError: when that takes too long.
     """
     if left := producer.flush(SECONDS):
-        raise PublishError(f"{left} messages have no report after {SECONDS:g} s: see whether the broker answers")
+        raise PublishError(
+            f"{left} messages have no report after {SECONDS:g} s: see whether the broker answers"
+        )
 
 
 def failed(error: KafkaError | None, message: Message) -> None:
@@ -100,10 +106,18 @@ def confluent(trial: Trial) -> Tally:
     results: list[Result] = []
 
     def produce_one(envelope: Envelope) -> None:
-        def reported(error: KafkaError | None, message: Message, event_id: str = envelope.event_id) -> None:
+        def reported(
+            error: KafkaError | None, message: Message, event_id: str = envelope.event_id
+        ) -> None:
             if error is None:
                 results.append(
-                    (event_id, message.topic(), message.partition(), message.offset(), message.latency() or 0.0)
+                    (
+                        event_id,
+                        message.topic(),
+                        message.partition(),
+                        message.offset(),
+                        message.latency() or 0.0,
+                    )
                 )
 
         produce(producer, envelope, reported)
@@ -138,7 +152,9 @@ class _Timed(DynamicSink[KafkaSinkMessage[bytes, bytes]]):
         self._sink = KafkaSink([trial.url], topic=None)
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_TimedPartition":
-        return _TimedPartition(self, self._sink.build(step_id, worker_index, worker_count), self._trial)
+        return _TimedPartition(
+            self, self._sink.build(step_id, worker_index, worker_count), self._trial
+        )
 
 
 class _TimedPartition(StatelessSinkPartition[KafkaSinkMessage[bytes, bytes]]):
@@ -153,7 +169,8 @@ class _TimedPartition(StatelessSinkPartition[KafkaSinkMessage[bytes, bytes]]):
         if owner.warm < self._warm_messages:
             owner.warm += len(items)
             return
-        # It has no reports: what it has written is only found to be stored, or not, by who reads it back.
+        # It has no reports: what it has written is only found to be stored, or not, by who reads it
+        # back.
         owner.tally.acked += len(items)
         owner.tally.latencies.extend([seconds] * len(items))
         if owner.tally.acked == self._trial.load.messages:

@@ -85,7 +85,9 @@ class _Batch:
         await self._client.flush()
 
     async def write_all(self, batches: Iterable[list[Envelope]], messages: int) -> int:
-        """Write with at most a window out, commit with the last message; returns how many are stored."""
+        """Write with at most a window out, commit with the last message; returns how many are
+        stored.
+        """
         # nats-py offers no way to write bytes that are framed already.
         transport = cast(Any, self._client)._transport._io_writer.transport  # noqa: SLF001
         first = 1

@@ -21,7 +21,8 @@ MAX_PENDING = 4_000
 """nats-py's own default."""
 COMPLETE_SECONDS = 120
 LATENCIES = 1_000
-"""How many acks are timed where a look at each would cost: 1 us is much beside a `publish_async`."""
+"""How many acks are timed where a look at each would cost: 1 us is much beside a `publish_async`.
+"""
 
 
 def headers_of(envelope: Envelope, id_header: str) -> dict[str, str]:
@@ -35,9 +36,14 @@ async def connected(trial: Trial) -> AsyncIterator[tuple[Client, JetStreamContex
     client = await nats.connect(trial.url)
     try:
         pending = trial.case.max_pending or MAX_PENDING
-        js, id_header = client.jetstream(publish_async_max_pending=pending), ID_HEADERS[trial.case.ids]
+        js, id_header = (
+            client.jetstream(publish_async_max_pending=pending),
+            ID_HEADERS[trial.case.ids],
+        )
         for envelope in trial.load.warm_up():
-            await js.publish_async(envelope.topic, envelope.payload, headers=headers_of(envelope, id_header))
+            await js.publish_async(
+                envelope.topic, envelope.payload, headers=headers_of(envelope, id_header)
+            )
         await asyncio.wait_for(js.publish_async_completed(), COMPLETE_SECONDS)
         trial.meter.start()
         yield client, js, id_header
@@ -60,7 +66,9 @@ async def sync(trial: Trial) -> Tally:
 
         async def publish(envelope: Envelope) -> None:
             began = time.perf_counter()
-            await js.publish(envelope.topic, envelope.payload, headers=headers_of(envelope, id_header))
+            await js.publish(
+                envelope.topic, envelope.payload, headers=headers_of(envelope, id_header)
+            )
             tally.latencies.append(time.perf_counter() - began)
 
         await _each(trial, publish)
@@ -76,7 +84,12 @@ async def task(trial: Trial) -> Tally:
 
         async def one(envelope: Envelope) -> None:
             began = time.perf_counter()
-            await js.publish(envelope.topic, envelope.payload, headers=headers_of(envelope, id_header), timeout=60)
+            await js.publish(
+                envelope.topic,
+                envelope.payload,
+                headers=headers_of(envelope, id_header),
+                timeout=60,
+            )
             tally.latencies.append(time.perf_counter() - began)
 
         async def publish(envelope: Envelope) -> None:
@@ -97,7 +110,9 @@ async def publish_async(trial: Trial) -> Tally:
 
 
 async def before(trial: Trial) -> Tally:
-    """The report's bus before its changes: it asks for the stream at each publish, and lets the future go."""
+    """The report's bus before its changes: it asks for the stream at each publish, and lets the
+    future go.
+    """
     return await _without_waiting(trial, look_up=True)
 
 
@@ -116,7 +131,9 @@ async def _without_waiting(trial: Trial, *, look_up: bool) -> Tally:
             nonlocal number
             if look_up:
                 await js.stream_info(STREAM)
-            future = await js.publish_async(envelope.topic, envelope.payload, headers=headers_of(envelope, id_header))
+            future = await js.publish_async(
+                envelope.topic, envelope.payload, headers=headers_of(envelope, id_header)
+            )
             futures.append(future)
             if number % every == 0:
                 timed(future)
@@ -138,7 +155,9 @@ async def pull(trial: Trial) -> Tally:
         config = ConsumerConfig(ack_policy=AckPolicy.NONE)
         subscription = await client.jetstream().pull_subscribe("", stream=STREAM, config=config)
         while tally.acked < load.messages:
-            messages = await subscription.fetch(min(load.batch, load.messages - tally.acked), timeout=5)
+            messages = await subscription.fetch(
+                min(load.batch, load.messages - tally.acked), timeout=5
+            )
             tally.acked += len(messages)
         trial.meter.stop()
     finally:

@@ -15,7 +15,7 @@ from bytewax.testing import run_main
 from ... import operators as jop
 from ...envelope import Envelope, PublishResult
 from ...errors import SettleTimeoutError
-from ...pool import AckPool
+from ...pool.ack_pool import AckPool
 from ...settings import BrokerSettings, JetStreamSettings, KafkaSettings, PoolSettings
 from ...sinks import publisher_for
 from ..meter import Tally, Trial
@@ -80,7 +80,11 @@ def _count(tally: Tally, oks: list[PublishResult]) -> None:
 
 
 def _writes(ack_pool: AckPool) -> int | None:
-    counts = [broker["socket_writes"] for broker in ack_pool.statistics()["brokers"] if "socket_writes" in broker]
+    counts = [
+        broker["socket_writes"]
+        for broker in ack_pool.statistics()["brokers"]
+        if "socket_writes" in broker
+    ]
     return sum(counts) if counts else None
 
 
@@ -162,7 +166,9 @@ class _Results(DynamicSink[PublishResult], StatelessSinkPartition[PublishResult]
         return self
 
     def write_batch(self, items: list[PublishResult]) -> None:
-        if self.warm < self._warm_messages:  # the clock starts when these are in, so no batch holds both
+        if (
+            self.warm < self._warm_messages
+        ):  # the clock starts when these are in, so no batch holds both
             self.warm += len(items)
             return
         _count(self.tally, items)
@@ -215,7 +221,9 @@ def source(trial: Trial) -> Tally:
     settings, read = settings_for(trial), _Read(trial)
     assert isinstance(settings, JetStreamSettings)
     dataflow = Dataflow("bench")
-    items = jop.input("read", dataflow, settings, stream=STREAM, tail=False, batch_size=trial.case.batch)
+    items = jop.input(
+        "read", dataflow, settings, stream=STREAM, tail=False, batch_size=trial.case.batch
+    )
     op.output("count", items.oks, read)
     trial.meter.start()
     run_main(dataflow, epoch_interval=EPOCH)

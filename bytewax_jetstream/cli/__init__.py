@@ -1,0 +1,5 @@
+"""The command `bytewax-jetstream`."""
+
+from .main import main
+
+__all__ = ["main"]

@@ -1,0 +1,7 @@
+"""A connection to NATS that replaces itself: the client protocol, authentication, requests to the
+JetStream API.
+"""
+
+from .connection import DENIED_PUBLISH, Connection, JetStreamApiError
+
+__all__ = ["DENIED_PUBLISH", "Connection", "JetStreamApiError"]

@@ -1,0 +1,529 @@
+"""One connection to NATS that is either up or being replaced, and says which.
+
+nats-py connects, authenticates, encrypts, pings and makes requests. Losing a connection is ours:
+its own reconnect can hang for ever behind unsent bytes, sends messages the application gave up long
+ago, and does not notice a dead reader (`README.md`, "Design"). Here a lost client is thrown away,
+its socket aborted with whatever it still held, and a new one takes its place.
+
+Every private field of nats-py that this package touches is touched in this module, and
+`tests/unit/test_nats_contract.py` fails when one is gone.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+import ssl
+import time
+from collections.abc import Callable
+from random import uniform
+from typing import Any, cast
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from ...errors import ConnectError
+from ...settings import JetStreamSettings
+from .parser import BulkReader, MessageHandler, Parser
+
+__all__ = ["DENIED_PUBLISH", "Connection", "JetStreamApiError"]
+
+log = logging.getLogger(__name__)
+
+PING_INTERVAL = 2
+"""Seconds between pings; a silent peer is given up after three."""
+ATTEMPT_SECONDS = 2.0
+"""One attempt to connect to one server."""
+DISPOSE_SECONDS = 0.5
+REQUEST_SECONDS = 5.0
+READ_SIZE = 128 * 1024
+DENIED_PUBLISH = re.compile(r'Permissions Violation for Publish to "([^"]+)"', re.IGNORECASE).search
+MOST_DENIALS = 1_000
+"""Different ones that are logged; each comes once for every message that it concerns."""
+
+
+class JetStreamApiError(Exception):
+    """A JetStream API request was answered with an error."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"{description} ({code})")
+        self.code = code
+        self.description = description
+
+
+class _Client(Client):
+    """nats-py's client for as long as one TCP connection lives."""
+
+    def __init__(self, owner: "Connection", wants_tls: bool) -> None:
+        super().__init__()
+        self._ps = cast(Any, Parser(self))
+        self._owner = owner
+        self._wants_tls = wants_tls
+        self.handlers: dict[int, MessageHandler] = {}
+        self.take_bulk = owner.take_bulk
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def lose(self, reason: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+    # What the parser reports
+
+    async def on_message(
+        self, sid: int, subject: bytes, reply: bytes, payload: bytes, header: bytes | None
+    ) -> None:
+        """A message of one of nats-py's own subscriptions."""
+        await self._process_msg(sid, subject, reply, payload, cast(bytes, header))
+
+    async def on_ping(self) -> None:
+        await self._process_ping()
+
+    async def on_pong(self) -> None:
+        await self._process_pong()
+
+    async def on_info(self, info: dict[str, Any]) -> None:
+        await self._process_info(info)
+
+    async def on_error(self, message: str) -> None:
+        if "permissions violation" in message.lower():
+            self._owner.permission_denied(message)
+        else:
+            self.lose(f"the server said: {message}")
+
+    # What nats-py calls
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        # Called before CONNECT carries the credentials: a peer that talks in clear must not see
+        # them.
+        if initial_connection and self._wants_tls and not self.options["tls_handshake_first"]:
+            if not info.get("tls_required") and not info.get("tls_available"):
+                raise NatsError("nats: the server does not offer TLS, which the settings require")
+            self._server_info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self.lose(f"connection lost ({_words(e)})")
+
+    async def _read_loop(self) -> None:
+        transport = self._transport
+        assert transport is not None
+        try:
+            while data := await transport.read(READ_SIZE):
+                await self._ps.parse(data)
+                self._owner.on_read()
+            self.lose("the server closed the connection")
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            if not isinstance(error, OSError | NatsError):
+                log.exception("reading from NATS failed")
+            self.lose(f"reading failed: {_words(error)}")
+
+    # What the connection uses
+
+    def raw_subscribe(self, subject: str, handler: MessageHandler) -> int:
+        """Subscribe with the SUB on the wire before anything that is written after it."""
+        self._sid += 1
+        self.handlers[self._sid] = handler
+        self.raw_write(b"SUB %s  %d\r\n" % (subject.encode(), self._sid))
+        return self._sid
+
+    def raw_unsubscribe(self, sid: int) -> None:
+        if self.handlers.pop(sid, None) is not None:
+            self.raw_write(b"UNSUB %d\r\n" % sid)
+
+    def raw_write(self, data: bytes) -> None:
+        """Write past nats-py's buffer, which would hold a copy of its own and send it after a
+        reconnect.
+        """
+        self._stream().write(data)
+
+    def reader_is_dead(self) -> bool:
+        return self._reading_task is None or self._reading_task.done()
+
+    def abort(self) -> None:
+        """Close the socket without waiting for unsent bytes: a stalled peer never takes them."""
+        if self._transport is not None and getattr(self._transport, "_io_writer", None) is not None:
+            self._stream().abort()
+
+    def _stream(self) -> asyncio.WriteTransport:
+        return cast(asyncio.WriteTransport, cast(Any, self._transport)._io_writer.transport)  # noqa: SLF001  # see above
+
+    @property
+    def is_clustered(self) -> bool:
+        return bool(self._server_info.get("cluster"))
+
+    def known_servers(self) -> list[str]:
+        return [server.uri.geturl() for server in self._server_pool]
+
+    async def dispose(self) -> None:
+        """End the client's tasks; bounded, whatever state it is in."""
+        self.abort()
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None:
+                task.cancel()
+        with contextlib.suppress(Exception):  # it is gone already, and nobody uses it any more
+            await asyncio.wait_for(self._close(Client.CLOSED, do_cbs=False), DISPOSE_SECONDS)
+
+
+class Connection:
+    """A connection that replaces itself.
+
+    :arg on_up: Called when a new connection stands and the subscriptions are made.
+    :arg on_down: Called with the reason when it is lost; everything that was written may be lost
+    too.
+    :arg on_read: Called after each read, when all of its messages were handled.
+    :arg take_bulk: Takes what comes by the thousand straight out of what was read; see `parser`.
+    """
+
+    def __init__(
+        self,
+        settings: JetStreamSettings,
+        *,
+        on_up: Callable[[], None],
+        on_down: Callable[[str], None],
+        on_read: Callable[[], None] = lambda: None,
+        on_denied: Callable[[str], None] = lambda what: None,
+        take_bulk: BulkReader | None = None,
+    ) -> None:
+        self._settings = settings
+        self._on_up = on_up
+        self._on_down = on_down
+        self._on_denied = on_denied
+        self.on_read = on_read
+        self.take_bulk = take_bulk
+        self._client: _Client | None = None
+        self._servers = list(settings.servers)
+        self._subscriptions: dict[str, tuple[MessageHandler, int]] = {}
+        self._keeper: asyncio.Task[None] | None = None
+        self._last_denied: str | None = None
+        self._denials: set[str] = set()
+        self._asked: dict[str, set[asyncio.Future[str]]] = {}
+        """Subjects of requests under way, each with who wants to hear of a denial."""
+        self.takes_batches = False
+        """Whether the server, now or last, knows the batch protocol (nats-server 2.14)."""
+        self.takes_groups = False
+        """Whether it knows atomic batches (2.12)."""
+        self.is_clustered = False
+        """Whether it has others beside it."""
+        self.reconnects = 0
+        self.requests = 0
+        self.writes = 0
+        self.bytes_written = 0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether what is written now has a chance to arrive."""
+        return self._client is not None
+
+    @property
+    def max_payload(self) -> int:
+        """The server's limit for headers and payload together."""
+        return self._client.max_payload if self._client is not None else 1024 * 1024
+
+    def new_inbox(self) -> str:
+        """A subject that nobody else can guess."""
+        return self._live().new_inbox()
+
+    async def open(self) -> None:
+        """Connect; later losses are mended without asking.
+
+        :raises ConnectError: when it does not stand within the connect timeout, at once when
+        refused.
+        """
+        deadline = time.monotonic() + self._settings.connect_timeout
+        pause = 0.05
+        while True:
+            try:
+                self._adopt(await self._connect(min(ATTEMPT_SECONDS, deadline - time.monotonic())))
+                break
+            except (
+                Exception
+            ) as error:  # the libraries below have many, and all mean that it does not stand
+                reason, remedy = _words(error), _remedy(error)
+                if remedy is not None:
+                    raise ConnectError(
+                        f"no connection to {', '.join(self._settings.servers)} ({reason}): {remedy}"
+                    ) from None
+                if time.monotonic() + pause >= deadline:
+                    raise ConnectError(
+                        f"no connection to {', '.join(self._settings.servers)} within "
+                        f"{self._settings.connect_timeout:g} s ({reason}): see whether the server runs there"
+                    ) from None
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.5)
+        self._keeper = asyncio.get_running_loop().create_task(
+            self._keep(), name="jetstream-connection"
+        )
+        self._on_up()
+
+    async def close(self) -> None:
+        """Let go within a bounded time; nothing unsent is waited for."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        client, self._client = self._client, None
+        if client is not None:
+            await client.dispose()
+
+    def write(self, data: bytes) -> None:
+        """Write protocol bytes; they are lost, and `on_down` says so, when the connection is."""
+        client = self._client
+        if client is not None:
+            client.raw_write(data)
+            self.writes += 1
+            self.bytes_written += len(data)
+
+    async def subscribe(self, subject: str, handler: MessageHandler) -> None:
+        """Subscribe now and on every connection to come.
+
+        :raises ConnectError: when the server forbids it.
+        """
+        client = self._live()
+        self._last_denied = None
+        self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
+        # The server answers in order: after this round trip it has taken the subscription or
+        # refused it.
+        try:
+            await client.flush(timeout=cast(int, self._settings.connect_timeout))
+        except (NatsError, OSError) as error:
+            raise ConnectError(
+                f"the server did not take the subscription within {self._settings.connect_timeout:g} s "
+                f"({_words(error)}): see whether it is overloaded"
+            ) from None
+        if self._last_denied is not None:
+            raise ConnectError(
+                f"{self._last_denied}: let this user subscribe to {subject.split('.')[0]}.>"
+            )
+
+    def unsubscribe(self, subject: str) -> None:
+        """End a subscription, on this connection and all to come."""
+        _, sid = self._subscriptions.pop(subject, (None, 0))
+        if self._client is not None:
+            self._client.raw_unsubscribe(sid)
+
+    async def drain(self, subject: str) -> None:
+        """End a subscription when everything that was sent for it has been handled."""
+        client = self._live()
+        _, sid = self._subscriptions.pop(subject, (None, 0))
+        client.raw_write(b"UNSUB %d\r\n" % sid)
+        await client.flush(timeout=cast(int, self._settings.connect_timeout))
+        client.handlers.pop(sid, None)
+
+    async def request(
+        self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """One JetStream API request below the settings' prefix, such as `STREAM.INFO.ORDERS`.
+
+        :arg seconds: How long to wait, default 5 and at most the connect timeout.
+        :raises JetStreamApiError: when the answer is an error.
+        :raises ConnectError: when there is no answer.
+        """
+        self.requests += 1
+        seconds = (
+            min(REQUEST_SECONDS, self._settings.connect_timeout) if seconds is None else seconds
+        )
+        full = f"{self._settings.js_prefix}.{subject}"
+        payload = json.dumps(body).encode() if body is not None else b""
+        client = self._live()
+        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(full, set()).add(denied)
+        asked = asyncio.ensure_future(client.request(full, payload, timeout=seconds))
+        try:
+            both: set[asyncio.Future[Any]] = {asked, denied}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if denied.done():
+                raise ConnectError(
+                    f"{denied.result()}: grant this user the JetStream API, or use stream_strategy=skip"
+                )
+            message = asked.result()
+        except NoRespondersError:
+            raise ConnectError(
+                f"nobody answers {full}: JetStream is off on this server or for this account, or domain and "
+                "api_prefix are wrong"
+            ) from None
+        except (NatsTimeoutError, NatsError, OSError) as error:
+            raise ConnectError(
+                f"no answer to {full} within {seconds:g} s ({_words(error)}): see whether the server is overloaded"
+            ) from None
+        finally:
+            asked.cancel()
+            self._asked[full].discard(denied)
+            if not self._asked[full]:
+                del self._asked[full]
+        answer = cast(dict[str, Any], json.loads(message.data))
+        if refusal := answer.get("error"):
+            raise JetStreamApiError(
+                refusal.get("err_code", refusal.get("code", 0)), refusal.get("description", "")
+            )
+        return answer
+
+    async def ask(self, topic: str, headers: dict[str, str], seconds: float) -> dict[str, Any]:
+        """Publish a message without a payload, and return the answer, error or not.
+
+        :raises ConnectError: when there is none.
+        """
+        try:
+            answer = await self._live().request(topic, b"", timeout=seconds, headers=headers)
+        except (NatsError, OSError) as error:
+            raise ConnectError(f"no answer within {seconds:g} s ({_words(error)})") from None
+        return cast(dict[str, Any], json.loads(answer.data))
+
+    def permission_denied(self, message: str) -> None:
+        """The server forbade something; it names the subject and goes on."""
+        self._last_denied = message
+        subject = DENIED_PUBLISH(message)
+        for waiting in self._asked.get(subject.group(1), ()) if subject else ():
+            if not waiting.done():
+                waiting.set_result(message)
+        if message not in self._denials and len(self._denials) < MOST_DENIALS:
+            self._denials.add(message)
+            log.warning("NATS: %s", message)
+        self._on_denied(message)
+
+    def lose(self, reason: str) -> None:
+        """Give the connection up: it stands but does not answer."""
+        if self._client is not None:
+            self._client.lose(reason)
+
+    # Keeping it up
+
+    def _live(self) -> _Client:
+        if self._client is None:
+            raise ConnectError("not connected to NATS at the moment")
+        return self._client
+
+    async def _keep(self) -> None:
+        while True:
+            client = self._live()
+            reason = await self._until_lost(client)
+            self._client = None
+            self._servers = list(dict.fromkeys([*self._settings.servers, *client.known_servers()]))
+            self._on_down(reason)
+            await client.dispose()
+            await self._replace()
+
+    async def _until_lost(self, client: _Client) -> str:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(asyncio.shield(client.lost), 0.5)
+            if client.is_closed or client.reader_is_dead():
+                return "the connection's reader ended"
+
+    async def _replace(self) -> None:
+        """Try until it works: who waits for it has deadlines of its own."""
+        client = await self._connect_at_last()
+        for subject, (handler, _) in list(self._subscriptions.items()):
+            self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
+        self._adopt(client)
+        self.reconnects += 1
+        log.info("NATS: connected again")
+        self._on_up()
+
+    def _adopt(self, client: _Client) -> None:
+        version = client.connected_server_version
+        self.takes_batches = (version.major, version.minor) >= (2, 14)
+        self.takes_groups = (version.major, version.minor) >= (2, 12)
+        self.is_clustered = client.is_clustered
+        self._client = client
+
+    async def _connect_at_last(self) -> _Client:
+        pause, logged = 0.02, 0.0
+        while True:
+            try:
+                return await self._connect(ATTEMPT_SECONDS)
+            except Exception as error:  # whatever it is, giving up would leave everybody waiting
+                if time.monotonic() - logged > 10:
+                    logged = time.monotonic()
+                    log.warning("NATS: still no connection: %s", _words(error))
+            await asyncio.sleep(uniform(0.5, 1.0) * pause)
+            pause = min(2 * pause, 1.0)
+
+    async def _connect(self, seconds: float) -> _Client:
+        settings = self._settings
+        client = _Client(self, settings.wants_tls)
+        servers = [_with_scheme(server, settings.wants_tls) for server in self._servers]
+        secrets: dict[str, Any] = {}
+        if settings.user is not None and settings.password is not None:
+            secrets = {"user": settings.user, "password": settings.password.get_secret_value()}
+        elif settings.token is not None:
+            secrets = {"token": settings.token.get_secret_value()}
+        elif settings.nkey_seed is not None:
+            secrets = {"nkeys_seed_str": settings.nkey_seed.get_secret_value()}
+        elif settings.credentials_file is not None:
+            secrets = {"user_credentials": str(settings.credentials_file)}
+        if settings.wants_tls:
+            secrets["tls"] = tls_context(settings)
+            if settings.tls_hostname:
+                secrets["tls_hostname"] = settings.tls_hostname
+        refused: ssl.SSLError | None = None
+
+        async def note(error: Exception) -> None:
+            """nats-py reports each failed attempt here; the last one is raised and logged by us."""
+            nonlocal refused
+            if isinstance(error, ssl.SSLError):
+                refused = error
+            log.debug("NATS: %s", error)
+
+        try:
+            await asyncio.wait_for(
+                client.connect(
+                    servers,
+                    name=settings.name,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=cast(int, max(seconds, 0.1)),
+                    ping_interval=PING_INTERVAL,
+                    max_outstanding_pings=2,
+                    error_cb=note,
+                    tls_handshake_first=settings.tls_handshake_first,
+                    **secrets,
+                ),
+                max(seconds, 0.1) * len(servers),
+            )
+        except BaseException as error:
+            await client.dispose()
+            # Where the server refuses a certificate, a lost connection is often all that is raised.
+            if refused is not None and isinstance(error, OSError | NatsError):
+                raise refused from error
+            raise
+        return client
+
+
+def _words(error: BaseException) -> str:
+    """What an error says; some say nothing but their name."""
+    return str(error) or type(error).__name__
+
+
+def _with_scheme(server: str, tls: bool) -> str:
+    host = server.split("://", 1)[-1]
+    return f"{'tls' if tls else 'nats'}://{host}"
+
+
+def _remedy(error: Exception) -> str | None:
+    """What to do where trying again with the same settings is pointless; None where it is not."""
+    words = _words(error).lower()
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return "correct the path in the settings"
+    if isinstance(error, ssl.SSLError) or "does not offer tls" in words:
+        return "see whether the server speaks TLS the way the settings say, and whether the certificates fit"
+    if "authorization" in words or "authentication" in words:
+        return "correct the credentials in the settings"
+    if not isinstance(error, OSError | NatsError):
+        return (
+            "correct the credentials or certificates in the settings"  # they could not even be read
+        )
+    return None
+
+
+def tls_context(settings: JetStreamSettings) -> ssl.SSLContext:
+    """Verified, TLS 1.2 or later, with the client's certificate where there is one."""
+    context = ssl.create_default_context(cafile=settings.tls_ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.tls_cert_file is not None:
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    return context

@@ -1,0 +1,157 @@
+"""The NATS client protocol, server to client, read so that no stored message can break the reader.
+
+nats-py's own parser stops for good at messages a server accepts and stores: a subject that is not
+UTF-8 or holds VT or FF, a header block without a blank line. This one splits lines at CRLF and
+spaces, as the protocol says (https://docs.nats.io/reference/reference-protocols/nats-protocol), and
+leaves subjects and headers as bytes. Messages of subscriptions with a raw handler go straight to
+it; the others go the client's way.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from nats.errors import Error as NatsError
+
+__all__ = ["BulkReader", "MessageHandler", "Parser", "ProtocolError"]
+
+MessageHandler = Callable[[bytes, bytes, bytes | None, bytes], None]
+"""Called with subject, reply subject, header block (None without) and payload; must not raise or
+block.
+"""
+
+BulkReader = Callable[[bytes, int], int]
+"""Called with what was read and a place in it; returns the place behind the whole messages it took
+there.
+"""
+
+MAX_LINE = 64 * 1024
+"""Longer lines are no NATS server's: INFO with many cluster URLs is the longest there is."""
+
+
+class ProtocolError(NatsError):
+    """The bytes are not the NATS protocol; unlike nats-py's error of that name it says which."""
+
+
+class Receiver(Protocol):
+    """Whom the parser tells what came."""
+
+    handlers: dict[int, MessageHandler]
+    """Subscriptions whose messages go to a handler, without a task or an object for each."""
+
+    take_bulk: BulkReader | None
+    """Who may take what comes by the thousand off the wire, before it is looked at line by line."""
+
+    async def on_message(
+        self, sid: int, subject: bytes, reply: bytes, payload: bytes, header: bytes | None
+    ) -> None:
+        """A message of any other subscription."""
+
+    async def on_ping(self) -> None:
+        """The server wants a PONG."""
+
+    async def on_pong(self) -> None:
+        """The server answered a PING."""
+
+    async def on_info(self, info: dict[str, Any]) -> None:
+        """The server says what has changed."""
+
+    async def on_error(self, message: str) -> None:
+        """The server complains."""
+
+
+class Parser:
+    """Keeps what a read left incomplete until the next read completes it."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget a half-read message: its connection is gone."""
+        self._rest: list[bytes] = []
+        self._rest_size = 0
+        self._needed = 0
+
+    async def parse(self, data: bytes) -> None:
+        """Pass on every message that is complete.
+
+        :raises ProtocolError: when the bytes are not the NATS protocol.
+        """
+        if self._rest:
+            # Joined only when the message is complete: a large one comes in many reads.
+            self._rest.append(data)
+            self._rest_size += len(data)
+            if self._rest_size < self._needed:
+                return
+            data = b"".join(self._rest)
+            self.reset()
+        receiver, handlers = self._receiver, self._receiver.handlers
+        take_bulk = receiver.take_bulk
+        at, needed = 0, 0
+        if take_bulk is not None:
+            at = take_bulk(data, at)
+        while (end := data.find(b"\r\n", at)) >= 0:
+            line = data[at:end]
+            if line.startswith((b"MSG ", b"HMSG ")):
+                subject, sid, reply, header_size, size = _message_line(line)
+                start = end + 2
+                stop = start + size
+                if len(data) < stop + 2:
+                    needed = stop + 2 - at
+                    break
+                if not data.startswith(b"\r\n", stop):
+                    raise ProtocolError(f"a message is longer than it says: {line[:80]!r}")
+                header = data[start : start + header_size] if header_size else None
+                payload = data[start + header_size : stop]
+                at = stop + 2
+                handler = handlers.get(sid)
+                if handler is not None:
+                    handler(subject, reply, header, payload)
+                else:
+                    await receiver.on_message(sid, subject, reply, payload, header)
+                if take_bulk is not None:
+                    at = take_bulk(data, at)
+                continue
+            at = end + 2
+            if line == b"PING":
+                await receiver.on_ping()
+            elif line == b"PONG":
+                await receiver.on_pong()
+            elif line.startswith(b"INFO "):
+                await receiver.on_info(_info(line))
+            elif line.startswith(b"-ERR"):
+                await receiver.on_error(line[4:].decode("utf-8", "replace").strip().strip("'"))
+            elif not line.startswith(b"+OK"):
+                raise ProtocolError(f"not the NATS protocol: {line[:40]!r}")
+        if at < len(data):
+            rest = data[at:] if at else data
+            if not needed and len(rest) > MAX_LINE:
+                raise ProtocolError(f"no end of line in {len(rest)} bytes")
+            self._rest, self._rest_size, self._needed = [rest], len(rest), needed
+
+
+def _message_line(line: bytes) -> tuple[bytes, int, bytes, int, int]:
+    """Split `MSG subject sid [reply] size` or `HMSG subject sid [reply] header_size size`."""
+    words = line.split(b" ")
+    count = len(words)
+    try:
+        if words[0] == b"MSG":
+            header_size, size = 0, int(words[-1])
+        else:
+            header_size, size, count = int(words[-2]), int(words[-1]), count - 1
+        if 4 <= count <= 5 and 0 <= header_size <= size:
+            return words[1], int(words[2]), words[3] if count == 5 else b"", header_size, size
+    except ValueError:
+        pass
+    raise ProtocolError(f"malformed message line: {line[:80]!r}")
+
+
+def _info(line: bytes) -> dict[str, Any]:
+    try:
+        info = json.loads(line[5:])
+    except (ValueError, RecursionError):
+        info = None
+    if not isinstance(info, dict):
+        raise ProtocolError(f"malformed INFO: {line[:80]!r}")
+    return info

@@ -1,0 +1,183 @@
+"""Which topics were checked, and which stream takes each: one message at a time, or whole flights."""
+
+import asyncio
+import logging
+import time
+
+from ...dispatch.flight import Route
+from ...errors import ConnectError, EnvelopeError
+from ...settings import JetStreamSettings
+from ..connection import Connection, JetStreamApiError
+from ..streams import REMEDY, Coverage, ensure_streams, read_coverage
+from .encoding import check_topic
+
+__all__ = ["Topics"]
+
+log = logging.getLogger(__name__)
+
+KNOWN_TOPICS = 100_000
+"""Topics remembered as checked; beyond it the memory is emptied and they are checked again."""
+REFRESH_SECONDS = 1.0
+"""The streams are listed again at most this often, and only when something speaks for a change."""
+
+
+class Topics:
+    """What is known of the streams, and hence of the topics; never asked of the server for a
+    message.
+    """
+
+    def __init__(self, connection: Connection, settings: JetStreamSettings) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._coverage: Coverage | None = None
+        """None with the strategy `skip`: then nothing is known, and every topic is taken at its
+        word.
+        """
+        self.checked: set[str] = set()
+        """Topics that may be published on."""
+        self._routes: dict[str, Route | None] = {}
+        self._no_flights: dict[str, str] = {}
+        """Streams that take one message at a time, each with the reason."""
+        self._uncovered_since: dict[str, float] = {}
+        self._streams: dict[bytes, str] = {}
+        self._refresh: asyncio.Task[None] | None = None
+        self._refreshed = 0.0
+
+    async def ensure(self) -> None:
+        """Make or check what the settings declare.
+
+        :raises StreamError: when a declared stream or topic is missing or too weak.
+        """
+        self._coverage = await ensure_streams(self._connection, self._settings)
+
+    def close(self) -> None:
+        """End what is under way."""
+        if self._refresh is not None:
+            self._refresh.cancel()
+
+    def check(self, topic: str) -> None:
+        """Look at a topic unless that was done before: its form, and the stream that covers it.
+
+        :raises EnvelopeError: when it cannot be published on.
+        """
+        try:
+            if topic in self.checked:
+                return
+        except TypeError:  # it cannot even be hashed, which the next line says better
+            pass
+        check_topic(topic)
+        if self._coverage is not None:
+            covered = self._coverage.of(topic)
+            if covered is None:
+                self.read_again()
+                if self._coverage.lacks(topic):
+                    raise EnvelopeError(f"no stream covers topic {topic}: {REMEDY}")
+            elif covered.weakness is not None:
+                raise EnvelopeError(f"topic {topic}: {covered.weakness}")
+        if len(self.checked) >= KNOWN_TOPICS:
+            self.checked.clear()
+            self._routes.clear()
+        self.checked.add(topic)
+
+    def route(self, topic: str) -> Route | None:
+        """The stream that takes messages of a topic in whole flights."""
+        try:
+            return self._routes[topic]
+        except KeyError:
+            route = self._routes[topic] = self._new_route(topic)
+            return route
+
+    def stream_of(self, topic: str) -> str | None:
+        """The stream that stores a topic, as far as that is known."""
+        covered = self._coverage.of(topic) if self._coverage is not None else None
+        return covered.stream if covered is not None else None
+
+    def is_gone(self, topic: str) -> bool:
+        """Whether no stream covers a topic, and has not for longer than an election of a leader
+        takes.
+        """
+        now = time.monotonic()
+        since = self._uncovered_since.setdefault(topic, now)
+        self.read_again()
+        gone = self._coverage is not None and self._coverage.lacks(topic)
+        return gone and now - since > self._settings.pool.ack_timeout
+
+    def stream(self, name: bytes) -> str | None:
+        """The stream of an ack, if there is one by that name: anybody who listens on a topic could
+        answer.
+        """
+        stream = self._streams.get(name)
+        if stream is None:
+            stream = name.decode("utf-8", "replace")
+            if self._coverage is not None and not self._coverage.knows(stream):
+                log.warning(
+                    "ignored an ack of stream %r, which was not there when last looked", stream[:80]
+                )
+                self.read_again()
+                return None
+            self._streams[name] = stream
+        return stream
+
+    def takes_no_flights(self, stream: str, reason: str) -> None:
+        """A stream is published to one message at a time from now on; said once."""
+        if stream not in self._no_flights:
+            self._no_flights[stream] = reason
+            log.warning("stream %s takes one message at a time: %s", stream, reason)
+        self._routes.clear()
+
+    def connected(self) -> None:
+        """There is a new connection, maybe to another server, and maybe much has happened
+        meanwhile.
+        """
+        self._routes.clear()
+        self.read_again()
+
+    def read_again(self) -> None:
+        """List the streams again soon."""
+        if self._coverage is None or time.monotonic() - self._refreshed < REFRESH_SECONDS:
+            return
+        self._refreshed = time.monotonic()
+        self._refresh = asyncio.get_running_loop().create_task(self._read())
+
+    @property
+    def without_flights(self) -> int:
+        """How many streams are published to one message at a time."""
+        return len(self._no_flights)
+
+    async def _read(self) -> None:
+        try:
+            coverage = await read_coverage(self._connection, self._coverage)
+        except (ConnectError, JetStreamApiError) as error:
+            log.warning("the streams could not be listed again: %s", error)
+            return
+        self._coverage = coverage
+        self._uncovered_since = {
+            t: at for t, at in self._uncovered_since.items() if coverage.lacks(t)
+        }
+        self._streams.clear()
+        self._routes.clear()
+
+    def _new_route(self, topic: str) -> Route | None:
+        if self._coverage is None:
+            return None
+        covered = self._coverage.of(topic)
+        if covered is None or covered.stream in self._no_flights:
+            return None
+        config = self._coverage.configs[covered.stream]
+        if not self._connection.takes_batches:
+            self.takes_no_flights(covered.stream, "whole flights need nats-server 2.14")
+            return None
+        if not config.get("allow_batched"):
+            self.takes_no_flights(
+                covered.stream,
+                "its allow_batched is off; stream_strategy=create_or_update turns it on for a declared stream",
+            )
+            return None
+        # A stream of one server stores before it answers; and without message ids nothing is taken
+        # for a duplicate.
+        several = config.get("num_replicas", 1) > 1 or self._connection.is_clustered
+        return Route(
+            covered.stream,
+            several and self._settings.dedupe,
+            covered.stream in self._coverage.created,
+        )

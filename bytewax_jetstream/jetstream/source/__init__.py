@@ -1,0 +1,5 @@
+"""Reading JetStream: by sequence, or through a durable consumer."""
+
+from .source import JetStreamSource
+
+__all__ = ["JetStreamSource"]

@@ -1,0 +1,201 @@
+"""Consumers at the server, found or made before the first message is pulled.
+
+Requests are raw JSON, as in `streams`. A consumer that is there already is checked, not changed: it
+may be someone else's.
+"""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from ...errors import SourceError, StreamError
+from ..connection import JetStreamApiError
+from ..message import Start
+from ..streams import STREAM_NOT_FOUND, Api
+
+__all__ = ["Found", "Reading", "durable_consumer", "sequence_consumer"]
+
+CONSUMER_NOT_FOUND = 10014
+NANOSECONDS = 1_000_000_000
+INACTIVE_SECONDS = 60
+"""A consumer by sequence that nobody pulls from for so long is removed by the server."""
+
+
+class Reading(NamedTuple):
+    """What one partition reads."""
+
+    stream: str
+    subject: str | None
+    """Only messages on subjects this pattern covers."""
+    start: Start
+    durable: str | None
+    ack_wait: timedelta
+    max_ack_pending: int
+
+    def __str__(self) -> str:
+        return f"stream {self.stream}" + (f" (subject {self.subject})" if self.subject else "")
+
+
+class Found(NamedTuple):
+    """A consumer that stands ready."""
+
+    name: str
+    config: dict[str, Any]
+    position: int
+    """The next stream sequence it looks at."""
+    ack_floor: int
+    """The stream sequence up to which everything is acknowledged."""
+    unacknowledged: int
+    """How many messages were delivered and not acknowledged, by whomever."""
+    last: int
+    """The stream's last sequence just before (by sequence only)."""
+    created: str
+    """When the stream was made (by sequence only)."""
+
+
+async def sequence_consumer(
+    api: Api, reading: Reading, position: int | None, created: str | None
+) -> Found:
+    """Make a consumer that leaves no trace: no acks, in memory, gone soon after its last pull.
+
+    :arg position: The stream sequence to begin with; None for the reading's own start.
+    :arg created: When the stream was made that the position is of, if known.
+    :raises StreamError: when the stream is missing.
+    :raises SourceError: when reading by sequence would miss or repeat messages.
+    """
+    info = await _info(
+        api, f"STREAM.INFO.{reading.stream}", f"{reading} is missing: create it, then run again"
+    )
+    retention, state = info["config"].get("retention", "limits"), info["state"]
+    if retention != "limits":
+        raise SourceError(
+            f"stream {reading.stream} has {retention} retention, which removes what its consumers acknowledge, and "
+            "reading by sequence acknowledges nothing: name a consumer with durable="
+        )
+    renewed = created is not None and info["created"] != created
+    # A start the user chose may lie ahead; a place that was reached by reading cannot.
+    if renewed or (
+        position is not None and position != reading.start and position > state["last_seq"] + 1
+    ):
+        read = (position or 1) - 1
+        raise SourceError(
+            f"stream {reading.stream} was read to sequence {read} and ends at {state['last_seq']}, or was made anew: "
+            "to read what it has now from the start, give the input another step id"
+        )
+    config: dict[str, Any] = {
+        "ack_policy": "none",
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": INACTIVE_SECONDS * NANOSECONDS,
+        **_deliver(reading.start if position is None else position),
+    }
+    answer = await _create(api, reading, f"bytewax-{secrets.token_hex(6)}", config)
+    return _found(answer)._replace(last=state["last_seq"], created=info["created"])
+
+
+async def durable_consumer(api: Api, reading: Reading, *, may_create: bool) -> Found:
+    """Find the durable consumer and check it, or make it.
+
+    :raises StreamError: when the stream is missing, or the consumer, and it may not be made.
+    :raises SourceError: when it is not one whose messages can be acknowledged with the epoch.
+    """
+    name = reading.durable
+    assert name is not None
+    try:
+        what = f"CONSUMER.INFO.{reading.stream}.{name}"
+        answer = await _info(api, what, f"{reading} is missing: create it, then run again")
+    except JetStreamApiError as error:
+        if error.code != CONSUMER_NOT_FOUND:
+            raise
+        if not may_create:
+            raise StreamError(
+                f"durable consumer {name} of stream {reading.stream} was deleted while it was read: run again to make "
+                "it anew"
+            ) from None
+        config: dict[str, Any] = {
+            "durable_name": name,
+            "ack_policy": "explicit",
+            "ack_wait": round(reading.ack_wait.total_seconds() * NANOSECONDS),
+            "max_ack_pending": reading.max_ack_pending,
+            **_deliver(reading.start),
+        }
+        answer = await _create(api, reading, name, config)
+    conflicts = _conflicts(answer["config"], reading)
+    if conflicts:
+        raise SourceError(
+            f"durable consumer {name} of stream {reading.stream} cannot be used: {'; '.join(conflicts)}: change the "
+            "consumer or what is asked, or name another with durable="
+        )
+    return _found(answer)
+
+
+async def _info(api: Api, request: str, missing: str) -> dict[str, Any]:
+    try:
+        return await api.request(request)
+    except JetStreamApiError as error:
+        if error.code == STREAM_NOT_FOUND:
+            raise StreamError(missing) from None
+        raise
+
+
+async def _create(api: Api, reading: Reading, name: str, config: dict[str, Any]) -> dict[str, Any]:
+    request = f"CONSUMER.CREATE.{reading.stream}.{name}"
+    if reading.subject is not None:  # in the request's subject too, so that permissions can name it
+        request += f".{reading.subject}"
+        config["filter_subject"] = reading.subject
+    config["name"] = name
+    return await api.request(
+        request, {"stream_name": reading.stream, "action": "create", "config": config}
+    )
+
+
+def _deliver(start: Start) -> dict[str, Any]:
+    if start == "first":
+        return {"deliver_policy": "all"}
+    if start == "new":
+        return {"deliver_policy": "new"}
+    if isinstance(start, datetime):
+        return {
+            "deliver_policy": "by_start_time",
+            "opt_start_time": start.astimezone(UTC).isoformat(),
+        }
+    return {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
+
+
+def _found(answer: dict[str, Any]) -> Found:
+    return Found(
+        name=answer["name"],
+        config=answer["config"],
+        position=answer["delivered"]["stream_seq"] + 1,
+        ack_floor=answer["ack_floor"]["stream_seq"],
+        unacknowledged=answer.get("num_ack_pending", 0),
+        last=0,
+        created="",
+    )
+
+
+def _conflicts(config: dict[str, Any], reading: Reading) -> list[str]:
+    """In which points a consumer acknowledges, delivers or keeps less than this source relies on."""
+    found = []
+    if config.get("deliver_subject"):
+        found.append("it is a push consumer, asked is a pull consumer")
+    if config.get("ack_policy") != "explicit":
+        found.append(f"its ack policy is {config.get('ack_policy')}, asked is explicit")
+    subjects = config.get("filter_subjects") or [config.get("filter_subject") or None]
+    if subjects != [reading.subject]:
+        found.append(
+            f"it delivers {', '.join(each or 'all' for each in subjects)}, asked is {reading.subject or 'all'}"
+        )
+    wait = timedelta(microseconds=config.get("ack_wait", 0) / 1000)
+    if wait < reading.ack_wait:
+        found.append(f"its ack_wait is {wait}, asked is {reading.ack_wait}")
+    pending = config.get("max_ack_pending", 0)
+    if 0 < pending < reading.max_ack_pending:
+        found.append(f"its max_ack_pending is {pending}, asked are {reading.max_ack_pending}")
+    if (deliveries := config.get("max_deliver", -1)) > 0:
+        found.append(
+            f"it gives a message up after max_deliver {deliveries}, and each crash counts: set -1"
+        )
+    if config.get("headers_only"):
+        found.append("it delivers headers only")
+    return found

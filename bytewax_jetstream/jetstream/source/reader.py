@@ -1,0 +1,175 @@
+"""Keeps a partition fed: through lost connections, deleted consumers and restarted servers, or says
+that it cannot.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from random import uniform
+
+from nats.errors import Error as NatsError
+
+from ...errors import ConnectError, JetStreamPipelineError, SourceError, StreamError
+from ..connection import JetStreamApiError
+from .consumers import Found, Reading
+from .feed import Feed
+from .shared_connection import Link
+
+__all__ = ["Reader"]
+
+log = logging.getLogger(__name__)
+
+SETUP_SECONDS = 30.0
+"""For a consumer to be found or made."""
+GONE_SECONDS = 5.0
+"""A stream that is missing may be on its way back after a restart; for so long."""
+CLOSE_SECONDS = 2.0
+
+
+class Reader:
+    """Opens a partition's feeds, each where the partition stands; for the partition's thread.
+
+    :arg find: Finds or makes the consumer, given the position to read from, None for the first
+    time.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        reading: Reading,
+        find: Callable[[int | None], Awaitable[Found]],
+        batch_size: int,
+    ) -> None:
+        self._link = link
+        self._reading = reading
+        self._find = find
+        self._batch_size = batch_size
+        self._feed: Feed | None = None
+        self._failure: JetStreamPipelineError | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._failing_since: float | None = None
+        self._pause = 0.02
+        self.reopened = 0
+
+    def open(self, position: int | None) -> Found:
+        """Open the first feed; what stands in the way is raised here.
+
+        :raises ConnectError: when the server does not answer or forbids it.
+        :raises StreamError: when the stream is missing.
+        :raises SourceError: when it cannot be read as asked.
+        """
+        try:
+            self._feed = self._link.loop.run(self._attempt(position), SETUP_SECONDS)
+        except JetStreamApiError as error:
+            raise SourceError(
+                f"{self._reading} cannot be read: the server refused the consumer: {error}"
+            ) from None
+        except (NatsError, OSError, TimeoutError) as error:
+            why = str(error) or type(error).__name__
+            raise ConnectError(
+                f"{self._reading} cannot be read: the connection failed ({why}): run again"
+            ) from None
+        return self._feed.found
+
+    def current(self) -> Feed | None:
+        """The feed to take from; None while one is being opened.
+
+        :raises SourceError: when there will be none any more.
+        """
+        self._link.check()
+        if self._failure is not None:
+            raise self._failure
+        if self._feed is not None and self._feed.forbidden is not None:
+            raise SourceError(f"{self._reading} cannot be read: {self._feed.forbidden}")
+        return self._feed
+
+    def reopen(self, position: int, reason: str) -> None:
+        """Give the feed up and open another; `current` has it when it stands."""
+        feed, self._feed = self._feed, None
+        assert feed is not None, "a feed is given up once"
+        self.reopened += 1
+        self._link.loop.call(partial(self._start, feed, position, reason))
+
+    def close(self, uncommitted: Sequence[bytes] = ()) -> None:
+        """Give back what is not committed, to come again at once, and a consumer by sequence
+        altogether.
+
+        Bounded, and never raises: what cannot be given back comes again after ack_wait.
+        """
+        with contextlib.suppress(Exception):
+            self._link.loop.run(self._close(uncommitted), 2 * CLOSE_SECONDS)
+
+    # The link's thread
+
+    async def _attempt(self, position: int | None) -> Feed:
+        found = await self._find(position)
+        feed = Feed(self._link, self._reading, found, self._batch_size)
+        try:
+            await feed.start()
+        except BaseException as error:
+            feed.end(str(error))
+            raise
+        return feed
+
+    def _start(self, feed: Feed, position: int, reason: str) -> None:
+        feed.end(reason)
+        if feed.proved or self._failing_since is None:
+            self._failing_since = time.monotonic()
+            self._pause = 0.02
+        log.info("%s is read again from sequence %d: %s", self._reading, position, reason)
+        self._opening = self._link.loop.create_task(
+            self._reopen(position, reason), name="jetstream-reopen"
+        )
+
+    async def _reopen(self, position: int, reason: str) -> None:
+        """Try until it works or the time is up; a feed that never brought anything does not turn
+        the clock back.
+        """
+        assert self._failing_since is not None
+        limit = self._link.settings.pool.delivery_timeout
+        gone_since: float | None = None
+        while True:
+            await asyncio.sleep(uniform(0.5, 1.0) * self._pause)
+            now = time.monotonic()
+            failing = now - self._failing_since
+            if failing > limit or (gone_since is not None and now - gone_since > GONE_SECONDS):
+                self._failure = SourceError(
+                    f"{self._reading} could not be read for {failing:.0f} s: {reason}"
+                )
+                return
+            self._pause = min(2 * self._pause, 1.0)
+            try:
+                self._feed = await self._attempt(position)
+                return
+            except StreamError as error:
+                reason = str(error)
+                gone_since = gone_since or now
+            except SourceError as error:
+                self._failure = error
+                return
+            except (ConnectError, JetStreamApiError, NatsError, OSError, TimeoutError) as error:
+                gone_since = None
+                reason = str(error) or type(error).__name__
+
+    async def _close(self, uncommitted: Sequence[bytes]) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        feed, self._feed = self._feed, None
+        if feed is None:
+            return
+        verb = "DELETE"
+        if self._reading.durable is not None:
+            verb = "INFO"
+            await feed.drain()
+            replies = [*uncommitted, *feed.left()]
+            self._link.connection.write(
+                b"".join([b"PUB %s 4\r\n-NAK\r\n" % reply for reply in replies])
+            )
+        feed.end("closed")
+        # The answer shows that what was written before has arrived: a connection is closed without
+        # waiting for that.
+        request = f"CONSUMER.{verb}.{self._reading.stream}.{feed.found.name}"
+        await self._link.connection.request(request, seconds=CLOSE_SECONDS)

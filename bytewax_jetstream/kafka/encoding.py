@@ -1,0 +1,166 @@
+"""An envelope as Kafka takes it: checked, then encoded once.
+
+Key: the aggregate id, so that Kafka keeps an aggregate in one partition and in order. Headers:
+`Event-Id`, `Event-Type` and the user's own.
+"""
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from itertools import chain
+from types import NoneType
+from typing import NamedTuple
+
+from ..envelope import Envelope
+from ..errors import EnvelopeError
+
+__all__ = [
+    "ANY",
+    "EVENT_ID",
+    "EVENT_TYPE",
+    "Headers",
+    "Wire",
+    "are_plain",
+    "check_topic",
+    "encode",
+    "is_plain",
+]
+
+MAX_TOPIC = 249
+TOPIC = re.compile(r"[A-Za-z0-9._-]+").fullmatch
+EVENT_ID, EVENT_TYPE = "Event-Id", "Event-Type"
+RESERVED = frozenset({"event-id", "event-type"})
+MAX_PARTITION = (1 << 31) - 1
+ANY = -1
+"""Whichever partition the key hashes to."""
+
+Headers = list[tuple[str, str | bytes | None]]
+
+
+class Wire(NamedTuple):
+    """An encoded envelope."""
+
+    topic: str
+    payload: bytes
+    key: bytes | None
+    partition: int
+    headers: Headers
+
+
+def check_topic(topic: object) -> None:
+    """Raise when there can be no topic of that name.
+
+    :raises EnvelopeError: with what is wrong.
+    """
+    if not isinstance(topic, str):
+        raise EnvelopeError(f"the topic is a {type(topic).__name__}: give a str")
+    if not topic:
+        raise EnvelopeError("the topic is empty: give the envelope a Kafka topic")
+    shown = ascii(topic if len(topic) <= 80 else topic[:77] + "...")
+    if len(topic) > MAX_TOPIC:
+        raise EnvelopeError(
+            f"topic {shown} has {len(topic)} characters, allowed are {MAX_TOPIC}: shorten it"
+        )
+    if not TOPIC(topic) or topic in (".", ".."):
+        raise EnvelopeError(
+            f"topic {shown} is no name of a Kafka topic: use letters, digits, dots, dashes and _ only"
+        )
+
+
+def is_plain(envelope: Envelope) -> bool:
+    """Whether an envelope, apart from its topic, can go to Kafka as it stands, as most do: then it
+    needs no `Wire`.
+
+    What is kept for a message in flight is paid for by the garbage collector, again and again.
+    """
+    _, payload, event_id, aggregate_id, event_type, headers, partition, options = envelope
+    return (
+        type(payload) is bytes
+        and headers is None
+        and partition is None
+        and options is None
+        and type(event_id) is str
+        and event_id.isascii()
+        and event_id != ""
+        and (aggregate_id is None or (type(aggregate_id) is str and aggregate_id.isascii()))
+        and (event_type is None or (type(event_type) is str and event_type.isascii()))
+    )
+
+
+def are_plain(envelopes: Sequence[Envelope], topics: Set[str]) -> bool:
+    """Whether all of them surely are, and on these topics: asked of the columns, for nearly nothing
+    a message.
+    """
+    if set(map(type, envelopes)) != {Envelope}:
+        return False
+    names, payloads, ids, aggregates, types, *rest = zip(*envelopes, strict=True)
+    if set(map(type, payloads)) != {bytes} or set(map(type, chain(*rest))) != {NoneType}:
+        return False
+    try:
+        words = "".join(ids) + "".join(filter(None, aggregates)) + "".join(filter(None, types))
+        return topics >= set(names) and words.isascii() and all(ids)
+    except TypeError:  # something that is no str
+        return False
+
+
+def encode(envelope: Envelope) -> Wire:
+    """Check and encode any envelope whose topic was checked.
+
+    :raises EnvelopeError: with what is wrong and what to do.
+    """
+    topic, payload, event_id, aggregate_id, event_type, headers, partition, options = envelope
+    if type(payload) is not bytes:
+        raise EnvelopeError(f"the payload is a {type(payload).__name__}: give bytes")
+    if type(event_id) is not str or not event_id:
+        raise _bad_event_id(event_id)
+    lines: Headers = [(EVENT_ID, event_id.encode())]
+    try:
+        # A key that was read from Kafka need not be text.
+        key = None if aggregate_id is None else aggregate_id.encode("utf-8", "surrogateescape")
+        if event_type is not None:
+            lines.append((EVENT_TYPE, event_type.encode()))
+    except AttributeError:
+        raise EnvelopeError("the aggregate id or the event type is not a str: give a str") from None
+    if headers is not None:
+        lines += _user_lines(headers)
+    if partition is None:
+        partition = ANY
+    elif type(partition) is not int or not 0 <= partition <= MAX_PARTITION:
+        raise EnvelopeError(
+            f"partition {partition!r:.40} is not one: give 0 or more, or None for the aggregate's own"
+        )
+    if options is not None:
+        raise EnvelopeError("the options are for JetStream, Kafka has none of them: leave them out")
+    return Wire(topic, payload, key, partition, lines)
+
+
+def _bad_event_id(event_id: object) -> EnvelopeError:
+    if event_id is None or event_id == "":
+        return EnvelopeError(
+            "the event id is missing: without it nobody could tell a repeated message"
+        )
+    return EnvelopeError(f"the event id is a {type(event_id).__name__}: give a str")
+
+
+def _user_lines(headers: Mapping[str, str]) -> Headers:
+    if not isinstance(headers, Mapping):
+        raise EnvelopeError(
+            f"the headers are a {type(headers).__name__}: give a mapping of str to str"
+        )
+    try:
+        items: list[tuple[object, object]] = list(dict(headers).items())
+    except Exception as error:  # it is the user's mapping, and may do anything
+        raise EnvelopeError(
+            f"the headers cannot be read ({type(error).__name__}): give a dict of str to str"
+        ) from None
+    lines: Headers = []
+    for name, value in items:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise EnvelopeError(
+                f"header name {name!r:.80} is not one: give a str that is not empty"
+            )
+        if name.lower() in RESERVED:
+            raise EnvelopeError(f"header {name:.80} is reserved: use the envelope's fields")
+        if not isinstance(value, str):
+            raise EnvelopeError(f"header {name:.80} is a {type(value).__name__}: give a str")
+        lines.append((name, value.encode("utf-8", "surrogateescape")))
+    return lines

@@ -1,0 +1,19 @@
+"""Settings, from arguments, the environment, `.env` and a secrets directory, in this order."""
+
+from .jetstream import JetStreamSettings, StreamSettings
+from .kafka import KafkaSettings, KafkaTopicSettings
+from .pool import PoolSettings
+from .sources import StreamStrategy
+
+__all__ = [
+    "BrokerSettings",
+    "JetStreamSettings",
+    "KafkaSettings",
+    "KafkaTopicSettings",
+    "PoolSettings",
+    "StreamSettings",
+    "StreamStrategy",
+]
+
+BrokerSettings = JetStreamSettings | KafkaSettings
+"""Which broker, and everything that differs between brokers."""

@@ -1,0 +1,163 @@
+"""Settings of JetStream: how to reach it, and which streams must be there."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic.functional_validators import field_validator
+from pydantic_settings import SettingsConfigDict
+
+from .pool import PoolSettings
+from .sources import PREFIX, Count, Seconds, Settings, StreamStrategy, Words
+
+__all__ = ["JetStreamSettings", "StreamSettings"]
+
+
+class StreamSettings(BaseModel):
+    """A JetStream stream as this flow needs it; fields left None are the server's or the stream's
+    own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[^\s.*>/\\]{1,255}$")]
+    subjects: Annotated[Words, Field(min_length=1)]
+    storage: Literal["file", "memory"] = "file"
+    replicas: Annotated[int, Field(ge=1, le=5)] = 1
+    retention: Literal["limits", "interest", "workqueue"] = "limits"
+    discard: Literal["old", "new"] | None = None
+    max_messages: Count | None = None
+    max_bytes: Count | None = None
+    max_message_size: Count | None = None
+    max_age: timedelta | None = None
+    duplicate_window: timedelta = timedelta(minutes=2)
+    """How long the server knows an event id; must not be below the delivery timeout."""
+    allow_message_ttl: bool = False
+    """Needed for envelopes with `PublishOptions(ttl=…)`."""
+    allow_atomic: bool = False
+    """Needed for `JetStreamSettings(atomic=True)`; nats-server 2.12 and later."""
+    allow_batched: bool = True
+    """Let the stream take whole flights with one ack, where the server can (2.14 and later)."""
+
+
+class JetStreamSettings(Settings):
+    """How to reach JetStream, and which streams must be there (`BYTEWAX_JETSTREAM_…`)."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX)
+
+    servers: Words = ("nats://127.0.0.1:4222",)
+    """URLs of one cluster, without credentials; comma-separated in a variable."""
+    name: str = "bytewax_jetstream"
+    """Shown in the server's monitoring."""
+    user: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    nkey_seed: SecretStr | None = None
+    credentials_file: Path | None = None
+    """A `.creds` file (JWT and seed)."""
+    tls: bool = False
+    """Refuse any connection that is not encrypted and verified; implied by the fields below."""
+    tls_ca_file: Path | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    tls_hostname: str | None = None
+    tls_handshake_first: bool = False
+    """For servers that are configured with `handshake_first`."""
+    domain: str | None = None
+    """JetStream domain: the API prefix becomes `$JS.<domain>.API`."""
+    api_prefix: str | None = None
+    """Prefix of the JetStream API where an account imports it under another name."""
+    connect_timeout: Seconds = 10.0
+    """Seconds until the first connection must stand, streams made or checked."""
+    topics: Words = ()
+    """Topics known beforehand: the run fails at start unless a stream covers each."""
+    streams: tuple[StreamSettings, ...] = ()
+    stream_strategy: StreamStrategy = "create"
+    """`create` makes what is missing and checks what is there; `create_or_update` also mends it;
+    `validate` only checks; `skip` asks the server nothing (for users without that permission)."""
+    dedupe: bool = True
+    """Whether the server is to know event ids (`Nats-Msg-Id`) and drop what it has already.
+    Without, the id travels in `Event-Id` only: that is faster, and a retry after an unanswered
+    attempt, or a replay, may be stored twice.
+    """
+    atomic: bool = False
+    """Whether the envelopes of one aggregate that come in one batch are stored all or none: at most
+    1,000, on one stream, which must have `allow_atomic`; they share one outcome. Slower than whole
+    flights.
+    """
+    pool: PoolSettings = Field(default_factory=PoolSettings)
+
+    @field_validator("servers")
+    @classmethod
+    def _servers(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        if not servers:
+            raise ValueError("name at least one server, such as nats://127.0.0.1:4222")
+        for server in servers:
+            if "@" in server:
+                raise ValueError(
+                    "credentials in a server's URL end up in logs: use user and password, or token"
+                )
+            scheme = _scheme(server)
+            if scheme in ("ws", "wss"):
+                raise ValueError(
+                    "WebSocket servers are not supported: use the server's nats:// or tls:// address"
+                )
+            try:
+                url = urlsplit(f"//{server.split('://', 1)[-1]}")
+                complete = bool(url.hostname) and url.port != 0
+            except ValueError:  # whose words may contain what was written
+                complete = False
+            if not complete or scheme not in ("nats", "tls"):
+                raise ValueError("a server is written nats://host:port or tls://host:port")
+        return servers
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ways = [self.user, self.token, self.nkey_seed, self.credentials_file]
+        if sum(way is not None for way in ways) > 1:
+            raise ValueError(
+                "give one way to authenticate: user and password, token, nkey_seed or credentials_file"
+            )
+        if (self.user is None) != (self.password is None):
+            raise ValueError("user and password go together")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together")
+        if self.domain is not None and self.api_prefix is not None:
+            raise ValueError("give domain or api_prefix, not both")
+        lacking = [
+            stream.name for stream in self.streams if self.atomic and not stream.allow_atomic
+        ]
+        if lacking:
+            raise ValueError(
+                f"atomic needs allow_atomic of stream {', '.join(lacking)}: set it there, too"
+            )
+        window = timedelta(seconds=self.pool.delivery_timeout)
+        for stream in self.streams:
+            if stream.duplicate_window < window:
+                raise ValueError(
+                    f"duplicate_window of stream {stream.name} ({stream.duplicate_window}) is below the delivery "
+                    f"timeout ({window}), so a late retry could be stored twice: raise the one or lower the other"
+                )
+        return self
+
+    @property
+    def wants_tls(self) -> bool:
+        """Whether an unencrypted connection must be refused."""
+        files = (self.tls_ca_file, self.tls_cert_file, self.tls_hostname)
+        return (
+            self.tls
+            or self.tls_handshake_first
+            or any(files)
+            or any(_scheme(s) == "tls" for s in self.servers)
+        )
+
+    @property
+    def js_prefix(self) -> str:
+        """Where the JetStream API listens, without a trailing dot."""
+        return self.api_prefix or (f"$JS.{self.domain}.API" if self.domain else "$JS.API")
+
+
+def _scheme(server: str) -> str:
+    return server.split("://")[0].lower() if "://" in server else "nats"

@@ -1,0 +1,121 @@
+"""Settings, from arguments, the environment, `.env` and a secrets directory, in this order.
+
+One prefix: `BYTEWAX_JETSTREAM_`; the pool's are `BYTEWAX_JETSTREAM_POOL_…`, Kafka's
+`BYTEWAX_JETSTREAM_KAFKA_…`. A variable with that prefix which no settings class knows is an error:
+a misspelt deadline must not fall back to a default in silence. Other people's keys in `.env` are
+not our business. Secrets are `SecretStr` and never printed.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, Field
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+
+__all__ = ["PREFIX", "Count", "Seconds", "Settings", "StreamStrategy", "Words"]
+
+PREFIX = "BYTEWAX_JETSTREAM_"
+SECRETS_DIR = PREFIX + "SECRETS_DIR"
+
+
+def _split(value: object) -> object:
+    """Let `a,b` in a variable stand for two words, as `nats` servers are commonly written."""
+    return (
+        tuple(word.strip() for word in value.split(",") if word.strip())
+        if isinstance(value, str)
+        else value
+    )
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+StreamStrategy = Literal["create", "create_or_update", "validate", "skip"]
+
+
+class Settings(BaseSettings):
+    """What all settings of this package share: their sources, and the check for misspelt variables."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then variables, then `.env`, then the secrets directory."""
+        secrets = _checked_secrets_dir(cls.model_config.get("env_file"))
+        if secrets is not None:
+            file_secret_settings = SecretsSettingsSource(settings_cls, secrets_dir=secrets)
+        # Other classes' and other people's keys in `.env` would be "extra" to this class: only its
+        # own count.
+        own = _OwnKeys(settings_cls, dotenv_settings)
+        return init_settings, env_settings, own, file_secret_settings
+
+
+class _OwnKeys(PydanticBaseSettingsSource):
+    """The fields of one class out of a `.env` file that many share."""
+
+    def __init__(
+        self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource
+    ) -> None:
+        super().__init__(settings_cls)
+        self._source = source
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._source.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        fields = self.settings_cls.model_fields
+        return {name: value for name, value in self._source().items() if name in fields}
+
+
+def _checked_secrets_dir(env_file: Any) -> Path | None:
+    """Look at every name with our prefix, wherever it is written; returns the secrets directory, if
+    one is named.
+    """
+    known = {SECRETS_DIR} | {
+        (str(cls.model_config.get("env_prefix")) + field).upper()
+        for cls in Settings.__subclasses__()
+        for field in cls.model_fields
+    }
+    written = {**(dotenv_values(env_file) if env_file else {}), **os.environ}
+    named = next(
+        (value for name, value in written.items() if name.upper() == SECRETS_DIR and value), None
+    )
+    secrets = Path(named).expanduser() if named else None
+    if secrets is not None and not secrets.is_dir():
+        raise ValueError(
+            f"{SECRETS_DIR} is {secrets}, which is no directory: make it, or correct the path"
+        )
+    names = (
+        [*written, *(file.name for file in secrets.iterdir())]
+        if secrets is not None
+        else list(written)
+    )
+    unknown = sorted(
+        name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known
+    )
+    if unknown:
+        raise ValueError(
+            f"unknown setting {', '.join(unknown)}: correct the name or remove it; known are {', '.join(sorted(known))}"
+        )
+    return secrets

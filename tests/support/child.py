@@ -1,0 +1,193 @@
+"""A dataflow for a process of its own, `python -m bytewax.run tests.support.child:flow`, told what
+to do by a variable.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import DynamicSource, Source, StatelessSourcePartition
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+
+import bytewax_jetstream.operators as jop
+from bytewax_jetstream.drain import drain_on_signal
+from bytewax_jetstream.envelope import Envelope, PublishResult
+from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
+from bytewax_jetstream.sinks import JetStreamSink
+from tests.support.dataflows import Envelopes
+from tests.support.streams import envelopes
+
+__all__ = ["TOLD", "Child", "Told"]
+
+TOLD = "TEST_CHILD"
+"""The variable."""
+TOPIC = "child"
+PARTS = 4
+NAP = timedelta(milliseconds=5)
+
+
+class Told(NamedTuple):
+    """What a child is told, and the folder in which it writes down what it does."""
+
+    url: str
+    folder: str
+    messages: int = 2_000
+    source: str = "fixed"
+    """`fixed`: has partitions and state; `dynamic`: has neither; `sleeping`: has, and sleeps after
+    its first batch.
+    """
+    step: str = "publish"
+    """`publish`, or `sink` for a `JetStreamSink`, which gives no results."""
+    drain_timeout: float = 20
+    pool: dict[str, Any] | None = None
+
+    @property
+    def envelopes(self) -> list[Envelope]:
+        return envelopes(self.messages, TOPIC)
+
+    @property
+    def emitted(self) -> list[str]:
+        """Event ids that came from the sources, in all runs."""
+        return self._lines("emitted")
+
+    @property
+    def results(self) -> list[list[str]]:
+        """Of each result its event id, its outcome and whether it was a duplicate, in all runs."""
+        return [line.split() for line in self._lines("results")]
+
+    def write(self, name: str, lines: Sequence[str]) -> None:
+        # Unbuffered and in one piece, so that the lines of two workers do not mix and none is lost
+        # to a signal.
+        with Path(self.folder, name).open("ab", buffering=0) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+
+    def _lines(self, name: str) -> list[str]:
+        path = Path(self.folder, name)
+        return path.read_text().splitlines() if path.exists() else []
+
+
+class Child:
+    """A running child; killed at the end of `with` if it has not ended by then."""
+
+    def __init__(self, told: Told, workers: int, store: Path | None) -> None:
+        recovery = ["-r", str(store), "-s", "1", "-b", "0"] if store is not None else []
+        self._log = Path(told.folder, "log")
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "bytewax.run",
+                    "tests.support.child:flow",
+                    f"-w{workers}",
+                    *recovery,
+                ],
+                env={**os.environ, TOLD: json.dumps(told._asdict())},
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> str:
+        """All that it, and those before it, said."""
+        return self._log.read_text()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code; it must end within that time."""
+        return self._process.wait(seconds)
+
+    @classmethod
+    @contextmanager
+    def of(cls, told: Told, *, workers: int = 1, store: Path | None = None) -> Iterator["Child"]:
+        child = cls(told, workers, store)
+        try:
+            yield child
+        finally:
+            child._process.kill()
+            child._process.wait()
+
+
+class _Dynamic(DynamicSource[Envelope]):
+    def __init__(self, told: Told) -> None:
+        self._told = told
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_DynamicPart":
+        return _DynamicPart(self._told.envelopes[worker_index::worker_count])
+
+
+class _DynamicPart(StatelessSourcePartition[Envelope]):
+    def __init__(self, left: list[Envelope]) -> None:
+        self._left = left
+
+    def next_batch(self) -> list[Envelope]:
+        if not self._left:
+            raise StopIteration
+        batch, self._left = self._left[:10], self._left[10:]
+        return batch
+
+    def next_awake(self) -> datetime | None:
+        return datetime.now(UTC) + NAP
+
+
+class _Results(DynamicSink[PublishResult]):
+    def __init__(self, told: Told) -> None:
+        self._told = told
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_ResultsPart":
+        return _ResultsPart(self._told)
+
+
+class _ResultsPart(StatelessSinkPartition[PublishResult]):
+    def __init__(self, told: Told) -> None:
+        self._told = told
+
+    def write_batch(self, items: list[PublishResult]) -> None:
+        self._told.write(
+            "results",
+            [f"{result.event_id} {result.outcome} {result.duplicate}" for result in items],
+        )
+
+
+def _source(told: Told) -> Source[Envelope]:
+    if told.source == "dynamic":
+        return _Dynamic(told)
+    parts = [told.envelopes[part::PARTS] for part in range(PARTS)]
+    return Envelopes(*parts, pause=timedelta(hours=1) if told.source == "sleeping" else NAP)
+
+
+def _flow(told: Told) -> Dataflow:
+    settings = JetStreamSettings(servers=(told.url,), pool=PoolSettings(**(told.pool or {})))
+
+    def note(batch: list[Envelope]) -> list[Envelope]:
+        told.write("emitted", [envelope.event_id for envelope in batch])
+        return batch
+
+    flow = Dataflow("child")
+    up = op.input("in", flow, drain_on_signal(_source(told), timeout=told.drain_timeout))
+    noted = op.flat_map_batch("note", up, note)
+    if told.step == "sink":
+        op.output("sink", noted, JetStreamSink(settings))
+    else:
+        op.output("results", jop.publish("publish", noted, settings).oks, _Results(told))
+    return flow
+
+
+if TOLD in os.environ:
+    logging.basicConfig(level=logging.INFO)
+    flow = _flow(Told(**json.loads(os.environ[TOLD])))

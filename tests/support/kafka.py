@@ -1,0 +1,107 @@
+"""What Kafka topics hold, made and read by clients of their own: never by the code under test."""
+
+import time
+from collections.abc import Iterable
+from itertools import count
+from typing import NamedTuple, cast
+
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from bytewax_jetstream.envelope import Envelope
+from tests.support.streams import Audit
+
+__all__ = ["Record", "audit", "make_topic", "new_topic", "records"]
+
+SECONDS = 30.0
+_numbers = count(1)
+
+
+class Record(NamedTuple):
+    """A message as it lies in a topic."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    headers: dict[str, bytes]
+    payload: bytes
+
+
+def new_topic(address: str, *, partitions: int = 4, replicas: int = 1, **config: str) -> str:
+    """Create a topic of a name that no other test uses; config in Kafka's words, with `_` for `.`."""
+    name = f"t-{time.time_ns()}-{next(_numbers)}"
+    make_topic(address, name, partitions=partitions, replicas=replicas, **config)
+    return name
+
+
+def make_topic(
+    address: str, name: str, *, partitions: int = 4, replicas: int = 1, **config: str
+) -> None:
+    """Create a topic, and wait until it has leaders."""
+    admin = AdminClient({"bootstrap.servers": address})
+    settings = {key.replace("_", "."): value for key, value in config.items()}
+    admin.create_topics([NewTopic(name, partitions, replicas, config=settings)])[name].result(
+        SECONDS
+    )
+    until = time.monotonic() + SECONDS
+    while True:
+        topic = admin.list_topics(timeout=SECONDS).topics.get(name)
+        found = list(topic.partitions.values()) if topic is not None else []
+        if len(found) == partitions and all(partition.leader >= 0 for partition in found):
+            return
+        assert time.monotonic() < until, f"topic {name} has no leaders"
+        time.sleep(0.02)
+
+
+def records(address: str, topic: str, **config: str) -> list[Record]:
+    """All messages of a topic, partition after partition, each by offset."""
+    consumer = Consumer(
+        {"bootstrap.servers": address, "group.id": "audit", "enable.auto.commit": False, **config}
+    )
+    try:
+        numbers = sorted(consumer.list_topics(topic, timeout=SECONDS).topics[topic].partitions)
+        ends = {
+            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=SECONDS)[
+                1
+            ]
+            for number in numbers
+        }
+        consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
+        found: list[Record] = []
+        until = time.monotonic() + SECONDS
+        while any(ends.values()):
+            for message in consumer.consume(10_000, 0.2):
+                assert message.error() is None, message.error()
+                partition, offset = message.partition(), message.offset()
+                assert partition is not None
+                assert offset is not None
+                headers: dict[str, bytes] = dict(
+                    cast(list[tuple[str, bytes]], message.headers() or [])
+                )
+                found.append(
+                    Record(partition, offset, message.key(), headers, message.value() or b"")
+                )
+                if offset + 1 >= ends[partition]:
+                    ends[partition] = 0
+            assert time.monotonic() < until, f"{ends} of {topic} were not read"
+        return sorted(found)
+    finally:
+        consumer.close()
+
+
+def audit(address: str, topic: str, wanted: Iterable[Envelope]) -> Audit:
+    """Compare a topic with what was to be stored in it; `FLAWLESS` is what it should be."""
+    stored = records(address, topic)
+    ids = [record.headers["Event-Id"].decode() for record in stored]
+    wanted_ids = {envelope.event_id for envelope in wanted}
+    latest: dict[bytes, int] = {}
+    inversions = 0
+    for record in stored:
+        if record.key is not None:
+            number = int(record.payload)
+            inversions += number < latest.get(record.key, -1)
+            latest[record.key] = max(number, latest.get(record.key, -1))
+    found = set(ids)
+    return Audit(
+        len(wanted_ids - found), len(ids) - len(found), inversions, len(found - wanted_ids)
+    )

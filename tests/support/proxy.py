@@ -1,0 +1,190 @@
+"""A TCP proxy before a nats-server that loses, delays and cuts on demand, and counts what passes.
+
+It knows where a NATS frame ends, so that a lost message leaves the protocol whole, as a lost packet
+does not exist for TCP: what is lost in practice is the answer, or the whole connection."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Self
+from urllib.parse import urlsplit
+
+__all__ = ["Direction", "Proxy"]
+
+
+class Direction:
+    """One way through the proxy, and what is done to it from now on; attributes may be set at any
+    time.
+    """
+
+    def __init__(self) -> None:
+        self.loses: Callable[[bytes], bool] = lambda frame: False
+        """Which frames vanish."""
+        self.cuts: Callable[[bytes], bool] = lambda frame: False
+        """The frame in whose middle the connection is cut; then no other is."""
+        self.delay = 0.0
+        """Seconds before each frame goes on."""
+        self.piece = 0
+        """Bytes that go on at once; 0 for all."""
+        self.lost = 0
+        self.cut = 0
+        self.frames: list[bytes] = []
+        """The first line of each frame that came, lost ones included."""
+
+    def messages_to(self, subject: bytes) -> int:
+        """How many messages came whose subject begins with that."""
+        return sum(_subject(line).startswith(subject) for line in self.frames)
+
+
+class Proxy:
+    """Use it as a context manager; `url` is what a client connects to.
+
+    :arg target: URL of the server behind it.
+    :arg opaque: What passes is not to be understood, being encrypted: every piece that arrives is a
+    frame."""
+
+    def __init__(self, target: str, *, opaque: bool = False) -> None:
+        self.requests = Direction()
+        """From the client to the server."""
+        self.answers = Direction()
+        """From the server to the client."""
+        self.connections = 0
+        self._opaque = opaque
+        self._target = urlsplit(target)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="proxy")
+        self._listening = threading.Event()
+        self._port = 0
+        self._streams: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._frozen: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self._port}"
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def aim(self, target: str) -> None:
+        """From now on new connections go to that server, which had to be told of this proxy first."""
+        self._target = urlsplit(target)
+
+    def cut_all(self) -> None:
+        """Reset every connection that stands, with whatever is on its way."""
+        self._loop.call_soon_threadsafe(self._cut_all)
+
+    def freeze_all(self) -> None:
+        """From now on nothing passes on the connections that stand, and neither side is told; new
+        ones work.
+        """
+        self._loop.call_soon_threadsafe(self._freeze_all)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._listening.wait(10), "the proxy does not listen"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        self._port = server.sockets[0].getsockname()[1]
+        self._listening.set()
+        self._loop.run_forever()
+        server.close()
+        self._cut_all()
+        for task in self._tasks:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        self._loop.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self.connections += 1
+        try:
+            server_reader, server_writer = await asyncio.open_connection(
+                self._target.hostname, self._target.port
+            )
+        except OSError:
+            writer.transport.abort()
+            return
+        both = {writer, server_writer}
+        self._streams |= both
+        ways = {
+            asyncio.create_task(self._pass(reader, server_writer, self.requests)),
+            asyncio.create_task(self._pass(server_reader, writer, self.answers)),
+        }
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            self._streams -= both
+            for each in both:
+                each.transport.abort()
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Direction
+    ) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            async for line, frame in _pieces(reader) if self._opaque else _frames(reader):
+                way.frames.append(line)
+                if writer in self._frozen:
+                    await asyncio.Event().wait()
+                if way.loses(frame):
+                    way.lost += 1
+                    continue
+                if way.cuts(frame):
+                    way.cuts = lambda frame: False
+                    way.cut += 1
+                    writer.write(frame[: len(frame) // 2])
+                    await writer.drain()
+                    return
+                if way.delay:
+                    await asyncio.sleep(way.delay)
+                for start in range(0, len(frame), way.piece or len(frame)):
+                    writer.write(frame[start : start + (way.piece or len(frame))])
+                    await writer.drain()
+
+    def _cut_all(self) -> None:
+        for writer in self._streams:
+            connection = writer.get_extra_info("socket")
+            if connection.fileno() >= 0:  # or its other side has closed it meanwhile
+                # Lingering for no time at all makes the close a reset.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+
+    def _freeze_all(self) -> None:
+        self._frozen |= self._streams
+
+
+async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, bytes]]:
+    """Whole protocol frames, each with its first line."""
+    while line := await reader.readline():
+        words = line.split()
+        if words and words[0] in (b"PUB", b"HPUB", b"MSG", b"HMSG"):
+            yield line, line + await reader.readexactly(int(words[-1]) + 2)
+        else:
+            yield line, line
+
+
+async def _pieces(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, bytes]]:
+    while piece := await reader.read(65_536):
+        yield piece, piece
+
+
+def _subject(line: bytes) -> bytes:
+    words = line.split()
+    return words[1] if len(words) > 1 and words[0] in (b"PUB", b"HPUB", b"MSG", b"HMSG") else b""

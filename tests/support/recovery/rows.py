@@ -1,0 +1,30 @@
+"""What the killed dataflows publish: rows that are the same at every replay, and that the judge
+knows too.
+"""
+
+from bytewax_jetstream.envelope import Envelope
+
+__all__ = ["PARTS", "STREAM", "TOPICS", "envelope_of", "is_good"]
+
+STREAM = "ROWS"
+TOPICS = "rows.>"
+PARTS = 4
+AGGREGATES = 23
+"""Of each partition, so that an aggregate's rows come from one partition, in order."""
+
+
+def is_good(index: int) -> bool:
+    """Whether a row can be published; the others have a topic that is none."""
+    return index % 101 != 100
+
+
+def envelope_of(part: int, index: int) -> Envelope:
+    """A row as the dataflow publishes it; the payload says which row it is."""
+    return Envelope(
+        f"rows.p{part}.t{index % 5}" if is_good(index) else f"rows.p{part}.*",
+        b"%d %d" % (part, index),
+        # Every tenth id is one that goes to the server as a digest.
+        event_id=f"p{part}-{index}" if index % 10 else f"part {part}, row {index}",
+        aggregate_id=f"p{part}-a{index * 7 % AGGREGATES}",
+        event_type="even" if index % 2 == 0 else "odd",
+    )

@@ -1,0 +1,195 @@
+"""Thousands of simulated runs: each is one seed, and a seed that fails is printed and fails again."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+
+from bytewax_jetstream.dispatch import dispatch
+from bytewax_jetstream.dispatch.dispatch import Dispatch
+from bytewax_jetstream.dispatch.flight import LaneQueue
+from bytewax_jetstream.dispatch.segment import Entry
+from bytewax_jetstream.dispatch.singles import OneByOne
+from bytewax_jetstream.envelope import Envelope, Outcome
+from bytewax_jetstream.publishing.answers import Receipt, Refusal
+from tests.support.simulation import Believing, Faults, World
+
+SEEDS = 2_000
+CHUNK = 100
+
+
+class Played(NamedTuple):
+    problems: dict[int, list[str]]
+    """What was broken, by seed."""
+    happened: Counter[str]
+
+
+def _play(seeds: range, **harm: object) -> Played:
+    problems, happened = {}, Counter[str]()
+    for seed in seeds:
+        world = World(seed, **harm)  # type: ignore[arg-type]  # what it takes is checked by its own signature
+        if broken := world.run():
+            problems[seed] = broken[:5]
+        happened.update({str(outcome): count for outcome, count in world.outcomes.items()})
+        happened.update(
+            retries=world.dispatch.traffic.retries, late_acks=world.dispatch.traffic.late_acks
+        )
+        happened.update(
+            disconnections=world.disconnections, whole_flights=world.dispatch.traffic.whole_flights
+        )
+        happened.update(dropped=world.dropped, later_legs=world.later_legs)
+    return Played(problems, happened)
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_every_promise_holds_whatever_the_broker_does(first: int) -> None:
+    played = _play(range(first, first + CHUNK))
+
+    assert played.problems == {}
+    # A run without faults proves nothing, so all of them must have come about.
+    assert set(played.happened) > {"stored", "rejected", "unknown"}
+    assert all(played.happened.values()), played.happened
+
+
+def test_a_seed_plays_the_same_run_again() -> None:
+    first, again = World(7), World(7)
+
+    assert first.run() == again.run()
+    assert first.now == again.now
+    assert first.outcomes == again.outcomes
+    assert first.dispatch.traffic.retries == again.dispatch.traffic.retries
+
+
+# The simulation is worth what it notices: with a rule broken on purpose it must turn red.
+
+
+def _noticed(**harm: object) -> str:
+    return "\n".join(
+        problem for problems in _play(range(60), **harm).problems.values() for problem in problems
+    )
+
+
+def test_it_notices_a_second_envelope_of_an_aggregate_in_flight() -> None:
+    assert "which its lane was given first" in _noticed(one_per_aggregate=False)
+
+
+def test_it_notices_a_broker_that_does_not_know_event_ids() -> None:
+    assert "is stored 2 times" in _noticed(dedupe=False)
+
+
+def test_it_notices_a_group_that_is_parted() -> None:
+    class Parting(Dispatch):
+        def submit(
+            self, lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int, now: float
+        ) -> None:
+            self._policy = self._policy._replace(atomic=False)
+            super().submit(lane, envelopes, epoch, now)
+
+    assert "did not end as one" in _noticed(dispatch=Parting, atomic=True)
+    assert _noticed(atomic=True) == ""
+
+
+def test_it_notices_a_timeout_that_is_called_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hasty(OneByOne):
+        def _finish(
+            self,
+            lane: LaneQueue,
+            entry: Entry,
+            outcome: Outcome,
+            receipt: Receipt | None,
+            refusal: Refusal | None,
+        ) -> None:
+            given_up = outcome is Outcome.UNKNOWN
+            super()._finish(
+                lane, entry, Outcome.REJECTED if given_up else outcome, receipt, refusal
+            )
+
+    monkeypatch.setattr(dispatch, "OneByOne", Hasty)
+    assert "is called rejected, and is stored" in _noticed()
+
+
+def test_it_notices_an_answer_that_is_believed_while_an_earlier_attempt_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Forgetful(OneByOne):
+        def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
+            flight = self._flights.get(number)
+            entry = flight.at(index) if flight is not None else None
+            if entry is not None:
+                entry.in_doubt = 0
+            super().refused(number, index, refusal, now)
+
+    unsteady = Faults(
+        drop_request=0.0,
+        repeat_request=0.0,
+        drop_answer=0.0,
+        repeat_answer=0.0,
+        retry=0.0,
+        reject=0.2,
+        give_up=0.0,
+        delay=0.1,
+        mean_uptime=0.2,
+        restart=0.0,
+    )
+    assert _noticed(faults=unsteady) == ""
+    monkeypatch.setattr(dispatch, "OneByOne", Forgetful)
+    assert "is called rejected, and is stored" in _noticed(faults=unsteady)
+
+
+def test_it_notices_envelopes_that_a_lost_connection_took_along(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Losing(OneByOne):
+        def disconnected(self, refusal: Refusal) -> None:
+            self._flights.clear()
+
+    monkeypatch.setattr(dispatch, "OneByOne", Losing)
+    assert "has 0 results" in _noticed()
+
+
+def test_it_notices_two_results_for_one_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Repeating(OneByOne):
+        def acked_late(self, lane: LaneQueue, entry: Entry, receipt: Receipt) -> None:
+            self._traffic.settle(lane, entry, Outcome.STORED, receipt, None)
+
+    monkeypatch.setattr(dispatch, "OneByOne", Repeating)
+    assert "has 2 results" in _noticed()
+
+
+def test_it_notices_a_tick_that_is_asked_for_too_late() -> None:
+    class Sleeping(Dispatch):
+        def next_tick(self) -> float:
+            return self._next_expiry
+
+    assert "was settled after" in _noticed(dispatch=Sleeping) or "is unknown although" in _noticed(
+        dispatch=Sleeping
+    )
+
+
+@pytest.mark.parametrize("without", ["doubt", None])
+def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(
+    without: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker acknowledges ids that are in process, and loses them with its leader."""
+
+    torn = Faults(
+        drop_request=0.0,
+        repeat_request=0.0,
+        drop_answer=0.0,
+        repeat_answer=0.0,
+        retry=0.0,
+        reject=0.0,
+        give_up=0.0,
+        delay=0.05,
+        mean_uptime=1000.0,
+        restart=0.0,
+        mean_quorum=0.5,
+    )
+    if without:
+        monkeypatch.setattr(dispatch, "Whole", Believing)
+    noticed = _noticed(faults=torn, whole=True, replicated=True)
+    if without:
+        assert "is called stored, and is not" in noticed
+    else:
+        assert noticed == ""

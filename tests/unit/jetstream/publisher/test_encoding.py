@@ -1,0 +1,566 @@
+import re
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytewax_jetstream.envelope import Envelope, PublishOptions
+from bytewax_jetstream.errors import EnvelopeError
+from bytewax_jetstream.jetstream.publisher.encoding import (
+    check_topic,
+    encode,
+    encode_all,
+    message_id,
+)
+
+MAX_PAYLOAD = 1024 * 1024
+
+
+def publish(envelope: Envelope, max_payload: int = MAX_PAYLOAD) -> bytes:
+    """Check and encode, as the publisher does."""
+    check_topic(envelope.topic)
+    return encode(envelope, max_payload)
+
+
+# A reader of its own, that knows nothing of the code under test
+
+
+class Frame(NamedTuple):
+    subject: str
+    reply: str
+    headers: list[tuple[str, str]]
+    payload: bytes
+
+
+def read_frame(data: bytes) -> Frame:
+    """Read the one HPUB frame that `data` must be, to the last byte.
+
+    Source: https://docs.nats.io/reference/reference-protocols/nats-protocol (HPUB).
+    """
+    control, _, rest = data.partition(b"\r\n")
+    word, subject, reply, header_size, total_size = control.split(b" ")
+    assert word == b"HPUB"
+    assert len(control) < 4096, "the server's limit of a control line"
+    assert len(rest) == int(total_size) + 2, (
+        "the total size is wrong, or there is more than one frame"
+    )
+    assert rest.endswith(b"\r\n")
+    header, payload = rest[: int(header_size)], rest[int(header_size) : -2]
+    version, *lines = header.split(b"\r\n")
+    assert version == b"NATS/1.0"
+    assert lines[-2:] == [b"", b""], "the headers end with an empty line"
+    pairs = []
+    for line in lines[:-2]:
+        name, colon, value = line.partition(b": ")
+        assert colon, f"{line!r} is not a header"
+        assert re.fullmatch(rb"[!-9;-~]+", name), f"{name!r} is not a name"
+        assert not re.search(rb"[\x00-\x1f\x7f]", value), f"{value!r} has a control character"
+        pairs.append((name.decode(), value.decode()))
+    return Frame(subject.decode(), reply.decode(), pairs, payload)
+
+
+def frame_of(envelope: Envelope, max_payload: int = MAX_PAYLOAD) -> Frame:
+    tail = publish(envelope, max_payload)
+    return read_frame(b"HPUB %s _INBOX.x.1.0%s" % (envelope.topic.encode(), tail))
+
+
+def refusal_of(envelope: Envelope, max_payload: int = MAX_PAYLOAD) -> str:
+    with pytest.raises(EnvelopeError) as caught:
+        publish(envelope, max_payload)
+    return str(caught.value)
+
+
+def good(**fields: Any) -> Envelope:
+    return Envelope("orders.new", b"payload", "order-1")._replace(**fields)
+
+
+def test_an_envelope_becomes_one_frame_with_all_it_says() -> None:
+    envelope = Envelope(
+        topic="orders.new",
+        payload=b"\r\nPUB evil 4\r\nevil\r\n",
+        event_id="order-1",
+        aggregate_id="customer 1",
+        event_type="OrderPlaced",
+        headers={"Trace": "é, 1", "empty": ""},
+        options=PublishOptions(timedelta(minutes=2), 3, 4),
+    )
+
+    assert frame_of(envelope) == Frame(
+        "orders.new",
+        "_INBOX.x.1.0",
+        [
+            ("Nats-Msg-Id", "order-1"),
+            ("Aggregate-Id", "customer 1"),
+            ("Event-Type", "OrderPlaced"),
+            ("Trace", "é, 1"),
+            ("empty", ""),
+            ("Nats-TTL", "120"),
+            ("Nats-Expected-Last-Sequence", "3"),
+            ("Nats-Expected-Last-Subject-Sequence", "4"),
+        ],
+        b"\r\nPUB evil 4\r\nevil\r\n",
+    )
+
+
+def test_the_least_envelope_becomes_a_frame_with_its_id_only() -> None:
+    assert frame_of(good(payload=b"")) == Frame(
+        "orders.new", "_INBOX.x.1.0", [("Nats-Msg-Id", "order-1")], b""
+    )
+
+
+class Kind(StrEnum):
+    PLACED = "OrderPlaced"
+
+
+def test_a_word_of_an_enum_is_a_str_like_any_other() -> None:
+    frame = frame_of(good(event_type=Kind.PLACED, aggregate_id=Kind.PLACED))
+
+    assert frame.headers[1:] == [("Aggregate-Id", "OrderPlaced"), ("Event-Type", "OrderPlaced")]
+
+
+# Topics
+
+
+@pytest.mark.parametrize(
+    ("topic", "words"),
+    [
+        ("", "empty"),
+        (None, "the topic is a NoneType: give a str"),
+        (b"orders", "the topic is a bytes: give a str"),
+        (["orders"], "the topic is a list: give a str"),
+        ("orders.*", "wildcard"),
+        ("orders.>", "wildcard"),
+        ("or ders", "white space"),
+        (" orders", "white space"),
+        ("orders ", "white space"),
+        ("or\tders", "white space"),
+        ("orders\r\nPUB evil 0", "control character"),
+        ("orders\n", "control character"),
+        ("or\0ders", "control character"),
+        ("or\x0bders", "control character"),
+        ("or\x0cders", "control character"),
+        ("or\x7fders", "control character"),
+        ("or\x85ders", "cannot be printed"),
+        ("or\u2028ders", "cannot be printed"),
+        ("or\u3000ders", "cannot be printed"),
+        ("or\ud800ders", "cannot be printed"),
+        ("orders..new", "empty token"),
+        (".orders", "empty token"),
+        ("orders.", "empty token"),
+        ("$JS.API.STREAM.PURGE.ORDERS", "belongs to the server"),
+        ("_INBOX.abc", "belongs to the server"),
+        ("a" * 5000, "has 5000 characters, allowed are 1024: shorten it"),
+        ("é" * 1000, "allowed are 1024: shorten it"),
+    ],
+)
+def test_a_bad_topic_is_refused_with_what_is_wrong(topic: Any, words: str) -> None:
+    reason = refusal_of(good(topic=topic))
+
+    assert words in reason
+    assert len(reason) < 250
+
+
+@pytest.mark.parametrize(
+    "topic", ["a", "a.b.c", "flights.JFK.UA", "größe.été", "a-b_c", "a" * 1024, "orders.$x", "a/b"]
+)
+def test_a_good_topic_arrives_as_it_is(topic: str) -> None:
+    assert frame_of(good(topic=topic)).subject == topic
+
+
+# Payloads and sizes
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        None,
+        "text",
+        bytearray(b"x"),
+        memoryview(b"x"),
+        5,
+        [b"x"],
+        {"a": 1},
+        type("Sub", (bytes,), {})(b"x"),
+    ],
+)
+def test_only_bytes_are_a_payload(payload: Any) -> None:
+    assert (
+        refusal_of(good(payload=payload))
+        == f"the payload is a {type(payload).__name__}: give bytes"
+    )
+
+
+def test_headers_count_against_the_servers_limit_to_the_byte() -> None:
+    envelope = good(payload=b"")
+    headers = len(b"NATS/1.0\r\nNats-Msg-Id: order-1\r\n\r\n")
+
+    assert (
+        len(frame_of(envelope._replace(payload=b"." * (1000 - headers)), 1000).payload)
+        == 1000 - headers
+    )
+    reason = refusal_of(envelope._replace(payload=b"." * (1001 - headers)), 1000)
+    assert reason.startswith("payload and headers have 1001 bytes, the server allows 1000: ")
+
+
+def test_headers_are_limited_to_the_byte() -> None:
+    headers = len(b"NATS/1.0\r\nNats-Msg-Id: order-1\r\nA: \r\n\r\n")
+    room = 64 * 1024 - 1 - headers
+
+    assert frame_of(good(headers={"A": "x" * room})).headers[-1] == ("A", "x" * room)
+    assert refusal_of(good(headers={"A": "x" * (room + 1)})) == (
+        "the headers have 65536 bytes, allowed are 65535: shorten them"
+    )
+
+
+# Event ids
+
+
+@pytest.mark.parametrize("event_id", ["1", "a" * 128, "order:1_2-3.4", "OQ" * 64])
+def test_a_plain_event_id_is_the_message_id_as_it_is(event_id: str) -> None:
+    assert frame_of(good(event_id=event_id)).headers == [("Nats-Msg-Id", event_id)]
+
+
+@pytest.mark.parametrize(
+    "event_id", ["order 1", "a" * 129, "größe", "a/b", "~" + "0" * 64, "a,b", "🛫", "o" * 3000]
+)
+def test_any_other_event_id_is_hashed_and_travels_in_a_header_of_its_own(event_id: str) -> None:
+    digest = sha256(event_id.encode()).hexdigest()
+
+    assert frame_of(good(event_id=event_id)).headers == [
+        ("Nats-Msg-Id", f"~{digest}"),
+        ("Event-Id", event_id),
+    ]
+
+
+def test_ids_that_differ_only_in_blanks_get_different_message_ids() -> None:
+    ids = ["k1", "k 1", "k  1", "k\u00b71", "k_1"]
+
+    assert len({message_id(event_id).split(b"\r\n")[0] for event_id in ids}) == len(ids)
+    for event_id in ("k ", " k", "k\t", "k\n1", "k\r\n1", "k\u20281", "k\u00a01"):
+        assert "has control characters or blanks at an end: remove them" in refusal_of(
+            good(event_id=event_id)
+        )
+
+
+@pytest.mark.parametrize(
+    ("event_id", "words"),
+    [
+        (None, "the event id is missing"),
+        ("", "the event id is missing"),
+        (7, "the event id is a int: give a str"),
+        (b"order-1", "the event id is a bytes: give a str"),
+        (["order-1"], "the event id is a list: give a str"),
+        ("order\ud800", "control characters"),
+        ("a" * 70_000, "the headers have"),
+    ],
+)
+def test_a_bad_event_id_is_refused(event_id: Any, words: str) -> None:
+    reason = refusal_of(good(event_id=event_id))
+
+    assert words in reason
+    assert len(reason) < 250
+
+
+# Headers
+
+
+class Broken(Mapping[str, str]):
+    def __getitem__(self, name: str) -> str:
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Array:
+    """As numpy's and pandas' arrays, whose truth and equality are arrays again."""
+
+    __hash__ = None  # type: ignore[assignment]  # as theirs
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        (
+            {"Nats-Rollup": "all"},
+            "header Nats-Rollup is reserved: use the envelope's fields or PublishOptions",
+        ),
+        ({"nats-msg-id": "x"}, "reserved"),
+        ({"NATS-Expected-Stream": "x"}, "reserved"),
+        ({"Nats-" + "x" * 10_000: "x"}, "reserved"),
+        ({"Status": "503"}, "reserved"),
+        ({"description": "x"}, "reserved"),
+        ({"Event-Id": "x"}, "reserved"),
+        ({"event-type": "x"}, "reserved"),
+        ({"AGGREGATE-ID": "x"}, "reserved"),
+        ({"": "x"}, "is not one"),
+        ({"a b": "x"}, "is not one"),
+        ({"a:b": "x"}, "is not one"),
+        ({"a\r\nb": "x"}, "is not one"),
+        ({"a\n": "x"}, "is not one"),
+        ({"é": "x"}, "is not one"),
+        ({5: "x"}, "header name 5 is not one"),
+        ({b"a": "x"}, "is not one"),
+        ({None: "x"}, "is not one"),
+        ({"a": "x\r\nb: y"}, "header a 'x\\r\\nb: y' has control characters or blanks at an end"),
+        ({"a": "x\n"}, "control characters"),
+        ({"a": "x\0"}, "control characters"),
+        ({"a": "\x85"}, "control characters"),
+        ({"a": " x"}, "blanks at an end"),
+        ({"a": "x "}, "blanks at an end"),
+        ({"a": "\ud800"}, "control characters"),
+        ({"a": 5}, "header a is a int: give a str"),
+        ({"a": b"x"}, "header a is a bytes: give a str"),
+        ({"a": None}, "header a is a NoneType: give a str"),
+        ({"a": ["x"]}, "header a is a list: give a str"),
+        ([("a", "x")], "the headers are a list: give a mapping of str to str"),
+        ("a: x", "the headers are a str: give a mapping of str to str"),
+        (0, "the headers are a int"),
+        ([], "the headers are a list"),
+        (dict, "the headers are a type"),
+        (Array(), "the headers are a Array"),
+        (Broken(), "the headers cannot be read (KeyError): give a dict of str to str"),
+    ],
+)
+def test_bad_headers_are_refused_with_what_is_wrong(headers: Any, words: str) -> None:
+    reason = refusal_of(good(headers=headers))
+
+    assert words in reason
+    assert len(reason) < 250
+
+
+def test_the_users_headers_are_left_as_they_are() -> None:
+    headers = {"Trace": "1"}
+    publish(good(headers=headers, options=PublishOptions(expected_last_sequence=1)))
+
+    assert headers == {"Trace": "1"}
+
+
+def test_empty_headers_are_no_headers() -> None:
+    assert frame_of(good(headers={})).headers == [("Nats-Msg-Id", "order-1")]
+
+
+# Aggregates, types and options
+
+
+@pytest.mark.parametrize("field", ["aggregate_id", "event_type"])
+@pytest.mark.parametrize(
+    "value", [7, b"x", ["x"], {"x": 1}, {"x"}, object(), Array(), "x\r\ny", " x", "x ", "\ud800"]
+)
+def test_an_odd_aggregate_or_type_is_refused(field: str, value: Any) -> None:
+    reason = refusal_of(good(**{field: value}))
+
+    assert (
+        "give a str" in reason
+        or "has control characters or blanks at an end: remove them" in reason
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            PublishOptions(ttl=timedelta(0)),
+            "a ttl of 0:00:00 is not possible: give whole seconds, at least 1",
+        ),
+        (
+            PublishOptions(ttl=timedelta(milliseconds=1500)),
+            "a ttl of 0:00:01.500000 is not possible",
+        ),
+        (PublishOptions(ttl=timedelta(seconds=-5)), "is not possible"),
+        (PublishOptions(ttl=timedelta.max), "is not possible"),
+        (PublishOptions(ttl=5), "the ttl is a int: give a timedelta"),  # type: ignore[arg-type]
+        (PublishOptions(ttl=Array()), "the ttl is a Array"),  # type: ignore[arg-type]
+        (PublishOptions(expected_last_sequence=-1), "is not one: give 0 or a stream sequence"),
+        (PublishOptions(expected_last_sequence=True), "is not one"),
+        (PublishOptions(expected_last_sequence=2**63), "is not one"),
+        (PublishOptions(expected_last_sequence=10**5000), "is not one"),
+        (PublishOptions(expected_last_subject_sequence="7"), "is not one"),  # type: ignore[arg-type]
+        (PublishOptions(expected_last_subject_sequence=1.0), "is not one"),  # type: ignore[arg-type]
+        ({"ttl": timedelta(seconds=5)}, "the options are a dict: give PublishOptions"),
+        ((None, 1, None), "the options are a tuple: give PublishOptions"),
+        (timedelta(seconds=5), "the options are a timedelta"),
+        (Array(), "the options are a Array"),
+    ],
+)
+def test_bad_options_are_refused_with_what_is_wrong(options: Any, words: str) -> None:
+    reason = refusal_of(good(options=options))
+
+    assert words in reason
+    assert len(reason) < 250
+
+
+def test_options_that_ask_for_nothing_add_nothing() -> None:
+    assert frame_of(good(options=PublishOptions())).headers == [("Nats-Msg-Id", "order-1")]
+    assert frame_of(good(options=PublishOptions(expected_last_sequence=0))).headers[1:] == [
+        ("Nats-Expected-Last-Sequence", "0")
+    ]
+
+
+# Whatever it is
+
+
+TEXT = st.text(max_size=30) | st.sampled_from(
+    ["", "a", "a.b", "k 1", "a\r\nb", "\ud800", "é", "Nats-TTL", "x" * 2000]
+)
+ANYTHING = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.binary(max_size=20)
+    | TEXT
+    | st.lists(st.integers(), max_size=2)
+    | st.builds(bytearray, st.binary(max_size=5))
+    | st.binary(max_size=5).map(lambda data: memoryview(data))
+    | st.builds(object)
+    | st.builds(Array)
+    | st.timedeltas()
+    | st.sampled_from([dict, Broken(), Broken])
+)
+ODD_OPTIONS = st.builds(PublishOptions, ANYTHING, ANYTHING, ANYTHING)
+ODD_HEADERS = st.dictionaries(st.none() | st.integers() | TEXT, ANYTHING, max_size=4)
+
+VALUE = st.text('aZ0 é,:;_-.~/"', max_size=20).map(str.strip)
+GOOD = st.builds(
+    Envelope,
+    topic=st.from_regex(r"[a-zé0-9]{1,8}(\.[a-zé0-9]{1,8}){0,3}", fullmatch=True),
+    payload=st.binary(max_size=100),
+    event_id=VALUE.filter(bool),
+    aggregate_id=st.none() | VALUE,
+    event_type=st.none() | VALUE,
+    headers=st.none()
+    | st.dictionaries(st.text("abc-_!", min_size=1, max_size=9), VALUE, max_size=4),
+    options=st.none()
+    | st.builds(
+        PublishOptions,
+        st.none() | st.integers(1, 10**9).map(lambda seconds: timedelta(seconds=seconds)),
+        st.none() | st.integers(0, 2**63 - 1),
+        st.none() | st.integers(0, 2**63 - 1),
+    ),
+)
+
+
+def _expected_headers(envelope: Envelope) -> list[tuple[str, str]]:
+    event_id = envelope.event_id
+    if re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", event_id):
+        expected = [("Nats-Msg-Id", event_id)]
+    else:
+        expected = [
+            ("Nats-Msg-Id", "~" + sha256(event_id.encode()).hexdigest()),
+            ("Event-Id", event_id),
+        ]
+    if envelope.aggregate_id is not None:
+        expected.append(("Aggregate-Id", envelope.aggregate_id))
+    if envelope.event_type is not None:
+        expected.append(("Event-Type", envelope.event_type))
+    expected += (envelope.headers or {}).items()
+    ttl, sequence, subject_sequence = envelope.options or PublishOptions()
+    if ttl is not None:
+        expected.append(("Nats-TTL", str(int(ttl.total_seconds()))))
+    if sequence is not None:
+        expected.append(("Nats-Expected-Last-Sequence", str(sequence)))
+    if subject_sequence is not None:
+        expected.append(("Nats-Expected-Last-Subject-Sequence", str(subject_sequence)))
+    return expected
+
+
+@settings(max_examples=300, deadline=None)
+@given(GOOD)
+def test_a_good_envelope_becomes_exactly_one_frame_that_says_the_same(envelope: Envelope) -> None:
+    assert frame_of(envelope) == Frame(
+        envelope.topic, "_INBOX.x.1.0", _expected_headers(envelope), envelope.payload
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(GOOD, st.integers(60, 300))
+def test_no_frame_exceeds_the_servers_limit(envelope: Envelope, max_payload: int) -> None:
+    size = len(publish(envelope).split(b"\r\n", 1)[1]) - 2
+    if size <= max_payload:
+        assert frame_of(envelope, max_payload) == frame_of(envelope)
+    else:
+        assert refusal_of(envelope, max_payload).startswith(
+            f"payload and headers have {size} bytes"
+        )
+
+
+@settings(max_examples=1000, deadline=None)
+@given(GOOD, st.sampled_from(Envelope._fields), ANYTHING | ODD_HEADERS | ODD_OPTIONS)
+def test_an_envelope_with_anything_in_a_field_is_refused_or_becomes_one_frame(
+    envelope: Envelope, field: str, value: Any
+) -> None:
+    envelope = envelope._replace(**{field: value})
+    try:
+        frame = frame_of(envelope)
+    except EnvelopeError:
+        return
+
+    assert frame == Frame(
+        envelope.topic, "_INBOX.x.1.0", _expected_headers(envelope), envelope.payload
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(TEXT, min_size=2, max_size=8, unique=True))
+def test_two_ids_never_become_one(event_ids: list[str]) -> None:
+    seen: dict[bytes, str] = {}
+    for event_id in event_ids:
+        try:
+            line = message_id(event_id).split(b"\r\n")[0]
+        except EnvelopeError:
+            continue
+        assert seen.setdefault(line, event_id) == event_id
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(GOOD, max_size=8), st.booleans())
+def test_envelopes_are_encoded_together_as_each_would_be_or_not_at_all(
+    batch: list[Envelope], dedupe: bool
+) -> None:
+    checked = {envelope.topic for envelope in batch}
+    together = encode_all(batch, checked, MAX_PAYLOAD, dedupe=dedupe)
+
+    plain = [
+        each._replace(headers=None, options=None, event_id=f"e-{at}")
+        for at, each in enumerate(batch)
+    ]
+    assert together in (None, [encode(each, MAX_PAYLOAD, dedupe=dedupe) for each in batch])
+    if plain:
+        assert encode_all(plain, checked, MAX_PAYLOAD, dedupe=dedupe) == [
+            encode(each, MAX_PAYLOAD, dedupe=dedupe) for each in plain
+        ]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(GOOD, st.sampled_from(Envelope._fields), ANYTHING | ODD_HEADERS | ODD_OPTIONS)
+def test_what_is_not_as_it_should_be_is_never_encoded_together(
+    envelope: Envelope, field: str, value: Any
+) -> None:
+    odd = envelope._replace(**{field: value})
+    good = Envelope("good", b"", "good")
+    together = encode_all([good, odd, good], {"good", envelope.topic}, MAX_PAYLOAD)
+
+    if together is not None:
+        assert type(odd.topic) is str
+        assert together == [encode(each, MAX_PAYLOAD) for each in (good, odd, good)]
+
+
+def test_without_dedupe_the_id_travels_in_a_header_of_which_the_server_makes_nothing() -> None:
+    for event_id in ("order-1", "not / plain"):
+        tail = encode(good(event_id=event_id), MAX_PAYLOAD, dedupe=False)
+        assert read_frame(b"HPUB x y" + tail).headers == [("Event-Id", event_id)]
