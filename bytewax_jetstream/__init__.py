@@ -10,8 +10,7 @@ confluent-kafka.
 """
 
 from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
-from .pool.ack_pool import AckPool
-from .pool.lane import Lane
+from .pool import AckPool, Lane
 from .settings import (
     JetStreamSettings,
     KafkaSettings,

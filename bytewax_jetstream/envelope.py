@@ -10,7 +10,15 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-__all__ = ["Checkpoint", "Envelope", "Outcome", "PublishOptions", "PublishResult", "picklable"]
+__all__ = [
+    "Checkpoint",
+    "Envelope",
+    "Outcome",
+    "PublishOptions",
+    "PublishResult",
+    "payload_size",
+    "picklable",
+]
 
 
 class PublishOptions(NamedTuple):
@@ -48,6 +56,14 @@ class Envelope(NamedTuple):
     partition: int | None = None
     """Kafka only: the partition to write to, instead of the one the aggregate id hashes to."""
     options: PublishOptions | None = None
+
+
+def payload_size(envelope: Envelope) -> int:
+    """Payload bytes that count against budget and window; 0 for a payload that is not bytes, which
+    is rejected anyway.
+    """
+    payload = envelope.payload
+    return len(payload) if type(payload) is bytes else 0
 
 
 def picklable(envelope: Envelope) -> Envelope:

@@ -29,7 +29,7 @@ from .dataflow.lane_keys import local_key
 from .envelope import Checkpoint, Envelope, PublishResult
 from .errors import PublishError, SettleTimeoutError
 from .jetstream.message import JetStreamError, JetStreamMessage, Start
-from .pool.lane import Lane
+from .pool import Lane
 from .pool.results import Delivery
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 from .sinks import Outlet

@@ -7,9 +7,8 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from . import drain
 from .envelope import Envelope, Outcome
 from .errors import PublishError
-from .pool.ack_pool import AckPool
-from .pool.lane import Lane
-from .publishing.publisher import Publisher
+from .pool import Lane, borrow_pool, give_back_pool
+from .publishing import Publisher
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 
 __all__ = ["JetStreamSink", "KafkaSink", "Outlet", "publisher_for"]
@@ -35,13 +34,13 @@ class Outlet:
     """
 
     def __init__(self, settings: BrokerSettings, *, lane: str, worker: int) -> None:
-        pool = AckPool.borrow(settings.pool)
+        pool = borrow_pool(settings.pool)
         try:
             self.lane: Lane = pool.lane(
                 publisher_for(settings), name=lane, worker=worker, deadline=drain.deadline
             )
         except BaseException:
-            AckPool.give_back()
+            give_back_pool()
             raise
         # Sources close before what they emitted is settled, so a signal finds a lane to drain when
         # they are gone.
@@ -54,7 +53,7 @@ class Outlet:
             self._open = False
             drain.leave()
             self.lane.close()
-            AckPool.give_back()
+            give_back_pool()
 
 
 class _Sink(DynamicSink[Envelope]):

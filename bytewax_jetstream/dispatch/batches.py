@@ -1,380 +1,559 @@
-"""What goes in whole flights: a route stores a prefix of each, in order; what is behind that goes
-again.
+"""Batches: a stream stores their messages in order and, after one it refuses, none of the rest.
 
-A lane has one whole flight out on each route, and nothing else of the same aggregates; what
-collects meanwhile goes on with it, or is the next. It ends when there is no more for it and the
-broker would say nothing before its end. Where it was not answered, and where what waits cannot go
-in one, envelopes go one by one.
+A lane has one batch in flight, and nothing else of the same aggregates. What is submitted
+meanwhile is appended to it, or goes in the next one. The server acknowledges a batch at intervals
+(flow acks: the first n messages are stored) and at its end; it is ended when there is nothing to
+append and the server would say nothing before the end.
+
+A refused message. Batch 7 carries e1 to e5; e3 is too large for the stream.
+
+    sent       append of batch 7: e1 e2 e3 e4 e5, last
+    answered   refused: index 2 (e3)       -> remembered: e3 is the first that was not stored
+    answered   batch ended: 2 stored       -> e1, e2 are stored
+                                              e3 is rejected: it is the one after the stored ones
+                                              e4, e5 are definitely not stored: back to the front
+                                              of what waits
+    sent       append of batch 8: e4 e5, last
+    answered   batch ended: 2 stored       -> e4, e5 are stored
+
+  The next batch may only reach as far ahead as this one came (`reach`, at least 16 messages),
+  because everything behind a refused message is sent in vain; each stored message extends it.
+
+A lost batch. Batch 7 carries e1 to e5, with an ack timeout of 5 s.
+
+    t = 0.0    append of batch 7: e1 e2 e3 e4 e5, last
+    t = 0.1    flow ack: 2 stored          -> e1, e2 are stored
+    t = 5.0    nothing since               -> e3, e4, e5 may be stored: each is tried again as a
+                                              single, after a pause, with its own event id
+    t = 5.05   singles, send 8: e3 e4 e5   (of one aggregate only the first; the rest is held)
+    t = 5.1    acks of e3 (duplicate), e4 and e5 -> stored
+    or         batch 7 ended: 5 stored, late     -> e3, e4, e5 are stored; send 8 is not awaited
+
+A doubt, where a replicated stream must not be given a batch at all: see `doubts`.
 """
 
+from collections import deque
 from collections.abc import Callable, Set
+from enum import Enum
+from itertools import chain
 
-from ..publishing.answers import Receipt, Refusal, Verdict
-from .flight import INFINITY, LaneQueue, Leg, Route, Stored, WholeFlight
-from .segment import Entry, Parcel, fitting
-from .singles import OneByOne
-from .window import Traffic
+from ..envelope import Envelope
+from ..publishing import Append, Policy, Receipt, Refusal, Route, Verdict
+from .doubts import Doubts
+from .lane_queue import LaneQueue
+from .segment import Entry, Segment
+from .settlements import SegmentStored, Settlements
+from .singles import Singles
+from .window import Window
 
-__all__ = ["Whole"]
+__all__ = ["Batches", "Plan"]
+
+INFINITY = float("inf")
 
 LEAST_REACH = 16
-"""Messages of a whole flight that are out, at most, after one of which the first was refused."""
+"""Messages of a batch that may be in flight, at least, after one whose first message was refused."""
 
 
-class Whole:
-    """The whole flights of one publisher.
+class _Batch:
+    """A batch in flight."""
 
-    :arg route: Which route takes envelopes of a topic, if one does; may change its answer.
+    __slots__ = (
+        "_deadlines",
+        "count",
+        "entries",
+        "lane",
+        "number",
+        "refusal",
+        "route",
+        "segments",
+        "stored",
+        "topic",
+    )
+
+    def __init__(self, number: int, lane: "_Lane", route: Route, topic: str) -> None:
+        self.number = number
+        self.lane = lane
+        self.route = route
+        self.topic = topic
+        """Of its first message."""
+        self.segments: list[Segment] = []
+        """What was sent and is not known to be stored."""
+        self.count = 0
+        """How many messages were sent."""
+        self.stored = 0
+        """How many of them are known to be stored."""
+        self.refusal: tuple[int, Refusal] | None = None
+        """The first index that was refused: nothing is stored from there on."""
+        self.entries: list[Entry] = []
+        """Once it is no longer awaited: what was not known to be stored then, in order."""
+        self._deadlines: deque[tuple[int, float]] = deque()
+        """For each append, behind which index it ended, and until when that is awaited."""
+
+    @property
+    def deadline(self) -> float:
+        """Until when the next answer is awaited."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= self.stored:
+            deadlines.popleft()
+        return deadlines[0][1] if deadlines else INFINITY
+
+    def add(self, segments: list[Segment], messages: int, deadline: float) -> None:
+        """Another append is sent."""
+        self.segments += segments
+        self.count += messages
+        self._deadlines.append((self.count, deadline))
+
+    def topics(self) -> list[str]:
+        """The topic of each message that is not known to be stored."""
+        return [envelope[0] for segment in self.segments for envelope in segment.envelopes]
+
+    def size(self) -> int:
+        """Payload bytes of them."""
+        return sum([segment.size for segment in self.segments])
+
+
+class _Lane:
+    """What this module knows of a lane."""
+
+    __slots__ = ("in_flight", "open", "queue", "reach")
+
+    def __init__(self, queue: LaneQueue) -> None:
+        self.queue = queue
+        self.in_flight = 0
+        """How many of its batches are."""
+        self.open: _Batch | None = None
+        """The one of them that goes on as long as there is something to append."""
+        self.reach = INFINITY
+        """How many messages of a batch may be in flight: behind a refused one all are in vain."""
+
+    def may_append(self) -> bool:
+        """Whether the open batch, if there is one, may go on."""
+        return self.open is not None and self.open.count - self.open.stored < self.reach
+
+
+class Plan(Enum):
+    """How what waits first in a lane is to go."""
+
+    BATCH = "in a batch, now"
+    WAIT = "in a batch, once what is in flight is settled"
+    SINGLES = "as singles"
+
+
+class Batches:
+    """The batches of one publisher.
+
+    :arg route: Which route takes batches of a topic, if one does; may change its answer.
     """
 
     def __init__(
-        self, traffic: Traffic, one_by_one: OneByOne, route: Callable[[str], Route | None]
+        self,
+        policy: Policy,
+        window: Window,
+        doubts: Doubts,
+        settlements: Settlements,
+        singles: Singles,
+        route: Callable[[str], Route | None],
     ) -> None:
-        self._traffic = traffic
-        self._one_by_one = one_by_one
+        self._policy = policy
+        self._window = window
+        self._doubts = doubts
+        self._settlements = settlements
+        self._singles = singles
         self._route = route
-        self._flights: dict[int, WholeFlight] = {}
-        """Out and awaited, oldest first."""
-        self._silent: dict[int, WholeFlight] = {}
-        """Given up, oldest first, until all is settled: a late word still says what is stored."""
+        self._lanes: dict[LaneQueue, _Lane] = {}
+        self.sent: dict[int, _Batch] = {}
+        """In flight and awaited, oldest first; read by all, changed here."""
+        self._silent: dict[int, _Batch] = {}
+        """No longer awaited, oldest first, and kept until all of it is settled: a late answer
+        still tells what is stored."""
+        self._now = 0.0
+        self.batches = 0
+        """How many were begun."""
+        self.messages_in_batches = 0
 
-    # How envelopes go
+    # Deciding how envelopes go
 
-    def may_take(self, parcel: Parcel) -> bool:
-        """Whether anything of a parcel may go in a whole flight."""
-        if parcel.alone:
+    def plan(self, queue: LaneQueue, now: float) -> Plan:
+        """How what waits first is to go; there must be something that waits."""
+        lane = self._lanes.get(queue)
+        if lane is not None and lane.in_flight:
+            return Plan.BATCH if lane.may_append() and not queue.singles else Plan.WAIT
+        first = queue.waiting[0]
+        if first.alone or (queue.singles and queue.backing_off):
+            return Plan.SINGLES  # rather than wait for singles that back off, which may take long
+        self._now = now
+        if not any(map(self._takes, {each[0] for each in first.envelopes})):
+            return Plan.SINGLES
+        return Plan.WAIT if queue.singles else Plan.BATCH
+
+    def may_send(self, queue: LaneQueue) -> bool:
+        """Whether what waits may go in another batch, or in the one that is open."""
+        if not queue.waiting or queue.singles:
             return False
-        routes = map(self._route, {envelope[0] for envelope in parcel.envelopes})
-        return any(route is not None and not self._is_in_doubt(route) for route in routes)
+        lane = self._lanes.get(queue)
+        return lane is None or not lane.in_flight or lane.may_append()
 
-    def may_send(self, lane: LaneQueue) -> bool:
-        """Whether what waits in a lane may go in another whole flight, or in the one that is open."""
-        if not lane.waiting or lane.one_by_one:
-            return False
-        return not lane.whole or (lane.open is not None and lane.open.out < lane.reach)
-
-    def send(self, lane: LaneQueue, now: float) -> None:
-        """Let the next of what waits depart: with the lane's open flight, in another, or in one for
-        each route.
+    def send(self, queue: LaneQueue, now: float) -> None:
+        """Send the next of what waits, if it may go: with the open batch, in another, or in one
+        for each route.
         """
-        parcels, route = self._take(lane, now)
+        if not self.may_send(queue):
+            return
+        self._now = now
+        lane = self._lanes.get(queue)
+        if lane is None:
+            lane = self._lanes[queue] = _Lane(queue)
+        segments, route = self._take(lane, now)
         if route is not None:
-            self._depart(lane, parcels, route, now)
+            self._append(lane, segments, route, now)
         elif lane.open is not None:
-            self._send_end(
-                lane.open
-            )  # nothing goes with it: what waits is for another, or its time was over
-        elif lane.waiting:
-            for each, parcel in self._sort(lane).items():
-                self._depart(lane, [parcel], each, now, last=True)
+            # Nothing goes with it: what waits is for another batch, or its time was over.
+            self._send_end(lane.open)
+        elif queue.waiting:
+            for each, segment in self._sort(queue).items():
+                self._append(lane, [segment], each, now, last=True)
 
-    def end_low(self) -> None:
-        """End the flights that cannot go on now and of which the broker has nothing to say before
-        their end.
+    def end_idle(self) -> None:
+        """End the batches that cannot go on now and of which the server says nothing before their
+        end.
         """
-        for flight in list(self._flights.values()):
-            if flight.lane.open is flight and flight.out <= self._traffic.policy.flow:
-                self._send_end(flight)
+        for batch in list(self.sent.values()):
+            if (
+                batch.lane.open is batch
+                and batch.count - batch.stored <= self._policy.flow_interval
+            ):
+                self._send_end(batch)
 
     # What the broker says
 
-    def stored_through(self, number: int, places: int, *, duplicate: bool | None = None) -> None:
-        """The broker stored the envelopes at the first places of a flight."""
-        flight = self._flights.get(number)
-        if flight is None:
-            self._stored_late(number, places)
+    def stored(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+        """The first `count` messages of a batch are stored."""
+        batch = self.sent.get(number)
+        if batch is None:
+            self._stored_late(number, count)
             return
-        if flight.refusal is not None and places > flight.refusal[0]:
-            flight.refusal = (
-                None  # it was of another: a broker may name but the topic of what it denies
-            )
-        self._store(
-            flight,
-            min(places, flight.places) - flight.stored,
-            Receipt(flight.route.name, duplicate=duplicate),
-        )
-        self._traffic.changed[flight.lane] = None
-        if flight.lane.open is not flight and not flight.out:
-            self._end(flight)
+        if batch.refusal is not None and count > batch.refusal[0]:
+            # It was not of this message: a denial names only the topic it is for.
+            batch.refusal = None
+        receipt = Receipt(batch.route.name, duplicate=duplicate)
+        self._store(batch, min(count, batch.count) - batch.stored, receipt)
+        if batch.lane.open is not batch and batch.count == batch.stored:
+            self._end(batch)
+        else:
+            batch.lane.queue.mark_changed()
 
-    def ended(self, number: int, places: int, now: float) -> None:
-        """A flight is over: its first places are stored; it ended at a refusal, or nobody knows
-        why.
+    def ended(self, number: int, count: int, now: float) -> None:
+        """A batch is over with its first `count` messages stored: complete, at a refusal, or for
+        an unknown reason.
         """
-        self.stored_through(number, places)
-        flight = self._flights.get(number)
-        if flight is None:
+        self.stored(number, count)
+        batch = self.sent.get(number)
+        if batch is None:
             return
-        if flight.refusal is None or flight.refusal[0] != flight.stored:
-            self._retry_later(flight, Refusal(Verdict.RETRY, "its flight ended before it"), now)
+        if batch.refusal is None or batch.refusal[0] != batch.stored:
+            self._retry_later(batch, Refusal(Verdict.RETRY, "its batch ended before it"), now)
             return
-        lane = flight.lane
-        self._end(flight)
-        (entry,) = flight.parcels[0].split(1).entries()
-        lane.waiting.extendleft(parcel for parcel in reversed(flight.parcels) if parcel)
-        lane.reach = max(LEAST_REACH, flight.stored)
-        for parcel in lane.waiting:
-            self._traffic.doubts.not_in_process(parcel.envelopes)
-        if self._one_by_one.enter(lane, entry):
-            self._one_by_one.refuse(lane, entry, flight.refusal[1], now)
+        lane = batch.lane
+        self._end(batch)
+        (refused,) = batch.segments[0].split(1).entries()
+        lane.queue.put_back(batch.segments)
+        lane.reach = max(LEAST_REACH, batch.stored)
+        for segment in lane.queue.waiting:
+            self._doubts.not_in_process(segment.envelopes)
+        self._singles.take_over(lane.queue, refused, batch.refusal[1], now)
 
-    def returned(self, number: int, places: int, *, duplicate: bool | None = None) -> None:
-        """A flight is over: its first places are stored, the others surely not: they go one by one."""
-        self.stored_through(number, places, duplicate=duplicate)
-        flight = self._flights.get(number)
-        if flight is not None:
-            self._end(flight)
-            for parcel in flight.parcels:
-                for entry in parcel.entries():
-                    self._one_by_one.go(flight.lane, entry)
+    def returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+        """A batch is over with its first `count` messages stored; the rest, definitely not stored,
+        goes as singles.
+        """
+        self.stored(number, count, duplicate=duplicate)
+        batch = self.sent.get(number)
+        if batch is not None:
+            self._end(batch)
+            for segment in batch.segments:
+                batch.lane.queue.enter_ready(segment.entries())
 
     def refused(self, number: int, index: int, refusal: Refusal, now: float) -> bool:
-        """The broker stores nothing of a flight from a place on, and will say so; False when it is
-        no whole flight.
+        """Nothing of a batch is stored from an index on, and its end will follow; False when the
+        number is not that of a batch.
         """
-        flight = self._flights.get(number)
-        if flight is None:
+        batch = self.sent.get(number)
+        if batch is None:
             return False
-        if (
-            index >= flight.places
-        ):  # the broker does not take its end: what it has of it nobody knows
-            self._retry_later(flight, refusal, now)
-        elif index >= flight.stored and (flight.refusal is None or index < flight.refusal[0]):
-            flight.refusal = index, refusal
+        if index >= batch.count:  # the server does not take the end: what it stored is not known
+            self._retry_later(batch, refusal, now)
+        elif index >= batch.stored and (batch.refusal is None or index < batch.refusal[0]):
+            batch.refusal = index, refusal
             if index == 0:
                 self.ended(number, 0, now)  # it never began
-            elif flight.lane.open is flight:
-                self._send_end(flight)  # or the broker may not know that something is missing
+            elif batch.lane.open is batch:
+                self._send_end(batch)  # or the server may not know that something is missing
         return True
 
     def disconnected(self, refusal: Refusal) -> None:
-        """What is out may be lost: it goes again, one by one."""
-        for flight in list(self._flights.values()):
-            for entry in self._lose(flight, refusal):
-                self._traffic.retries += 1
-                self._one_by_one.go(flight.lane, entry)
+        """What is in flight may be lost: it goes again, as singles."""
+        for batch in list(self.sent.values()):
+            self._singles.retry_at_once(batch.lane.queue, self._lose(batch, refusal))
 
     # What time says
 
     def next_tick(self) -> float:
         """When `tick` has something to do."""
-        return min((flight.deadline for flight in self._flights.values()), default=INFINITY)
+        return min([batch.deadline for batch in self.sent.values()], default=INFINITY)
 
     def tick(self, now: float) -> None:
-        """End the flights that fell silent."""
-        for flight in [flight for flight in self._flights.values() if flight.deadline <= now]:
-            self._retry_later(flight, self._traffic.why_silent, now)
-        for number in [
-            number
-            for number, one in self._silent.items()
-            if all(entry.done for entry in one.entries)
-        ]:
+        """Retry the batches that fell silent."""
+        for batch in [batch for batch in self.sent.values() if batch.deadline <= now]:
+            self._retry_later(batch, self._settlements.why_silent(), now)
+        settled = [n for n, batch in self._silent.items() if all(e.done for e in batch.entries)]
+        for number in settled:
             del self._silent[number]
 
     # What is in here
 
-    def unsettled(self) -> list[Parcel]:
-        """What is out."""
-        return [parcel for flight in self._flights.values() for parcel in flight.parcels]
+    def unsettled(self) -> list[Segment]:
+        """What is in flight."""
+        return [segment for batch in self.sent.values() for segment in batch.segments]
 
-    def out_on(self, topic: str) -> list[tuple[int, int]]:
-        """Flight and index of all that is out on a topic."""
+    def in_flight_on(self, topic: str) -> list[tuple[int, int]]:
+        """Number and index of all that is in flight on a topic."""
         return [
-            (flight.number, index)
-            for flight in self._flights.values()
-            for index, each in enumerate(flight.topics(), start=flight.stored)
+            (batch.number, index)
+            for batch in self.sent.values()
+            for index, each in enumerate(batch.topics(), start=batch.stored)
             if each == topic
         ]
 
-    def abandon(self, lanes: Set[LaneQueue], refusal: Refusal) -> None:
-        """Settle all of these lanes as unknown, and forget it."""
-        traffic = self._traffic
-        for flight in [flight for flight in self._flights.values() if flight.lane in lanes]:
-            traffic.doubts.unanswered(set(flight.topics()), traffic.last)
-            self._end(flight)
-            traffic.abandon(flight.lane, flight.parcels, refusal)
+    def abandon(self, queues: Set[LaneQueue], refusal: Refusal) -> None:
+        """Settle all batches of these lanes as unknown, and forget them."""
+        batches = [batch for batch in self.sent.values() if batch.lane.queue in queues]
+        for batch in batches:
+            self._doubts.unanswered(set(batch.topics()), self._window.last_number)
+            self._end(batch)
+            entries = [entry for segment in batch.segments for entry in segment.entries()]
+            self._settlements.abandon(batch.lane.queue, entries, refusal)
+        self._window.withdraw_numbers({batch.number for batch in batches})
+
+    def forget_lane(self, queue: LaneQueue) -> None:
+        """A lane was closed."""
+        self._lanes.pop(queue, None)
+
+    # Taking what waits
+
+    def _takes(self, topic: str) -> bool:
+        route = self._route(topic)
+        return route is not None and not self._is_in_doubt(route)
 
     def _is_in_doubt(self, route: Route) -> bool:
-        return self._traffic.doubts.about(route, self._traffic.last, self._traffic.now)
-
-    def _take(self, lane: LaneQueue, now: float) -> tuple[list[Parcel], Route | None]:
-        """Take from what waits as much as goes on one route and has room; nothing if the first does
-        not.
-        """
-        traffic, policy, waiting, parcels = (
-            self._traffic,
-            self._traffic.policy,
-            lane.waiting,
-            list[Parcel](),
+        return route.replicated and self._doubts.is_about(
+            route, self._window.last_number, self._now
         )
-        route, out = (lane.open.route, lane.open.out) if lane.open is not None else (None, 0)
-        room = int(min(policy.flight, policy.window - traffic.out, lane.reach - out))
-        room_bytes = policy.window_bytes - traffic.out_bytes
-        while waiting and room > 0 and room_bytes > 0:
-            if waiting[0].batch.expires <= now:
-                traffic.give_up(lane, waiting.popleft())
+
+    def _take(self, lane: _Lane, now: float) -> tuple[list[Segment], Route | None]:
+        """Take from what waits as much as goes on one route and has room; nothing when the first
+        does not.
+        """
+        queue, window, segments = lane.queue, self._window, list[Segment]()
+        route, in_flight = None, 0
+        if lane.open is not None:
+            route, in_flight = lane.open.route, lane.open.count - lane.open.stored
+        policy = self._policy
+        room = int(min(policy.max_send, policy.window - window.messages, lane.reach - in_flight))
+        room_bytes = policy.window_bytes - window.bytes
+        while queue.waiting and room > 0 and room_bytes > 0:
+            segment = queue.waiting[0]
+            if segment.submission.expires <= now:
+                self._settlements.give_up(queue, queue.pop_first().entries())
                 continue
-            if waiting[0].alone:
+            if segment.alone:
                 break
-            number = fitting(waiting[0], room, room_bytes)
-            if number < len(waiting[0]):
-                waiting.appendleft(waiting[0].split(number))
-            its_route = self._route_of_all(waiting[0])
+            if segment.count > room or segment.size > room_bytes:
+                fitting = segment.fitting(room, room_bytes)
+                if fitting < segment.count:
+                    segment = queue.split_first(fitting)
+            its_route = self._route_of_all(segment)
             if its_route is None or its_route != (route or its_route):
                 break
-            route, parcel = its_route, waiting.popleft()
+            route = its_route
+            segments.append(queue.pop_first())
             if route.replicated:
-                traffic.doubts.in_process.update([envelope[2] for envelope in parcel.envelopes])
-            parcels.append(parcel)
-            room -= len(parcel)
-            room_bytes -= parcel.size
-        return parcels, route if parcels else None
+                self._doubts.add_batch(segment.envelopes)
+            room -= segment.count
+            room_bytes -= segment.size
+        return segments, route if segments else None
 
-    def _route_of_all(self, parcel: Parcel) -> Route | None:
-        """The one route that takes all of a parcel as it is, if there is one."""
-        routes = set(map(self._route, {envelope[0] for envelope in parcel.envelopes}))
+    def _route_of_all(self, segment: Segment) -> Route | None:
+        """The one route that takes all of a segment as it is, if there is one."""
+        routes = {self._route(topic) for topic in {envelope[0] for envelope in segment.envelopes}}
         route = routes.pop()
         if routes or route is None or self._is_in_doubt(route):
             return None
         if route.replicated:
-            ids = [envelope[2] for envelope in parcel.envelopes]
-            if len(set(ids)) < len(ids) or not self._traffic.doubts.in_process.isdisjoint(ids):
+            ids = [envelope[2] for envelope in segment.envelopes]
+            if len(set(ids)) < len(ids) or not self._doubts.in_process.isdisjoint(ids):
                 return None
         return route
 
-    def _sort(self, lane: LaneQueue) -> dict[Route, Parcel]:
-        """Tell the envelopes that wait first apart by route, as far as they need not wait for each
-        other.
+    def _sort(self, queue: LaneQueue) -> dict[Route, Segment]:
+        """Split what waits first by route, as far as its envelopes need not wait for each other.
 
-        An aggregate has its order over all routes, so it ends where one would be on two of them,
-        and where an id may be in process already. What no route takes goes one by one meanwhile.
+        An aggregate has its order over all routes, so the split ends where one would be on two of
+        them, and where an id may be in process already. What no route takes goes as singles.
+
+        Example: topics `a` and `b` go to routes A and B, `c` to none; aggregates in brackets.
+        `a1[x] b2[y] c3[z] a4[y]` gives A: `a1`, B: `b2`, a single `c3`; `a4` waits, because `y`
+        has an envelope on its way to B.
         """
-        in_process = self._traffic.doubts.in_process
-        parcel = lane.waiting.popleft()
-        if parcel.group:
-            self._one_by_one.go(lane, *parcel.entries())
+        segment = queue.pop_first()
+        if segment.group:
+            queue.enter_ready(segment.entries())
             return {}
-        sorted_: dict[Route | None, Parcel] = {}
+        by_route: dict[Route | None, list[int]] = {}
         homes: dict[str, Route | None] = {}
         taken = 0
-        for envelope, wire in zip(parcel.envelopes, parcel.wires, strict=True):
-            route = None if parcel.alone else self._route(envelope.topic)
+        for index, envelope in enumerate(segment.envelopes):
+            route = None if segment.alone else self._route(envelope.topic)
             if route is not None and self._is_in_doubt(route):
                 route = None
-            if route is not None and route.replicated and envelope.event_id in in_process:
+            if route is not None and self._may_be_in_process(route, envelope):
                 if taken:
                     break
                 route = None
-            if (
-                envelope.aggregate_id is not None
-                and homes.setdefault(envelope.aggregate_id, route) != route
-            ):
+            aggregate = envelope.aggregate_id
+            if aggregate is not None and homes.setdefault(aggregate, route) != route:
                 break
             if route is not None and route.replicated:
-                in_process.add(envelope.event_id)
-            if route not in sorted_:
-                sorted_[route] = Parcel(parcel.batch, [], [], attempts=parcel.attempts)
-            sorted_[route].envelopes.append(envelope)
-            sorted_[route].wires.append(wire)
+                self._doubts.add_batch([envelope])
+            by_route.setdefault(route, []).append(index)
             taken += 1
-        parcel.split(taken)
-        if parcel:
-            lane.waiting.appendleft(parcel)
-        alone = sorted_.pop(None, None)
-        for entry in alone.entries() if alone is not None else ():
-            self._one_by_one.go(lane, entry)
-        return {route: part for route, part in sorted_.items() if route is not None}
+        parts = {route: _part(segment, indices) for route, indices in by_route.items()}
+        segment.split(taken)
+        queue.put_back([segment])
+        alone = parts.pop(None, None)
+        if alone is not None:
+            queue.enter_ready(alone.entries())
+        return {route: part for route, part in parts.items() if route is not None}
 
-    def _depart(
-        self,
-        lane: LaneQueue,
-        parcels: list[Parcel],
-        route: Route,
-        now: float,
-        *,
-        last: bool = False,
+    def _may_be_in_process(self, route: Route, envelope: Envelope) -> bool:
+        return route.replicated and envelope.event_id in self._doubts.in_process
+
+    # Sending
+
+    def _append(
+        self, lane: _Lane, segments: list[Segment], route: Route, now: float, *, last: bool = False
     ) -> None:
-        """Let parcels depart with the lane's open flight, or in another."""
-        traffic, flight = self._traffic, lane.open
-        if flight is None:
-            if (
-                len(parcels) == 1 and len(parcels[0]) == 1
-            ):  # which costs less with an ack of its own
-                self._one_by_one.go(lane, *parcels[0].entries())
+        """Send segments with the lane's open batch, or begin another."""
+        batch = lane.open
+        if batch is None:
+            if len(segments) == 1 and segments[0].count == 1:
+                # Alone, a message costs less with an ack of its own.
+                lane.queue.enter_ready(segments[0].entries())
                 return
-            flight = WholeFlight(traffic.next_number(), lane, route, parcels[0].envelopes[0].topic)
-            self._flights[flight.number] = flight
-            lane.whole += 1
-            traffic.whole_flights += 1
-        first = flight.places
-        for parcel in parcels:
-            parcel.attempts += 1
-            traffic.out_bytes += parcel.size
-        flight.add(parcels, now + (traffic.policy.ack_timeout or INFINITY))
-        traffic.out += flight.places - first
-        traffic.in_whole_flights += flight.places - first
-        goes_on = lane.waiting and flight.out < lane.reach
-        last = last or (not goes_on and flight.out <= traffic.policy.flow)
-        lane.open = None if last else flight
-        traffic.departing.append(Leg(flight, parcels, first, last))
+            batch = self._begin(lane, route, segments[0].envelopes[0].topic)
+        envelopes, wires, size = segments[0].envelopes, segments[0].wires, segments[0].size
+        segments[0].attempts += 1
+        if len(segments) > 1:
+            for segment in segments[1:]:
+                segment.attempts += 1
+                size += segment.size
+            envelopes = list(chain.from_iterable([each.envelopes for each in segments]))
+            wires = list(chain.from_iterable([each.wires for each in segments]))
+        first, topics = batch.count, [envelope[0] for envelope in envelopes]
+        batch.add(segments, len(topics), now + (self._policy.ack_timeout or INFINITY))
+        self.messages_in_batches += len(topics)
+        in_flight = batch.count - batch.stored
+        goes_on = lane.queue.waiting and in_flight < lane.reach
+        last = last or (not goes_on and in_flight <= self._policy.flow_interval)
+        lane.open = None if last else batch
+        # The wires are copied: the segment may be split while a publisher still holds them.
+        append = Append(batch.number, batch.topic, first, topics, list(wires), last)
+        self._window.send(append, len(topics), size)
 
-    def _send_end(self, flight: WholeFlight) -> None:
-        flight.lane.open = None
-        self._traffic.departing.append(Leg(flight, [], flight.places, last=True))
-        if not flight.out:
-            self._end(flight)
+    def _begin(self, lane: _Lane, route: Route, topic: str) -> _Batch:
+        batch = _Batch(self._window.next_number, lane, route, topic)
+        self.sent[batch.number] = batch
+        lane.in_flight += 1
+        self.batches += 1
+        return batch
 
-    def _store(self, flight: WholeFlight, count: int, receipt: Receipt) -> None:
-        """The next so many places of a flight are stored."""
-        traffic, lane = self._traffic, flight.lane
-        while count > 0:
-            parcel = (
-                flight.parcels[0].split(count)
-                if len(flight.parcels[0]) > count
-                else flight.parcels.pop(0)
-            )
-            count -= len(parcel)
-            flight.stored += len(parcel)
-            lane.reach += len(parcel)
-            traffic.land(len(parcel), parcel.size)
-            traffic.doubts.not_in_process(parcel.envelopes)
-            traffic.hand_out(lane, Stored(parcel, receipt))
+    def _send_end(self, batch: _Batch) -> None:
+        batch.lane.open = None
+        end = Append(batch.number, batch.topic, batch.count, [], [], last=True)
+        self._window.send(end, 0, 0)
+        if batch.count == batch.stored:
+            self._end(batch)
 
-    def _end(self, flight: WholeFlight) -> None:
-        """A flight is not awaited any more; what is not known to be stored of it is out no more."""
-        lane = flight.lane
-        self._traffic.land(flight.out, sum(parcel.size for parcel in flight.parcels))
-        del self._flights[flight.number]
-        lane.whole -= 1
-        if lane.open is flight:
+    # The end of messages, and of a batch
+
+    def _store(self, batch: _Batch, count: int, receipt: Receipt) -> None:
+        """The next `count` messages of a batch are stored."""
+        if count <= 0:
+            return
+        batch.stored += count
+        batch.lane.reach += count
+        size, queue, whole = 0, batch.lane.queue, 0
+        for segment in batch.segments:
+            if segment.count > count:
+                break
+            count -= segment.count
+            whole += 1
+        stored = batch.segments[:whole]
+        del batch.segments[:whole]
+        if count:
+            stored.append(batch.segments[0].split(count))
+        messages = 0
+        for segment in stored:
+            messages += segment.count
+            size += segment.size
+            if self._doubts.in_process:
+                self._doubts.not_in_process(segment.envelopes)
+            self._settlements.add(queue, SegmentStored(segment, receipt))
+        self._window.release(messages, size)
+
+    def _end(self, batch: _Batch) -> None:
+        """A batch is no longer awaited; what is not known to be stored is no longer in flight."""
+        lane = batch.lane
+        if batch.segments:
+            self._window.release(batch.count - batch.stored, batch.size())
+        del self.sent[batch.number]
+        lane.in_flight -= 1
+        if lane.open is batch:
             lane.open = None
-        self._traffic.changed[lane] = None
+        lane.queue.mark_changed()
 
-    def _lose(self, flight: WholeFlight, refusal: Refusal) -> list[Entry]:
-        """A flight gets no answer any more; returns what of it is not settled, in order."""
-        self._end(flight)
-        self._silent[flight.number] = flight
-        silent = flight.entries = [entry for parcel in flight.parcels for entry in parcel.entries()]
-        if (
-            flight.refusal is not None
-        ):  # it took none from there on, and may have stored what comes before
-            place, its = flight.refusal
-            silent = flight.entries[: place - flight.stored]
-            flight.entries[place - flight.stored].last = its
-        self._traffic.leave_unanswered(silent, refusal)
-        return flight.entries
+    def _lose(self, batch: _Batch, refusal: Refusal) -> list[Entry]:
+        """A batch gets no answer any more; returns what of it is unsettled, in order."""
+        self._end(batch)
+        self._silent[batch.number] = batch
+        batch.entries = [entry for segment in batch.segments for entry in segment.entries()]
+        silent = batch.entries
+        if batch.refusal is not None:
+            # Nothing was stored from the refused message on; what comes before it may be.
+            index, its_refusal = batch.refusal
+            silent = batch.entries[: index - batch.stored]
+            batch.entries[index - batch.stored].last = its_refusal
+        for entry in silent:
+            entry.unanswered(refusal)
+        topics = {entry.envelope.topic for entry in silent}
+        self._doubts.unanswered(topics, self._window.last_number)
+        return batch.entries
 
-    def _retry_later(self, flight: WholeFlight, refusal: Refusal, now: float) -> None:
-        """A flight is given up: what of it is not settled is tried again, one by one, after a
-        pause.
-        """
-        for entry in self._lose(flight, refusal):
-            if self._one_by_one.enter(flight.lane, entry):
-                self._one_by_one.back_off(flight.lane, entry, now)
+    def _retry_later(self, batch: _Batch, refusal: Refusal, now: float) -> None:
+        """A batch is lost: what of it is unsettled is tried again as singles, after a pause."""
+        self._singles.retry_later(batch.lane.queue, self._lose(batch, refusal), now)
 
-    def _stored_late(self, number: int, places: int) -> None:
-        flight = self._silent.get(number)
-        if flight is not None:
-            receipt = Receipt(flight.route.name)
-            for entry in flight.entries[: max(0, places - flight.stored)]:
-                self._one_by_one.acked_late(flight.lane, entry, receipt)
+    def _stored_late(self, number: int, count: int) -> None:
+        batch = self._silent.get(number)
+        if batch is not None:
+            receipt = Receipt(batch.route.name)
+            for entry in batch.entries[: max(0, count - batch.stored)]:
+                self._singles.acked_late(batch.lane.queue, entry, receipt)
+
+
+def _part(segment: Segment, indices: list[int]) -> Segment:
+    return Segment(
+        segment.submission,
+        [segment.envelopes[index] for index in indices],
+        [segment.wires[index] for index in indices],
+        attempts=segment.attempts,
+    )

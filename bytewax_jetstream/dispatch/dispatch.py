@@ -1,277 +1,300 @@
-"""What is sent, tried again and settled: every publishing decision, and no I/O and no clock.
+"""What is sent when, tried again and settled: the rules. Begin here; no I/O and no clock.
 
-One `Dispatch` serves one publisher. Things happen to it (`submit`, `connected`, `acked`, `refused`,
-`disconnected`, `tick`), each with the time it happened; it answers with flights to send
-(`next_flight`) and with settled envelopes (`take_settled`). The pool turns these into threads and
-sockets, the tests into thousands of simulated seconds.
+One `Dispatch` serves one publisher. Things happen to it (`submit`, `connected`, `acked`,
+`batch_ended`, `refused`, `disconnected`, `tick`), each with the time at which it happened. It
+answers with what to send (`next_send`) and with what has ended (`take_settled`). The pool turns
+that into threads and sockets, the tests into thousands of simulated seconds.
 
-The rules, all of them:
+The rules:
 
-- envelopes of a lane are sent in order, in flights, lanes taking turns;
-- where the broker takes a flight whole (it stores a prefix of it, in order), a lane has one such
-  flight out on each route, and nothing else of the same aggregates; what collects meanwhile goes on
-  with it, or is the next;
-- what was sent behind a refused envelope of a whole flight goes again, so the next goes no further
-  ahead than this one came, and further with each that is stored;
-- a single envelope, and whatever a route does not take, goes one by one, in its place in the order;
-- if so asked, an aggregate's envelopes of one hand-off are a group: one entry, stored all or none;
-- where the publisher needs it, one envelope of an aggregate is out one by one at a time: a retry
-  inside a full window would re-order (measured: 8,139 inversions; with this rule 0);
-- an attempt without an answer within the ack timeout is tried again with the same event id, one by
-  one, after a jittered backoff; one that was cut off by a lost connection as soon as there is
-  another;
-- what the broker refuses for good is rejected, unless an earlier attempt was never answered: then
-  it is unknown, as is what is neither stored nor rejected by its delivery timeout; it may be
-  stored;
-- a replicated route takes whole flights only of what cannot be in process there: see `doubt`.
+1. Lanes take turns. What a lane accepted is sent in order, as far as the rules below allow it.
+2. Where a stream takes batches, a lane has one batch in flight on each route, and nothing else of
+   the same aggregates. What is submitted meanwhile is appended to it, or goes in the next one.
+3. What was sent behind a refused message of a batch is sent again. The next batch reaches no
+   further ahead than this one came, and further with each message that is stored.
+4. A message that is alone, and whatever a route does not take, goes as a single, in its place in
+   the order. With `atomic`, one aggregate's envelopes of a submission are a group: one entry,
+   stored all or none.
+5. Where the publisher asks for it, one single of an aggregate is in flight at a time. A retry
+   inside a full window would change the order (measured: 8,139 inversions without, 0 with).
+6. An attempt that is not answered within the ack timeout is tried again with the same event id,
+   as a single, after a jittered pause; one that a lost connection cut off, as soon as there is
+   another connection.
+7. A message refused for good is rejected. If an earlier attempt of it was never answered, it is
+   unknown instead, because that attempt may have stored it. So is a message that is neither
+   stored nor rejected when its delivery timeout is over.
+8. A replicated stream is given batches only of what cannot be in process there: see `doubts`.
+
+Each piece of state has one owner, and the others call its methods:
+
+    Dispatch      which lanes there are, whose turn it is      (here)
+    LaneQueue     what waits in a lane, what is held back      lane_queue
+    Batches       batches in flight                            batches; rules 2 and 3, examples
+    Singles       singles in flight and backing off            singles; rules 4 to 7
+    Doubts        ids in process, streams in doubt             doubts; rule 8, an example
+    Window        how much is in flight, what goes out next    window
+    Settlements   what has ended                               settlements
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence, Set
 from random import Random
-from typing import Any
 
 from ..envelope import Envelope, Outcome
 from ..errors import EnvelopeError
-from ..publishing.answers import Receipt, Refusal, Verdict
-from .batches import Whole
+from ..publishing import Outgoing, Policy, Receipt, Refusal, Route, Verdict, Wire
+from .batches import Batches, Plan
 from .doubts import Doubts
-from .flight import INFINITY, Ended, Flight, LaneQueue, Leg, Policy, Route
-from .segment import Batch, Parcel, by_aggregate, by_company
-from .singles import OneByOne
-from .window import Traffic
+from .lane_queue import LaneQueue
+from .segment import Entry, Submission, segments_of
+from .settlements import Settlement, Settlements
+from .singles import Singles
+from .window import Window
 
 __all__ = ["Dispatch"]
+
+INFINITY = float("inf")
+
+EXPIRY_PAUSE = 0.1
+"""Seconds until deliveries that are over, but still in flight, are looked at again."""
 
 
 class Dispatch:
     """The decisions for one publisher.
 
-    :arg prepare: Makes of envelopes what the publisher sends, or an `EnvelopeError`, for each.
-    :arg route: Which route takes envelopes of a topic in whole flights, if one does; may change its
-    answer.
+    :arg prepare: Makes of each envelope what the publisher sends, or an `EnvelopeError`.
+    :arg route: Which route takes batches of a topic, if one does; may change its answer.
     """
 
     def __init__(
         self,
         policy: Policy,
-        prepare: Callable[[Sequence[Envelope]], list[Any]],
+        prepare: Callable[[Sequence[Envelope]], list[Wire | EnvelopeError]],
         random: Random,
         route: Callable[[str], Route | None] = lambda topic: None,
     ) -> None:
         self._policy = policy
         self._prepare = prepare
-        self.traffic = Traffic(policy, Doubts(route, policy.ack_timeout or 0.0))
-        """What is out, and the counters."""
-        self._one_by_one = OneByOne(self.traffic, random)
-        self._whole = Whole(self.traffic, self._one_by_one, route)
-        self._connected = False
-        self._turns: deque[LaneQueue] = deque()
+        self._lanes: dict[LaneQueue, None] = {}
+        """All that are served, in the order in which they came."""
+        self._changed: dict[LaneQueue, None] = {}
+        """Lanes that may be able to send, to be looked at before the next send."""
+        self._turns: dict[LaneQueue, None] = {}
         """Lanes with something to send, the next first."""
+        self._connected = False
         self._next_expiry = INFINITY
+        self._window = Window(policy)
+        self._doubts = Doubts(route, policy.ack_timeout or 0.0)
+        self._settlements = Settlements(policy, self._doubts)
+        owners = policy, self._window, self._doubts, self._settlements
+        self._singles = Singles(*owners, self._lanes.keys(), random)
+        self._batches = Batches(*owners, self._singles, route)
 
     def __repr__(self) -> str:
         state = "connected" if self._connected else "disconnected"
-        out, pausing, lanes = (
-            self.traffic.out,
-            self._one_by_one.backing_off,
-            len(self.traffic.lanes),
+        return (
+            f"<Dispatch {state}, {self.in_flight} in flight, "
+            f"{self._singles.backing_off} backing off, {len(self._lanes)} lanes>"
         )
-        return f"<Dispatch {state}, {out} out, {pausing} backing off, {lanes} lanes>"
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages are sent and awaited."""
+        return self._window.messages
 
     # What happens to it
 
-    def add_lane(self, lane: LaneQueue) -> None:
-        """Serve a lane from now on."""
-        self.traffic.lanes[lane] = None
+    def add_lane(self) -> LaneQueue:
+        """Serve another lane from now on."""
+        lane = LaneQueue(self._changed, one_per_aggregate=self._policy.one_per_aggregate)
+        self._lanes[lane] = None
+        return lane
 
     def remove_lane(self, lane: LaneQueue) -> None:
         """Forget a lane; whatever it had unsettled is settled as unknown."""
         self._abandon(
             {lane}, Refusal(Verdict.GIVE_UP, "its lane was closed before it was answered")
         )
-        self.traffic.lanes.pop(lane, None)
-        self.traffic.changed.pop(lane, None)
+        self._lanes.pop(lane, None)
+        self._changed.pop(lane, None)
+        self._batches.forget_lane(lane)
 
     def submit(
         self, lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int, now: float
     ) -> None:
-        """Accept envelopes: each waits, or is rejected at once when it can never be stored as it
-        is.
-        """
-        batch = Batch(now, now + self._policy.delivery_timeout, epoch)
-        self._next_expiry = min(self._next_expiry, batch.expires)
-        parcel = Parcel(batch, list(envelopes), self._prepare(envelopes))
-        if EnvelopeError in set(map(type, parcel.wires)):
-            self._reject_bad(lane, parcel)
-        for part in by_aggregate(parcel) if self._policy.atomic else [parcel]:
-            lane.waiting += by_company(part)
-        self.traffic.changed[lane] = None
+        """Accept envelopes: each waits, or is rejected now if it can never be stored as it is."""
+        expires = now + self._policy.delivery_timeout
+        submission = Submission(now, expires, epoch)
+        if expires < self._next_expiry:
+            self._next_expiry = expires
+        wires = self._prepare(envelopes)
+        if EnvelopeError in set(map(type, wires)):
+            envelopes, wires = self._reject_bad(lane, submission, envelopes, wires)
+        lane.enqueue(segments_of(submission, envelopes, wires, atomic=self._policy.atomic))
 
     def connected(self) -> None:
         """The publisher can send."""
         self._connected = True
 
     def disconnected(self, reason: str) -> None:
-        """What is out may be lost, and is tried again."""
+        """What is in flight may be lost, and is tried again."""
         self._connected = False
-        self.traffic.departing.clear()
+        self._window.withdraw()
         refusal = Refusal(Verdict.RETRY, reason)
-        self._one_by_one.disconnected(refusal)
-        self._whole.disconnected(refusal)
+        self._singles.disconnected(refusal)
+        self._batches.disconnected(refusal)
 
     def acked(self, number: int, index: int, receipt: Receipt) -> None:
-        """The broker stored one envelope of a flight."""
-        self._one_by_one.acked(number, index, receipt)
+        """The broker stored a single, or a group."""
+        self._singles.acked(number, index, receipt)
 
-    def acked_all(self, acks: Iterable[tuple[int, int, Receipt]]) -> None:
-        """The broker stored envelopes: flight, index and receipt of each."""
-        self._one_by_one.acked_all(acks)
+    def acked_many(self, acks: Iterable[tuple[int, int, Receipt]]) -> None:
+        """The broker stored singles: number, index and receipt of each."""
+        self._singles.acked_many(acks)
 
-    def stored_through(self, number: int, places: int) -> None:
-        """The broker stored the envelopes at the first places of a whole flight."""
-        self._whole.stored_through(number, places)
+    def batch_stored(self, number: int, count: int) -> None:
+        """The broker stored the first messages of a batch, which goes on."""
+        self._batches.stored(number, count)
 
-    def ended(self, number: int, places: int, now: float) -> None:
-        """A whole flight is over: its first places are stored; it ended at a refusal, or nobody
-        knows why.
-        """
-        self._whole.ended(number, places, now)
+    def batch_ended(self, number: int, count: int, now: float) -> None:
+        """A batch is over: complete, at a refusal, or for an unknown reason."""
+        self._batches.ended(number, count, now)
 
-    def returned(self, number: int, places: int, *, duplicate: bool | None = None) -> None:
-        """A whole flight is over: its first places are stored, the others surely not: they go one
-        by one.
-        """
-        self._whole.returned(number, places, duplicate=duplicate)
+    def batch_returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+        """A batch is over; what it did not store goes as singles."""
+        self._batches.returned(number, count, duplicate=duplicate)
 
     def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
-        """The broker did not store one envelope of a flight; a whole one, nothing from there on,
-        and will say so.
-        """
-        if not self._whole.refused(number, index, refusal, now):
-            self._one_by_one.refused(number, index, refusal, now)
+        """The broker did not store a single; of a batch, nothing from that index on."""
+        if not self._batches.refused(number, index, refusal, now):
+            self._singles.refused(number, index, refusal, now)
 
     def tick(self, now: float) -> None:
-        """Time has passed: end deliveries, silent attempts and backoffs that are due."""
+        """Time has passed: end deliveries, silent attempts and pauses that are over."""
         if now >= self._next_expiry:
             self._expire(now)
         # After it, because these let go of what is settled.
-        self._whole.tick(now)
-        self._one_by_one.tick(now)
+        self._batches.tick(now)
+        self._singles.tick(now)
 
     def abandon(self, reason: str) -> None:
-        """Settle everything as unknown: the publisher is closed or beyond repair."""
+        """Settle everything as unknown: the publisher is closed, or cannot go on."""
         self._connected = False
-        self._abandon(self.traffic.lanes.keys(), Refusal(Verdict.GIVE_UP, reason))
+        self._abandon(self._lanes.keys(), Refusal(Verdict.GIVE_UP, reason))
 
     # What it answers
 
-    def next_flight(self, now: float) -> Flight | Leg | None:
-        """The next envelopes to send, or None while there are none, no connection or no room."""
-        traffic = self.traffic
-        traffic.now = now
-        while self._connected and not traffic.departing:
-            for lane in list(traffic.changed):
-                self._admit(lane)
-            traffic.changed.clear()
+    def next_send(self, now: float) -> Outgoing | None:
+        """What to send next; None while there is nothing, no connection or no room."""
+        outgoing = self._window.outgoing
+        while self._connected and not outgoing:
+            if self._changed:
+                for lane in list(self._changed):
+                    self._admit(lane, now)
+                self._changed.clear()
             if not self._give_turn(now):
-                self._whole.end_low()
+                if self._batches.sent:
+                    self._batches.end_idle()
                 break
-        return traffic.departing.popleft() if traffic.departing else None
+        return outgoing.popleft() if outgoing else None
 
-    def take_settled(self) -> list[tuple[LaneQueue, list[Ended]]]:
+    def take_settled(self) -> list[tuple[LaneQueue, list[Settlement]]]:
         """What was settled since the last call, by lane, in the order of settlement."""
-        return self.traffic.take_settled()
+        return self._settlements.take()
 
     def next_tick(self) -> float:
         """When `tick` has something to do at the latest, if nothing else happens."""
-        return min(self._next_expiry, self._one_by_one.next_tick(), self._whole.next_tick())
+        return min(self._next_expiry, self._singles.next_tick(), self._batches.next_tick())
 
-    def envelopes(self, number: int, index: int) -> list[Envelope]:
-        """What is out at that place of a flight, each place answered by itself: several if they are
-        a group.
-        """
-        return self._one_by_one.envelopes(number, index)
+    def in_flight_at(self, number: int, index: int) -> list[Envelope]:
+        """What is awaited at an index of singles: several envelopes if they are a group."""
+        return self._singles.in_flight(number, index)
 
-    def out_on(self, topic: str) -> list[tuple[int, int]]:
-        """Flight and index of all that is out on a topic."""
-        return self._one_by_one.out_on(topic) + self._whole.out_on(topic)
+    def in_flight_on(self, topic: str) -> list[tuple[int, int]]:
+        """Number and index of all that is in flight on a topic."""
+        return self._singles.in_flight_on(topic) + self._batches.in_flight_on(topic)
 
-    def _admit(self, lane: LaneQueue) -> None:
-        """Decide for what waits, in order, how it goes, as far as that can be said now."""
-        waiting = lane.waiting
-        while waiting and not lane.whole and lane.one_by_one < self._policy.window:
-            # Those that are out will be settled soon, and a flight carries more; who backs off may
-            # take long.
-            if self._whole.may_take(waiting[0]) and not (lane.one_by_one and lane.pausing):
+    def statistics(self) -> dict[str, int]:
+        """The counters."""
+        return {
+            "in_flight": self._window.messages,
+            "retries": self._singles.retries,
+            "late_acks": self._singles.late_acks,
+            "batches": self._batches.batches,
+            "messages_in_batches": self._batches.messages_in_batches,
+            "streams_in_doubt": len(self._doubts),
+        }
+
+    # Turns
+
+    def _admit(self, lane: LaneQueue, now: float) -> None:
+        """Decide for what waits, in order, how it goes, as far as that can be decided now."""
+        plan = Plan.WAIT
+        while lane.waiting and lane.singles < self._policy.window:
+            plan = self._batches.plan(lane, now)
+            if plan is not Plan.SINGLES:
                 break
-            for entry in waiting.popleft().entries():
-                self._one_by_one.go(lane, entry)
-        if not lane.in_turn and self._may_send(lane):
-            lane.in_turn = True
-            self._turns.append(lane)
-
-    def _may_send(self, lane: LaneQueue) -> bool:
-        return bool(lane.ready) or self._whole.may_send(lane)
+            lane.enter_ready(lane.pop_first().entries())
+        if lane.ready or plan is Plan.BATCH:
+            self._turns.setdefault(lane)
 
     def _give_turn(self, now: float) -> bool:
         """Let the next lane send; False when there is none, or no room."""
-        policy, traffic = self._policy, self.traffic
-        room = policy.window - traffic.out
-        if not self._turns or room <= 0 or traffic.out_bytes >= policy.window_bytes:
+        policy, window = self._policy, self._window
+        room = policy.window - window.messages
+        if not self._turns or room <= 0 or window.bytes >= policy.window_bytes:
             return False
-        lane = self._turns[0]
-        if not lane.ready and traffic.out and room < policy.flow:
-            return False  # when there is room for what is worth a leg
-        self._turns.popleft()
-        lane.in_turn = False
+        lane = next(iter(self._turns))
+        if not lane.ready and window.messages and room < policy.flow_interval:
+            return False  # until there is room for an append worth its answer
+        del self._turns[lane]
         if lane.ready:
-            self._one_by_one.send(lane, now)
-        elif self._whole.may_send(lane):
-            self._whole.send(lane, now)
-        traffic.changed[lane] = None
+            self._singles.send(lane, now)
+        else:
+            self._batches.send(lane, now)
+        self._changed[lane] = None
         return True
 
+    # The end of deliveries
+
     def _expire(self, now: float) -> None:
-        """End the deliveries that are due and not out; those that are out get their answer first."""
-        lanes = self.traffic.lanes
-        self._one_by_one.expire(now)
-        for lane in lanes:
-            while lane.waiting and lane.waiting[0].batch.expires <= now:
-                self.traffic.give_up(lane, lane.waiting.popleft())
-        self._keep_turns_that_are_needed()
-        left = [entry.batch.expires for _, entry in self._one_by_one.unsettled(lanes.keys())]
-        left += [parcel.batch.expires for parcel in self._whole.unsettled()]
-        left += [parcel.batch.expires for lane in lanes for parcel in lane.waiting]
-        # Who is out past its time is looked at again soon, but must not keep the pool busy until
-        # then.
-        self._next_expiry = max(min(left, default=INFINITY), now + 0.1)
+        """Give up what is past its delivery timeout and not in flight; what is in flight gets its
+        answer first.
+        """
+        self._singles.expire(now)
+        for lane in self._lanes:
+            for segment in lane.take_overdue_segments(now):
+                self._settlements.give_up(lane, segment.entries())
+        needed = [lane for lane in self._turns if lane.ready or self._batches.may_send(lane)]
+        self._turns = dict.fromkeys(needed)
+        left = [
+            entry.submission.expires for _, entry in self._singles.unsettled(self._lanes.keys())
+        ]
+        left += [segment.submission.expires for segment in self._batches.unsettled()]
+        left += [each.submission.expires for lane in self._lanes for each in lane.waiting]
+        self._next_expiry = max(min(left, default=INFINITY), now + EXPIRY_PAUSE)
 
     def _abandon(self, lanes: Set[LaneQueue], refusal: Refusal) -> None:
-        self._one_by_one.abandon(lanes, refusal)
-        self._whole.abandon(lanes, refusal)
+        self._singles.abandon(lanes, refusal)
+        self._batches.abandon(lanes, refusal)
         for lane in lanes:
-            self.traffic.abandon(lane, lane.waiting, refusal)
-            lane.waiting.clear()
-            lane.in_turn = False
-        departing = self.traffic.departing
-        self.traffic.departing = deque(flight for flight in departing if flight.lane not in lanes)
-        self._turns = deque(lane for lane in self._turns if lane not in lanes)
+            for segment in lane.clear_waiting():
+                self._settlements.abandon(lane, segment.entries(), refusal)
+            self._turns.pop(lane, None)
 
-    def _keep_turns_that_are_needed(self) -> None:
-        for lane in self._turns:
-            lane.in_turn = self._may_send(lane)
-        self._turns = deque(lane for lane in self._turns if lane.in_turn)
-
-    def _reject_bad(self, lane: LaneQueue, parcel: Parcel) -> None:
-        """Settle what can never be stored as it is, and leave the rest in the parcel."""
-        for entry in parcel.entries():
-            if type(entry.wire) is EnvelopeError:
-                refusal = Refusal(Verdict.REJECT, str(entry.wire))
-                self.traffic.settle(lane, entry, Outcome.REJECTED, None, refusal)
-        pairs = [
-            (e, w)
-            for e, w in zip(parcel.envelopes, parcel.wires, strict=True)
-            if type(w) is not EnvelopeError
-        ]
-        parcel.envelopes, parcel.wires = [e for e, _ in pairs], [w for _, w in pairs]
+    def _reject_bad(
+        self,
+        lane: LaneQueue,
+        submission: Submission,
+        envelopes: Sequence[Envelope],
+        wires: Sequence[Wire | EnvelopeError],
+    ) -> tuple[list[Envelope], list[Wire | EnvelopeError]]:
+        """Settle what can never be stored as it is; returns the rest."""
+        good = []
+        for envelope, wire in zip(envelopes, wires, strict=True):
+            if isinstance(wire, EnvelopeError):
+                entry = Entry(envelope, submission, None)
+                refusal = Refusal(Verdict.REJECT, str(wire))
+                self._settlements.settle(lane, entry, Outcome.REJECTED, refusal=refusal)
+            else:
+                good.append((envelope, wire))
+        return [envelope for envelope, _ in good], [wire for _, wire in good]

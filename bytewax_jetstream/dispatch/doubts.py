@@ -1,42 +1,58 @@
-"""What may be in process at a replicated route, which then must not be believed.
+"""Which ids may be in process at a replicated stream, and which streams are in doubt for that.
 
-Such a route counts an id as stored in a whole flight that is only in process there, proposed to the
-replicas and not agreed upon, and may lose it yet with its leader. So whole flights carry only what
-cannot be in process: nothing that is out or unanswered, and nothing at all while the route is in
-doubt. It is in doubt
+A replicated stream counts an event id as stored in a batch although the message is only *in
+process* there: proposed to the replicas and not agreed upon. If the leader is lost, so may be the
+message. So a batch must carry only ids that cannot be in process: none that is in flight or
+unanswered, and none at all while the stream is in doubt. A stream is in doubt
 
-- after a start, because an earlier run may have left something;
+- after a start, because an earlier run may have left messages in process;
 - after an attempt that was not answered;
 
-until it has stored an envelope, as new, that was sent since: its log is in order, so what was in
-process before that is stored or gone. After a start, bytes of a dead connection may still come in,
-so there it has to be an envelope that was sent an ack timeout later. A route that was made by this
-publisher has no earlier run.
+until it has stored, as new, an envelope sent since then. Its log is in order: whatever was in
+process before that envelope is now stored or gone. After a start, bytes of a dead connection may
+still arrive, so there the envelope must have been sent an ack timeout later. A stream that this
+publisher made itself has no earlier run, and a stream on one server has nothing in process.
+
+Example: a stream with three replicas, an ack timeout of 5 s.
+
+    t = 0.0    e1 is submitted. It is the first on this stream, so the stream is in doubt, and
+               nothing sent before t = 5.0 can end that. e1 goes as a single, send 1.
+    t = 0.1    ack of e1: stored. It was sent before 5.0: still in doubt.
+    t = 5.0    e2 is submitted and goes as a single, send 2.
+    t = 5.1    ack of e2, not a duplicate: the doubt ends. From now on batches may go.
+    t = 6.0    e3 to e5 go as a batch, send 3.
+    t = 11.0   no answer: the batch is lost. e3 to e5 may be in process, so the stream is in doubt
+               since send 3. They back off, to be tried again as singles.
+    t = 11.01  e6 is submitted and goes as a single, send 4.
+    t = 11.1   e3 to e5 go again as singles, sends 5 and later.
+    t = 11.2   ack of e3 with `duplicate`: it does not tell what is in process.
+    t = 11.3   ack of e6, new to the stream, send 4 is after send 3: the doubt ends.
+
+Without the rule, e3 to e5 would go again as a batch at t = 11.1. The server would count them as
+duplicates of messages in process, acknowledge the batch, and could still lose them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ..envelope import Envelope
-from ..publishing.answers import Receipt
-from .flight import Flight, Route
-from .segment import Entry
+from ..publishing import Receipt, Route
 
 __all__ = ["Doubts"]
 
 
-class _Doubt(NamedTuple):
-    last: int
-    """The number of the last flight that was sent before it began."""
+class _Since(NamedTuple):
+    number: int
+    """The last send before the doubt began: it and earlier ones cannot end it."""
     until: float
-    """An envelope that was sent earlier does not end it."""
+    """A send before this time cannot end it either."""
 
 
 class Doubts:
-    """Which routes are in doubt, and which ids may be in process.
+    """Which streams are in doubt, and which event ids may be in process.
 
-    :arg route: Which route takes envelopes of a topic.
-    :arg ack_timeout: Seconds in which whatever a dead connection had sent has come in.
+    :arg route: Which route takes batches of a topic.
+    :arg ack_timeout: Seconds in which whatever a dead connection had sent has arrived.
     """
 
     def __init__(self, route: Callable[[str], Route | None], ack_timeout: float) -> None:
@@ -44,51 +60,59 @@ class Doubts:
         self._ack_timeout = ack_timeout
         self._seen: set[str] = set()
         """Names of replicated routes that were asked for."""
-        self._doubts: dict[str, _Doubt] = {}
+        self._since: dict[str, _Since] = {}
+        """The streams in doubt."""
         self.in_process: set[str] = set()
-        """Event ids that are out or unanswered on replicated routes."""
+        """Event ids in flight or unanswered on replicated routes; read by all, changed here."""
 
     def __len__(self) -> int:
-        return len(self._doubts)
+        return len(self._since)
 
-    def about(self, route: Route, last: int, now: float) -> bool:
-        """Whether a route must not be given whole flights.
+    def is_about(self, route: Route, last_number: int, now: float) -> bool:
+        """Whether a route must not be given batches.
 
-        :arg last: Number of the last flight that was sent.
+        :arg last_number: Number of the last send.
         """
         if not route.replicated:
             return False
         if route.name not in self._seen:
             self._seen.add(route.name)
             if not route.fresh:
-                self._doubts[route.name] = _Doubt(last, now + self._ack_timeout)
-        return route.name in self._doubts
+                self._since[route.name] = _Since(last_number, now + self._ack_timeout)
+        return route.name in self._since
 
-    def sent(self, entry: Entry) -> None:
-        """An envelope goes by itself, or a group."""
-        route = self._route(entry.envelope.topic)
-        if route is not None and route.replicated:
-            self.in_process.update([envelope.event_id for envelope in entry.envelopes])
+    def add_batch(self, envelopes: Iterable[Envelope]) -> None:
+        """Envelopes go in a batch to a replicated route."""
+        self.in_process.update([envelope[2] for envelope in envelopes])
+
+    def add_singles(self, envelopes: Sequence[Envelope]) -> None:
+        """Envelopes go as singles or in groups."""
+        for topic in {envelope[0] for envelope in envelopes}:
+            route = self._route(topic)
+            if route is not None and route.replicated:
+                self.in_process.update([each[2] for each in envelopes if each[0] == topic])
 
     def not_in_process(self, envelopes: Iterable[Envelope]) -> None:
-        """These have ended, or were never sent."""
+        """These have ended, or are definitely not stored."""
         if self.in_process:
-            self.in_process.difference_update([envelope.event_id for envelope in envelopes])
+            self.in_process.difference_update([envelope[2] for envelope in envelopes])
 
-    def unanswered(self, topics: Iterable[str], last: int) -> None:
-        """Attempts on these topics will not be answered: they may be in process for long."""
+    def unanswered(self, topics: Iterable[str], last_number: int) -> None:
+        """Attempts on these topics will not be answered: they may stay in process for long."""
         for route in map(self._route, topics):
             if route is not None and route.replicated:
-                before = self._doubts.get(route.name)
-                self._doubts[route.name] = _Doubt(last, before.until if before else 0.0)
+                before = self._since.get(route.name)
+                self._since[route.name] = _Since(last_number, before.until if before else 0.0)
 
-    def stored(self, flight: Flight, receipt: Receipt) -> None:
-        """An envelope of a flight is stored: if the route had not had it before, what was in
-        process is no more.
+    def stored(self, number: int, sent: float, receipt: Receipt) -> None:
+        """An envelope is stored: if it is new to the stream, nothing older is in process there.
+
+        :arg number: Of its send.
+        :arg sent: When that was.
         """
         stream, _, _, duplicate = receipt
         if stream is None or duplicate:
             return
-        doubt = self._doubts.get(stream)
-        if doubt is not None and flight.number > doubt.last and flight.sent >= doubt.until:
-            del self._doubts[stream]
+        since = self._since.get(stream)
+        if since is not None and number > since.number and sent >= since.until:
+            del self._since[stream]

@@ -1,208 +1,194 @@
-"""Envelopes between their acceptance and their end: told apart as entries, or together as a parcel."""
+"""Envelopes between acceptance and settlement: a segment of them together, or each as an entry."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import accumulate, groupby, islice
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import NamedTuple
 
-from ..envelope import Envelope
-from ..publishing.answers import Refusal
+from ..envelope import Envelope, payload_size
+from ..publishing import Refusal, Wire, indices_by_aggregate
 
-__all__ = [
-    "Batch",
-    "Entry",
-    "Group",
-    "Parcel",
-    "by_aggregate",
-    "by_company",
-    "fitting",
-    "places_by_aggregate",
-    "size_of",
-]
+__all__ = ["Entry", "Group", "Segment", "Submission", "segments_of"]
+
+OPTIONS = itemgetter(Envelope._fields.index("options"))
 
 
-class Batch(NamedTuple):
-    """What a lane was given in one hand-off."""
+class Submission(NamedTuple):
+    """What all envelopes of one submission share."""
 
     submitted: float
     expires: float
+    """When the delivery timeout of its envelopes is over."""
     epoch: int
 
 
-def size_of(envelope: Envelope) -> int:
-    """Payload bytes an envelope takes from budget and window; a payload that is not bytes is
-    rejected anyway.
-    """
-    payload = envelope.payload
-    return len(payload) if type(payload) is bytes else 0
-
-
 class Entry:
-    """An envelope between its acceptance and its settlement."""
+    """An envelope that is tracked by itself: it goes as a single, or did and failed."""
 
     # Class attributes, not slots: most entries never change them, and are made at half the cost.
     attempts = 0
     in_doubt = 0
-    """How many attempts got no answer: each may be stored, now or later."""
+    """How many attempts got no answer: each may have been stored, or may be yet."""
     count = 1
     """How many messages it is."""
     done = False
-    """Settled, maybe by the late answer to an earlier attempt; whoever still lists it passes over
-    it.
-    """
+    """Settled, perhaps by a late answer to an earlier attempt: lists that still hold it skip it."""
     last: Refusal | None = None
-    """Why the last attempt did not do."""
+    """Why the last attempt failed."""
 
-    def __init__(self, envelope: Envelope, batch: Batch, wire: Any) -> None:
+    def __init__(self, envelope: Envelope, submission: Submission, wire: Wire) -> None:
         self.envelope = envelope
-        self.batch = batch
+        self.submission = submission
         self.wire = wire
         """What the publisher made of it, once for all attempts."""
-        self.size = size_of(envelope)
+        self.size = payload_size(envelope)
 
     @property
     def envelopes(self) -> list[Envelope]:
         """All that it carries."""
         return [self.envelope]
 
+    def unanswered(self, refusal: Refusal) -> None:
+        """The attempt gets no answer."""
+        # The broker's own word on an earlier attempt tells more than this silence.
+        self.last = self.last or refusal
+        self.in_doubt += 1
+
 
 class Group(Entry):
     """Envelopes of one aggregate that are stored all or none: one attempt, one answer, one end."""
 
-    def __init__(self, parcel: "Parcel") -> None:
-        super().__init__(parcel.envelopes[0], parcel.batch, parcel.wires)
-        self.count = len(parcel)
-        self.size = parcel.size
-        self.attempts = parcel.attempts
-        self._parcel = parcel
+    def __init__(self, segment: "Segment") -> None:
+        super().__init__(segment.envelopes[0], segment.submission, segment.wires)
+        self.wires = segment.wires
+        self.count = segment.count
+        self.size = segment.size
+        self.attempts = segment.attempts
+        self._segment = segment
 
     @property
     def envelopes(self) -> list[Envelope]:
         """In order."""
-        return self._parcel.envelopes
+        return self._segment.envelopes
 
     def members(self) -> list[Entry]:
-        """Tell them apart: it has ended."""
-        self._parcel.attempts = self.attempts
-        return self._parcel.apart()
+        """One entry for each envelope, to settle it by itself."""
+        self._segment.attempts = self.attempts
+        return self._segment.each()
 
 
-class Parcel:
-    """Envelopes of one hand-off that wait together or go together, in order.
+class Segment:
+    """A stretch of one submission that waits together or goes together, in order.
 
-    Most never need to be told apart, so nothing is made of each: what has no part in the garbage
-    collector's work cannot slow it down.
+    Most envelopes never need to be told apart, so no object is made for each: what the garbage
+    collector does not track cannot slow it down.
     """
 
-    __slots__ = ("_size", "alone", "attempts", "batch", "envelopes", "group", "wires")
+    __slots__ = ("alone", "attempts", "count", "envelopes", "group", "size", "submission", "wires")
 
     def __init__(
         self,
-        batch: Batch,
+        submission: Submission,
         envelopes: list[Envelope],
-        wires: list[Any],
+        wires: list[Wire],
         *,
         alone: bool = False,
         group: bool = False,
         attempts: int = 0,
     ) -> None:
-        self.batch = batch
+        self.submission = submission
         self.envelopes = envelopes
         self.wires = wires
-        """Of each envelope what the publisher made of it."""
+        """What the publisher made of each envelope."""
         self.alone = alone
-        """Whether each has to go alone, for what it asks of the broker."""
+        """Whether each envelope needs an ack of its own, for what it asks of the broker."""
         self.group = group
-        """Whether they are stored all or none, and never parted."""
+        """Whether the envelopes are stored all or none, and never separated."""
         self.attempts = attempts
-        self._size: int | None = None
+        self.count = len(envelopes)
+        self.size = sum([len(envelope[1]) for envelope in envelopes])
+        """Payload bytes."""
 
-    def __len__(self) -> int:
-        return len(self.envelopes)
-
-    @property
-    def size(self) -> int:
-        """Payload bytes; counted once, as it is asked for at every step of the way."""
-        if self._size is None:
-            self._size = sum([len(envelope[1]) for envelope in self.envelopes])
-        return self._size
-
-    def split(self, count: int) -> "Parcel":
-        """Take the first ones out."""
-        first = Parcel(
-            self.batch,
+    def split(self, count: int) -> "Segment":
+        """Take out the first `count` envelopes."""
+        first = Segment(
+            self.submission,
             self.envelopes[:count],
             self.wires[:count],
             alone=self.alone,
             attempts=self.attempts,
         )
         del self.envelopes[:count], self.wires[:count]
-        self._size = None
+        self.count -= count
+        self.size -= first.size
         return first
 
-    def entries(self) -> list[Entry]:
-        """Tell them apart from now on, unless they are a group."""
-        return [Group(self)] if self.group else self.apart()
+    def fitting(self, room: int, room_bytes: int) -> int:
+        """How many of the first envelopes fit, at least one: the byte window limits many messages,
+        it does not stop a large one.
+        """
+        if self.count <= room and self.size <= room_bytes:
+            return self.count
+        sizes = accumulate(len(envelope[1]) for envelope in self.envelopes)
+        return max(1, sum(size <= room_bytes for size in islice(sizes, room)))
 
-    def apart(self) -> list[Entry]:
-        """One entry for each, whatever they are together."""
+    def entries(self) -> list[Entry]:
+        """Track the envelopes one by one from now on; a group stays one entry."""
+        return [Group(self)] if self.group else self.each()
+
+    def each(self) -> list[Entry]:
+        """One entry for each envelope, also of a group."""
         entries = []
         for envelope, wire in zip(self.envelopes, self.wires, strict=True):
-            entry = Entry(envelope, self.batch, wire)
+            entry = Entry(envelope, self.submission, wire)
             entry.attempts = self.attempts
             entries.append(entry)
         return entries
 
 
-def places_by_aggregate(envelopes: Iterable[Envelope]) -> list[list[int]]:
-    """Where the envelopes of each aggregate are, the aggregates by their firsts; what has none is
-    by itself.
+def segments_of(
+    submission: Submission, envelopes: Sequence[Envelope], wires: list[Wire], *, atomic: bool
+) -> list[Segment]:
+    """A submission as segments, split only where envelopes cannot go together.
+
+    Example: of `e1 e2 e3*  e4`, where `e3` has options and so needs an answer of its own, three
+    segments are made: `[e1 e2]`, `[e3]` alone, `[e4]`. With `atomic`, each aggregate with several
+    envelopes is a group.
     """
-    groups: dict[str | int, list[int]] = {}
-    for place, envelope in enumerate(envelopes):
-        aggregate = envelope.aggregate_id
-        # One that is no str is its own envelope's fault, which is found out elsewhere.
-        groups.setdefault(aggregate if isinstance(aggregate, str) else place, []).append(place)
-    return list(groups.values())
+    if not envelopes:
+        return []
+    if atomic:
+        return _by_aggregate(submission, envelopes, wires)
+    if any(map(OPTIONS, envelopes)):
+        return _by_options(submission, range(len(envelopes)), envelopes, wires)
+    return [Segment(submission, list(envelopes), wires)]
 
 
-def by_aggregate(parcel: Parcel) -> list[Parcel]:
-    """Split a parcel into the groups that are stored all or none, and what is alone of its
-    aggregate in between.
-    """
-    parts = []
-    for several, groups in groupby(
-        places_by_aggregate(parcel.envelopes), key=lambda places: len(places) > 1
-    ):
-        for part in groups if several else [[place for (place,) in groups]]:
-            envelopes, wires = (
-                [parcel.envelopes[at] for at in part],
-                [parcel.wires[at] for at in part],
-            )
-            parts.append(Parcel(parcel.batch, envelopes, wires, alone=several, group=several))
-    return parts
+def _by_aggregate(
+    submission: Submission, envelopes: Sequence[Envelope], wires: list[Wire]
+) -> list[Segment]:
+    """Groups, and between them what is alone of its aggregate."""
+    segments = []
+    for several, groups in groupby(indices_by_aggregate(envelopes), key=lambda at: len(at) > 1):
+        if not several:
+            alone = [index for (index,) in groups]
+            segments += _by_options(submission, alone, envelopes, wires)
+            continue
+        for indices in groups:
+            members, their_wires = [envelopes[i] for i in indices], [wires[i] for i in indices]
+            segments.append(Segment(submission, members, their_wires, alone=True, group=True))
+    return segments
 
 
-def by_company(parcel: Parcel) -> list[Parcel]:
-    """Split a parcel so that what has options, and so needs an answer of its own, is not among the
-    others.
-    """
-    if parcel.group or not any(envelope[7] for envelope in parcel.envelopes):
-        return [parcel] if parcel else []
-    parts = []
-    for alone, group in groupby(
-        zip(parcel.envelopes, parcel.wires, strict=True),
-        key=lambda pair: pair[0].options is not None,
-    ):
-        envelopes, wires = zip(*group, strict=True)
-        parts.append(Parcel(parcel.batch, list(envelopes), list(wires), alone=alone))
-    return parts
-
-
-def fitting(parcel: Parcel, room: int, room_bytes: int) -> int:
-    """How many of its first envelopes fit, at least one: the byte window is for many, not against a
-    large one.
-    """
-    if len(parcel) <= room and parcel.size <= room_bytes:
-        return len(parcel)
-    sizes = accumulate(len(envelope[1]) for envelope in parcel.envelopes)
-    return max(1, sum(size <= room_bytes for size in islice(sizes, room)))
+def _by_options(
+    submission: Submission,
+    indices: Sequence[int],
+    envelopes: Sequence[Envelope],
+    wires: list[Wire],
+) -> list[Segment]:
+    """Separate what has options, and so needs an answer of its own, from the rest."""
+    return [
+        Segment(submission, [envelopes[i] for i in chunk], [wires[i] for i in chunk], alone=alone)
+        for alone, group in groupby(indices, key=lambda i: envelopes[i].options is not None)
+        for chunk in (list(group),)
+    ]

@@ -18,7 +18,7 @@ __all__ = [
     "EVENT_ID",
     "EVENT_TYPE",
     "Headers",
-    "Wire",
+    "Record",
     "are_plain",
     "check_topic",
     "encode",
@@ -36,7 +36,7 @@ ANY = -1
 Headers = list[tuple[str, str | bytes | None]]
 
 
-class Wire(NamedTuple):
+class Record(NamedTuple):
     """An encoded envelope."""
 
     topic: str
@@ -68,7 +68,7 @@ def check_topic(topic: object) -> None:
 
 def is_plain(envelope: Envelope) -> bool:
     """Whether an envelope, apart from its topic, can go to Kafka as it stands, as most do: then it
-    needs no `Wire`.
+    needs no `Record`.
 
     What is kept for a message in flight is paid for by the garbage collector, again and again.
     """
@@ -102,7 +102,7 @@ def are_plain(envelopes: Sequence[Envelope], topics: Set[str]) -> bool:
         return False
 
 
-def encode(envelope: Envelope) -> Wire:
+def encode(envelope: Envelope) -> Record:
     """Check and encode any envelope whose topic was checked.
 
     :raises EnvelopeError: with what is wrong and what to do.
@@ -130,7 +130,7 @@ def encode(envelope: Envelope) -> Wire:
         )
     if options is not None:
         raise EnvelopeError("the options are for JetStream, Kafka has none of them: leave them out")
-    return Wire(topic, payload, key, partition, lines)
+    return Record(topic, payload, key, partition, lines)
 
 
 def _bad_event_id(event_id: object) -> EnvelopeError:

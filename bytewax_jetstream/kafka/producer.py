@@ -15,7 +15,7 @@ from typing import Any, cast
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ..errors import ConnectError
-from ..publishing.answers import Receipt
+from ..publishing import Receipt
 from ..settings import KafkaSettings
 from .config import producer
 
@@ -108,7 +108,7 @@ class Client:
         """Take the reports that are there."""
         self._guarded(self._producer.poll, 0)
 
-    def hurry(self) -> None:
+    def flush_hint(self) -> None:
         """Have librdkafka send what lingers, for a moment; not while it gets on anyway, which this
         would slow down.
         """

@@ -12,15 +12,23 @@ import logging
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException
 
-from ..dispatch.flight import Flight, Leg, Policy, Route, prepare_each
 from ..envelope import Envelope
 from ..errors import ConnectError, EnvelopeError, StreamError
-from ..publishing.answers import Refusal, Verdict
-from ..publishing.publisher import PublisherEvents
+from ..publishing import (
+    Outgoing,
+    Policy,
+    PublisherEvents,
+    Refusal,
+    Route,
+    Singles,
+    Verdict,
+    Wire,
+    prepare_each,
+)
 from ..settings import KafkaSettings
 from .config import WINDOW
 from .encoding import (
@@ -28,7 +36,7 @@ from .encoding import (
     EVENT_ID,
     EVENT_TYPE,
     Headers,
-    Wire,
+    Record,
     are_plain,
     check_topic,
     encode,
@@ -42,7 +50,7 @@ __all__ = ["KafkaPublisher", "classify"]
 log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 64 * 1024 * 1024
-FLIGHT = 1 << INDEX_BITS
+MAX_SEND = 1 << INDEX_BITS
 """Messages a lane sends in its turn, before reports are served."""
 FORGET_SECONDS = 1.0
 """How long a topic that is not there is believed not to be."""
@@ -136,7 +144,7 @@ class KafkaPublisher:
         self._parked: dict[str, list[tuple[int, int]]] = {}
         """Flight and index of what waits until its topic is looked up, in order."""
         self._look_up: asyncio.Task[None] | None = None
-        self._backlog: deque[tuple[int, int, Wire]] = deque()
+        self._backlog: deque[tuple[int, int, Record]] = deque()
         """What librdkafka had no room for, in order."""
         self._retry: asyncio.TimerHandle | None = None
         self._counts = dict.fromkeys(("queue_full", "topic_look_ups", "hand_overs"), 0)
@@ -160,7 +168,7 @@ class KafkaPublisher:
             one_per_aggregate=False,
             window=WINDOW,
             window_bytes=WINDOW_BYTES,
-            flight=FLIGHT,
+            max_send=MAX_SEND,
         )
 
     async def start(self, events: PublisherEvents) -> None:
@@ -190,7 +198,7 @@ class KafkaPublisher:
             )
         events.connected()
 
-    def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
+    def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
         """Check envelopes, and encode those that cannot go as they stand; for the others it is
         None.
         """
@@ -202,18 +210,22 @@ class KafkaPublisher:
         """Kafka's library forms batches of its own."""
         return None
 
-    def send(self, flight: Flight | Leg) -> None:
-        """Hand a flight to librdkafka, and take what reports there are."""
-        assert isinstance(flight, Flight), "there are no routes"
+    def send(self, outgoing: Outgoing) -> None:
+        """Hand singles to librdkafka, and take what reports there are."""
+        assert isinstance(outgoing, Singles), "there are no routes, and no groups"
         client = self._client
-        assert client is not None, "flights come after the start"
-        topics, produce, report, number = self._topics, client.produce, client.report, flight.number
-        place = place_of(number, 0)
-        for index, entry in enumerate(flight.entries):
-            assert entry is not None, "a new flight has no answered entries"
-            envelope = entry.envelope
-            if entry.wire is not None or envelope.topic not in topics or self._backlog:
-                self._send_one(number, index, entry.wire or encode(envelope))
+        assert client is not None, "nothing is sent before the start"
+        topics, produce, report, number = (
+            self._topics,
+            client.produce,
+            client.report,
+            outgoing.number,
+        )
+        first = place_of(number, 0)
+        wires = cast(list[Record | None], outgoing.wires)
+        for index, (envelope, wire) in enumerate(zip(outgoing.envelopes, wires, strict=True)):
+            if wire is not None or envelope.topic not in topics or self._backlog:
+                self._send_one(number, index, wire or encode(envelope))
                 continue
             headers: Headers = [(EVENT_ID, envelope.event_id)]
             if envelope.event_type is not None:
@@ -225,7 +237,7 @@ class KafkaPublisher:
                     envelope.payload,
                     envelope.aggregate_id,
                     ANY,
-                    report(place + index),
+                    report(first + index),
                     None,
                     0,
                     headers,
@@ -235,10 +247,10 @@ class KafkaPublisher:
         client.serve()
         self._take_reports()
 
-    def hurry(self) -> float:
+    def flush_hint(self) -> float:
         """Let nothing linger, for a moment."""
         if self._client is not None:
-            self._client.hurry()
+            self._client.flush_hint()
         return PAUSE
 
     async def close(self) -> None:
@@ -264,7 +276,7 @@ class KafkaPublisher:
         queued = len(self._client) if self._client is not None else 0
         return {**self._counts, "queued": queued, "topics": len(self._topics)}
 
-    def _prepare(self, envelope: Envelope) -> Wire | None:
+    def _prepare(self, envelope: Envelope) -> Record | None:
         try:
             known = envelope.topic in self._topics
         except TypeError:
@@ -305,7 +317,7 @@ class KafkaPublisher:
 
     # Sending what is not plain
 
-    def _send_one(self, number: int, index: int, wire: Wire) -> None:
+    def _send_one(self, number: int, index: int, wire: Record) -> None:
         topic = self._topics.get(wire.topic)
         client = self._client
         if topic is None:
@@ -323,7 +335,7 @@ class KafkaPublisher:
             except (BufferError, KafkaException) as error:
                 self._not_taken(number, index, wire, error)
 
-    def _not_taken(self, number: int, index: int, wire: Wire, error: Exception) -> None:
+    def _not_taken(self, number: int, index: int, wire: Record, error: Exception) -> None:
         """Librdkafka says at once that it will not send a message, or has no room for it."""
         found = error_of(error)
         if found is None or found.code() == KafkaError._QUEUE_FULL:  # noqa: SLF001
@@ -346,11 +358,11 @@ class KafkaPublisher:
         self._retry = None
         waiting, self._backlog = self._backlog, deque()
         for number, index, wire in waiting:
-            if self._events.envelopes(number, index):  # whose time is not up
+            if self._events.in_flight(number, index):  # whose time is not up
                 self._send_one(number, index, wire)
         self._reported()
 
-    def _refuse_partition(self, number: int, index: int, wire: Wire, partitions: int) -> None:
+    def _refuse_partition(self, number: int, index: int, wire: Record, partitions: int) -> None:
         reason = f"topic {wire.topic} has no partition {wire.partition}: give one of 0 to {partitions - 1}, or None"
         self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
         since, _ = self._refused.get(wire.topic, (0.0, ""))
@@ -362,7 +374,7 @@ class KafkaPublisher:
 
     def _reported(self) -> None:
         self._take_reports()
-        self._events.turn()
+        self._events.process()
 
     def _take_reports(self) -> None:
         if self._client is None:
@@ -370,12 +382,12 @@ class KafkaPublisher:
         acks, failures = self._client.take()
         if acks:
             self._counts["hand_overs"] += 1
-            self._events.acked_all(acks)
+            self._events.acked_many(acks)
         for number, index, code, text in failures:
             self._events.refused(number, index, self._classify(code, text, number, index))
 
     def _classify(self, code: int, text: str, number: int, index: int) -> Refusal:
-        envelope = next(iter(self._events.envelopes(number, index)), None)
+        envelope = next(iter(self._events.in_flight(number, index)), None)
         return classify(code, text, envelope, checked=self._admin is not None)
 
     # Topics first seen after the start
@@ -428,7 +440,7 @@ class KafkaPublisher:
 
     def _unpark(self, name: str) -> None:
         for number, index in self._parked.pop(name):
-            for envelope in self._events.envelopes(number, index):
+            for envelope in self._events.in_flight(number, index):
                 self._send_one(number, index, encode(envelope))
 
     def _reject_parked(self, name: str, reason: str) -> None:
@@ -439,7 +451,7 @@ class KafkaPublisher:
     def _forget_settled(self, name: str) -> None:
         """Let go of messages whose time was up before a broker answered."""
         self._parked[name] = [
-            place for place in self._parked[name] if self._events.envelopes(*place)
+            place for place in self._parked[name] if self._events.in_flight(*place)
         ]
         if not self._parked[name]:
             del self._parked[name]

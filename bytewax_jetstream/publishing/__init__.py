@@ -1,1 +1,29 @@
-"""The seam between the pool and a broker: all that a broker may import of the publishing side."""
+"""The seam between the pool and a broker: all that a broker may import of the publishing side.
+
+The pool hands a `Publisher` what goes `Outgoing`; the publisher reports to `PublisherEvents` with
+a `Receipt` or a `Refusal`.
+"""
+
+from .aggregates import indices_by_aggregate
+from .answers import Receipt, Refusal, Verdict
+from .outgoing import Append, Groups, Outgoing, Singles, Wire
+from .policy import Policy, Route
+from .preparing import prepare_each
+from .publisher import Publisher, PublisherEvents
+
+__all__ = [
+    "Append",
+    "Groups",
+    "Outgoing",
+    "Policy",
+    "Publisher",
+    "PublisherEvents",
+    "Receipt",
+    "Refusal",
+    "Route",
+    "Singles",
+    "Verdict",
+    "Wire",
+    "indices_by_aggregate",
+    "prepare_each",
+]

@@ -7,15 +7,17 @@ __all__ = ["Receipt", "Refusal", "Verdict"]
 
 
 class Receipt(NamedTuple):
-    """Where the broker stored an envelope."""
+    """Where the broker stored an envelope; None where it does not say."""
 
     stream: str | None = None
     partition: int | None = None
     sequence: int | None = None
+    """The stream sequence, or the offset in the partition."""
     duplicate: bool | None = None
+    """Whether the broker had the event id before."""
 
     def before(self, messages: int) -> "Receipt":
-        """Of the message so many before, where they were stored one behind the other."""
+        """The receipt of the message stored that many messages earlier in the same run."""
         return self if self.sequence is None else self._replace(sequence=self.sequence - messages)
 
 
@@ -23,15 +25,14 @@ class Verdict(Enum):
     """What a refusal means for the envelope."""
 
     RETRY = "retry"
-    """Not now: try again with the same event id."""
+    """Not stored now: try again with the same event id."""
     REJECT = "reject"
-    """Never, this one: the others are not concerned."""
+    """Never stored as it is; other envelopes are not affected."""
     STOP = "stop"
-    """Never, and others will fare the same: a dataflow must stop rather than dead-letter
-    everything.
-    """
+    """Never stored, and every other envelope would fare the same: a dataflow must stop rather than
+    dead-letter its whole input."""
     GIVE_UP = "give up"
-    """The broker's library has given up; whether it is stored nobody knows."""
+    """The broker's library has given up: the envelope may be stored or not."""
 
 
 class Refusal(NamedTuple):
@@ -40,3 +41,4 @@ class Refusal(NamedTuple):
     verdict: Verdict
     reason: str
     code: int | None = None
+    """The broker's own error code."""

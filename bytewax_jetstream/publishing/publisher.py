@@ -4,65 +4,72 @@ A `Protocol`, not a base class: a publisher shares nothing with its sibling but 
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
-from ..dispatch.flight import Flight, Leg, Policy, Route
 from ..envelope import Envelope
+from ..errors import EnvelopeError
 from .answers import Receipt, Refusal
+from .outgoing import Outgoing, Wire
+from .policy import Policy, Route
 
 __all__ = ["Publisher", "PublisherEvents"]
 
 
 class PublisherEvents(Protocol):
-    """What a publisher reports to the pool, always on the pool's own thread."""
+    """What a publisher reports, always on the pool's own thread.
+
+    A `number` is that of a send; an `index` counts the messages of that send, or of that batch,
+    from 0. Answers to sends that are no longer awaited are welcome: a late ack still tells that an
+    envelope is stored.
+    """
 
     def connected(self) -> None:
-        """Flights may be sent."""
+        """Envelopes may be sent."""
 
     def disconnected(self, reason: str) -> None:
-        """Nothing that is out will be answered any more."""
+        """No answer will come any more to what is in flight."""
 
-    def acked(self, flight: int, index: int, receipt: Receipt) -> None:
-        """The broker has stored envelope `index` of that flight."""
+    def acked(self, number: int, index: int, receipt: Receipt) -> None:
+        """The broker has stored the envelope, or the group, at that index."""
 
-    def acked_all(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
-        """The broker has stored all of these: flight, index and receipt of each."""
+    def acked_many(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
+        """The broker has stored single envelopes: number, index and receipt of each."""
 
-    def stored_through(self, flight: int, places: int) -> None:
-        """The broker has stored the first envelopes of a whole flight."""
+    def batch_stored(self, number: int, count: int) -> None:
+        """The broker has stored the first `count` messages of a batch, which goes on."""
 
-    def ended(self, flight: int, places: int) -> None:
-        """A whole flight is over after its first places: at a refusal, or for no reason that was
-        given.
+    def batch_ended(self, number: int, count: int) -> None:
+        """A batch is over with its first `count` messages stored: it is complete, or a message was
+        refused, or the broker does not say why it ended.
         """
 
-    def returned(self, flight: int, places: int, *, duplicate: bool | None = None) -> None:
-        """A whole flight is over; what is behind its first places is surely not stored, and must go
-        one by one.
+    def batch_returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+        """A batch is over with its first `count` messages stored; the rest is definitely not, and
+        must go as singles.
         """
 
-    def refused(self, flight: int, index: int, refusal: Refusal) -> None:
-        """The broker has not stored envelope `index` of that flight."""
+    def refused(self, number: int, index: int, refusal: Refusal) -> None:
+        """The broker has not stored the message at that index; of a batch, nothing from there on."""
 
     def refused_topic(self, topic: str, refusal: Refusal) -> None:
-        """The broker stores nothing that is out on that topic."""
+        """The broker stores nothing of what is in flight on that topic."""
 
-    def envelopes(self, flight: int, index: int) -> Sequence[Envelope]:
-        """What is at that place, while its answer is awaited: one envelope, or a group that is
-        stored all or none.
+    def in_flight(self, number: int, index: int) -> Sequence[Envelope]:
+        """The envelope still awaited at that index of singles, or all of a group; empty when none
+        is.
         """
 
     def failed(self, reason: str) -> None:
-        """The publisher is beyond repair: whatever is unsettled stays unknown."""
+        """The publisher cannot go on: whatever is unsettled becomes unknown."""
 
-    def turn(self) -> None:
-        """A batch of reports is complete: act on it."""
+    def process(self) -> None:
+        """All reports of this read are in: act on them."""
 
 
 class Publisher(Protocol):
-    """Sends flights to one broker and reports the answers; it never decides what to send or when.
+    """Sends to one broker and reports the answers; it never decides what to send or when.
 
-    All methods but `hurry` are called on the pool's thread and must not block it.
+    All methods but `flush_hint` are called on the pool's thread and must not block it.
     """
 
     broker: str
@@ -74,32 +81,28 @@ class Publisher(Protocol):
 
     @property
     def policy(self) -> Policy:
-        """How flights for this broker are to be formed and retried."""
+        """How envelopes for this broker are sent and retried."""
 
     async def start(self, events: PublisherEvents) -> None:
         """Connect, make or check what the topics need; raises when that fails within its deadline."""
 
-    def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
+    def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
         """Check envelopes and encode each once, for all of its attempts.
 
-        :returns: For each its wire form, or an `EnvelopeError` when it can never be stored as it
-        is.
+        :returns: For each its wire form, or an `EnvelopeError` when it can never be stored as it is.
         """
 
     def route(self, topic: str) -> Route | None:
-        """The route that takes envelopes of a topic in whole flights; None if each has to go alone."""
+        """The route that takes batches of a topic; None where each message has to go as a single."""
 
-    def send(self, flight: Flight | Leg) -> None:
-        """Put a flight, or the next leg of a whole one, on the wire; the answers come through the
-        events.
-        """
+    def send(self, outgoing: Outgoing) -> None:
+        """Write it; the answers come through the events."""
 
-    def hurry(self) -> float:
-        """Somebody waits until nothing is unsettled: nothing of what was sent may lie and wait for
-        company.
+    def flush_hint(self) -> float:
+        """Somebody waits until nothing is unsettled: send what lingers to share a request.
 
         The one method that is called on the waiting thread, again and again; it may block for a
-        millisecond. Returns the seconds after which it is to be called again while the wait lasts.
+        millisecond. Returns the seconds after which to call it again while the wait lasts.
         """
 
     async def close(self) -> None:

@@ -130,7 +130,7 @@ def test_a_server_that_stays_away_longer_than_many_ack_timeouts_costs_nothing(
     batch = envelopes(20_000, "away", aggregates=2_000)
     with opened(jetstream(server.url, ack_timeout=0.1)) as (pool, lane):
         lane.submit(batch)
-        until(lambda: broker_of(pool)["out"] > 500)
+        until(lambda: broker_of(pool)["in_flight"] > 500)
         server.kill()
         until(lambda: broker_of(pool)["retries"] > 0)
         threading.Timer(1.5, server.start).start()

@@ -22,6 +22,7 @@ from bytewax_jetstream import AckPool, Envelope, Outcome, PublishResult
 from bytewax_jetstream.bridge import from_jetstream, from_kafka
 from bytewax_jetstream.errors import PublishError
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
+from bytewax_jetstream.pool import shared_pool
 from bytewax_jetstream.sinks import KafkaSink
 from bytewax_jetstream.testing import KafkaServer, NatsServer
 from tests.support.dataflows import Envelopes, publishing, recovery_store, root_cause, run
@@ -288,8 +289,8 @@ def test_one_dataflow_into_both_brokers_has_one_pool(
 
     def look(index: int) -> bool:
         """Holds the last batch back until both brokers have answered for the others."""
-        assert AckPool._shared is not None
-        seen.append(AckPool._shared.statistics())
+        assert shared_pool._shared.pool is not None
+        seen.append(shared_pool._shared.pool.statistics())
         return index == 2_900 and seen[-1]["stored"] < 2 * 2_900
 
     flow = Dataflow("both")

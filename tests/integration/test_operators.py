@@ -18,7 +18,7 @@ from bytewax.testing import TestingSink
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream.envelope import Envelope, PublishResult
 from bytewax_jetstream.errors import PoolClosedError, PublishError, StreamError
-from bytewax_jetstream.pool.ack_pool import AckPool
+from bytewax_jetstream.pool import shared_pool
 from bytewax_jetstream.settings import JetStreamSettings
 from bytewax_jetstream.sinks import JetStreamSink
 from bytewax_jetstream.testing import NatsServer
@@ -373,7 +373,7 @@ def test_an_output_stops_at_a_refused_envelope_and_commits_nothing_of_its_epoch(
 def _left() -> tuple[int, int, bool]:
     """What a run must not leave behind: threads, file descriptors, the process's pool."""
     process = psutil.Process()
-    return process.num_threads(), process.num_fds(), AckPool._shared is not None
+    return process.num_threads(), process.num_fds(), shared_pool._shared.pool is not None
 
 
 @pytest.mark.parametrize("store", [False, True], ids=["without recovery", "with recovery"])

@@ -320,7 +320,7 @@ def test_order_is_kept_and_nothing_missing_when_the_server_is_killed_with_thousa
         results = []
         for kill in (1, 2):
             lane.submit(batch[20_000 * (kill - 1) : 20_000 * kill])
-            until(lambda: broker_of(pool)["out"] > 1_000)
+            until(lambda: broker_of(pool)["in_flight"] > 1_000)
             server.kill()
             server.start()
             results += lane.flush()
@@ -430,7 +430,7 @@ def test_connections_reset_again_and_again_lose_nothing(
     with opened(jetstream(proxy.url)) as (pool, lane):
         lane.submit(batch)
         for resets in range(1, 6):
-            until(lambda: broker_of(pool)["out"] > 0 or not lane.unsettled)
+            until(lambda: broker_of(pool)["in_flight"] > 0 or not lane.unsettled)
             proxy.cut_all()
             until(lambda: broker_of(pool)["reconnects"] >= resets)  # noqa: B023  # called here only
 

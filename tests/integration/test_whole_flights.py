@@ -54,8 +54,8 @@ def test_a_batch_goes_whole_and_is_acknowledged_as_one(nats_server: NatsServer) 
         counts = broker_of(pool)
 
     assert before == 1
-    assert counts["in_whole_flights"] == len(batch)
-    assert counts["whole_flights"] < 20
+    assert counts["messages_in_batches"] == len(batch)
+    assert counts["batches"] < 20
     assert counts["management_requests"] == requests
     assert {
         (r.outcome, r.stream, r.sequence, r.duplicate, r.attempts) for r in results.values()
@@ -74,7 +74,7 @@ def test_what_is_refused_is_rejected_alone_wherever_in_the_flight_it_is(
         results = settle(lane, batch)
         counts = broker_of(pool)
 
-    assert counts["whole_flights"] > 0
+    assert counts["batches"] > 0
     assert _outcomes(results) == ["rejected" if at in bad else "stored" for at in range(20)]
     assert all("10054" in str(results[f"e-{at}"].reason) for at in bad)
     assert _placed(nats_server.url, stream) == [f"e-{at}" for at in range(20) if at not in bad]
@@ -92,7 +92,7 @@ def test_what_is_refused_in_a_flight_that_goes_on_is_rejected_alone_too(
         results = settle(lane, batch)
         counts = broker_of(pool)
 
-    assert 1 < counts["whole_flights"] < 30
+    assert 1 < counts["batches"] < 30
     assert counts["retries"] == 0
     assert _outcomes(results) == ["rejected" if at in bad else "stored" for at in range(8_000)]
     found = [
@@ -144,7 +144,7 @@ def test_what_has_options_goes_alone_in_its_place_in_the_order(nats_server: Nats
     batch[20] = batch[20]._replace(options=PublishOptions(expected_last_sequence=7))
     with opened(jetstream(nats_server.url)) as (pool, lane):
         results = settle(lane, batch)
-        assert broker_of(pool)["whole_flights"] >= 3
+        assert broker_of(pool)["batches"] >= 3
 
     assert results["e-10"].sequence == 11
     assert results["e-20"].outcome is Outcome.REJECTED
@@ -160,7 +160,7 @@ def test_topics_of_two_streams_go_in_a_flight_each(nats_server: NatsServer) -> N
     ]
     with opened(jetstream(nats_server.url)) as (pool, lane):
         settle(lane, batch)
-        assert broker_of(pool)["in_whole_flights"] == len(batch)
+        assert broker_of(pool)["messages_in_batches"] == len(batch)
 
     for name in ("LEFT", "RIGHT"):
         assert (
@@ -180,7 +180,7 @@ def test_a_stream_that_takes_no_flights_any_more_is_published_to_one_by_one_and_
             settle(lane, envelopes(100, "turned", first=first))
         counts = broker_of(pool)
 
-    assert counts["streams_without_flights"] == 1
+    assert counts["streams_without_batches"] == 1
     assert [record.message for record in caplog.records if "TURNED" in record.message] == [
         "stream TURNED takes one message at a time: the server refused it: batch publish is disabled (10205)"
     ]
@@ -192,7 +192,7 @@ def test_a_stream_that_the_settings_declare_takes_whole_flights(nats_server: Nat
     with opened(jetstream(nats_server.url, streams=(stream,))) as (pool, lane):
         settle(lane, envelopes(100, "ours.x"))
 
-        assert broker_of(pool)["in_whole_flights"] == 100
+        assert broker_of(pool)["messages_in_batches"] == 100
 
 
 def test_without_dedupe_the_server_keeps_no_ids(nats_server: NatsServer) -> None:
@@ -200,7 +200,7 @@ def test_without_dedupe_the_server_keeps_no_ids(nats_server: NatsServer) -> None
     with opened(jetstream(nats_server.url, dedupe=False)) as (pool, lane):
         settle(lane, envelopes(100, "header"))
         settle(lane, envelopes(100, "header"))
-        assert broker_of(pool)["in_whole_flights"] == 200
+        assert broker_of(pool)["messages_in_batches"] == 200
 
     found = [message.headers["Event-Id"] for message in stored(nats_server.url, "HEADER")]
     assert sorted(found) == sorted(2 * [f"e-{at}" for at in range(100)])
@@ -234,7 +234,7 @@ def test_lanes_for_which_the_server_has_no_flight_left_go_one_by_one(
     assert {result.outcome for result in results} == {Outcome.STORED}
     assert len(results) == 12_000
     assert max(result.attempts for result in results) > 1, "no flight was refused"
-    assert counts["streams_without_flights"] == 0
+    assert counts["streams_without_batches"] == 0
     assert (
         audit(narrow_server.url, "NARROW", [each for batch in batches for each in batch])
         == FLAWLESS
@@ -251,7 +251,7 @@ def test_no_flight_lies_open_until_the_server_forgets_it(narrow_server: NatsServ
             )  # longer than the server remembers a batch: there must be none
         counts = broker_of(pool)
 
-    assert counts["in_whole_flights"] == 4_500
+    assert counts["messages_in_batches"] == 4_500
     assert counts["retries"] == 0
     assert audit(narrow_server.url, "IDLE", envelopes(4_500, "idle")) == FLAWLESS
 

@@ -4,13 +4,21 @@ as told.
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
 
-from bytewax_jetstream.dispatch.flight import Flight, Leg, Policy, Route, prepare_each
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.publishing.answers import Receipt, Refusal
-from bytewax_jetstream.publishing.publisher import PublisherEvents
+from bytewax_jetstream.publishing import (
+    Outgoing,
+    Policy,
+    PublisherEvents,
+    Receipt,
+    Refusal,
+    Route,
+    Singles,
+    Wire,
+    prepare_each,
+)
 
 __all__ = ["POLICY", "FakePublisher", "silent", "stored"]
 
@@ -20,17 +28,18 @@ POLICY = Policy(
     one_per_aggregate=True,
     window=100_000,
     window_bytes=1 << 30,
-    flight=512,
+    max_send=512,
 )
 
 Answer = Receipt | Refusal | None
 
 
-class Sent(NamedTuple):
+@dataclass(frozen=True)
+class Sent:
     """One attempt."""
 
-    flight: int
-    place: int
+    number: int
+    index: int
     envelope: Envelope
 
 
@@ -68,10 +77,10 @@ class FakePublisher:
         self.unanswered: list[Sent] = []
         self.prepared: list[int] = []
         """How many envelopes were accepted at once, in order."""
-        self.flights = 0
+        self.sends = 0
         self.starts = 0
         self.closes = 0
-        self.hurries = 0
+        self.flush_hints = 0
         self.again = float("inf")
         self.fail_start: BaseException | None = None
         self.fail_send: BaseException | None = None
@@ -98,7 +107,7 @@ class FakePublisher:
         if self._connects:
             events.connected()
 
-    def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
+    def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
         self.prepared.append(len(envelopes))
         return prepare_each(self._prepare, envelopes)
 
@@ -110,21 +119,17 @@ class FakePublisher:
             raise EnvelopeError("the topic is bad: choose another")
         return envelope.payload
 
-    def send(self, flight: Flight | Leg) -> None:
-        assert isinstance(flight, Flight), "there are no routes"
+    def send(self, outgoing: Outgoing) -> None:
+        assert isinstance(outgoing, Singles), "there are no routes"
         if self.fail_send is not None:
             raise self.fail_send
-        self.flights += 1
-        sent = [
-            Sent(flight.number, at, entry.envelope)
-            for at, entry in enumerate(flight.entries)
-            if entry is not None
-        ]
+        self.sends += 1
+        sent = [Sent(outgoing.number, at, each) for at, each in enumerate(outgoing.envelopes)]
         self.sent += sent
         self.loop.call_soon(self._answer_all, sent)
 
-    def hurry(self) -> float:
-        self.hurries += 1
+    def flush_hint(self) -> float:
+        self.flush_hints += 1
         return self.again
 
     async def close(self) -> None:
@@ -132,7 +137,7 @@ class FakePublisher:
         self.on_close()
 
     def statistics(self) -> dict[str, int]:
-        return {"flights": self.flights}
+        return {"sends": self.sends}
 
     # For tests, from any thread
 
@@ -155,7 +160,7 @@ class FakePublisher:
             if answer is None:
                 self.unanswered.append(one)
             elif isinstance(answer, Receipt):
-                self.events.acked(one.flight, one.place, answer)
+                self.events.acked(one.number, one.index, answer)
             else:
-                self.events.refused(one.flight, one.place, answer)
-        self.events.turn()
+                self.events.refused(one.number, one.index, answer)
+        self.events.process()

@@ -17,25 +17,24 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
-from bytewax_jetstream.dispatch.batches import Whole
-from bytewax_jetstream.dispatch.dispatch import Dispatch
-from bytewax_jetstream.dispatch.flight import (
-    Acked,
-    Ended,
-    Flight,
-    LaneQueue,
-    Leg,
-    Policy,
-    Route,
-    Settled,
-    WholeFlight,
-    prepare_each,
-)
+from bytewax_jetstream.dispatch import Dispatch, LaneQueue, Settled
+from bytewax_jetstream.dispatch.batches import Batches, _Batch
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.publishing.answers import Receipt, Refusal, Verdict
+from bytewax_jetstream.publishing import (
+    Append,
+    Groups,
+    Outgoing,
+    Policy,
+    Receipt,
+    Refusal,
+    Route,
+    Verdict,
+    prepare_each,
+)
+from tests.support.dispatching import each_settled
 
-__all__ = ["Believing", "Faults", "World", "one_by_one"]
+__all__ = ["Believing", "Faults", "World"]
 
 LAST_SUBMISSION = 6.0
 HEALED = 12.0
@@ -82,20 +81,21 @@ def _some_faults(random: Random) -> Faults:
     )
 
 
-class Request(NamedTuple):
+@dataclass(frozen=True)
+class Request:
     """One attempt on the wire, of an envelope or of a group."""
 
-    flight: int
-    place: int
+    number: int
+    index: int
     envelopes: tuple[Envelope, ...]
 
 
-class Burst(NamedTuple):
+class AppendArrives(NamedTuple):
     """What arrives of a leg of a whole flight: places and envelopes, and behind how many the end
     comes, if it does.
     """
 
-    flight: int
+    number: int
     messages: list[tuple[int, Envelope]]
     end: int | None
 
@@ -167,8 +167,8 @@ class World:
             one_per_aggregate=one_per_aggregate,
             window=random.choice((1, 4, 16, 1000)),
             window_bytes=random.choice((100, 1000, 1_000_000)),
-            flight=random.choice((1, 3, 64)),
-            flow=random.choice((1, 3)),
+            max_send=random.choice((1, 3, 64)),
+            flow_interval=random.choice((1, 3)),
             atomic=random.random() < 0.3 if atomic is None else atomic,
         )
         several = random.random() < 0.5 if replicated is None else replicated
@@ -184,9 +184,10 @@ class World:
         self._dispatch = dispatch(
             self.policy, partial(prepare_each, self._prepare), Random(seed + 1), self._routes.get
         )
-        self._lanes = [LaneQueue(number) for number in range(random.randint(1, 3))]
+        self._lanes = [self._dispatch.add_lane() for _ in range(random.randint(1, 3))]
         self._closed: set[LaneQueue] = set()
         self._failed = False
+        self._by_wire: dict[object, Envelope] = {}
         self._accepted: dict[str, Accepted] = {}
         self._results: defaultdict[str, list[tuple[float, Settled]]] = defaultdict(list)
         # The broker's side
@@ -202,7 +203,7 @@ class World:
         self._proposed: dict[str, Proposal] = {}
         """In process, in order, by event id."""
         self._takings: dict[int, Taking] = {}
-        self.later_legs = 0
+        self.later_appends = 0
         """Legs that were not the first of their flight."""
         self.dropped = 0
         """Proposals that a new leader never heard of."""
@@ -210,7 +211,6 @@ class World:
     def run(self) -> list[str]:
         """Play to the end; returns what was broken."""
         for lane in self._lanes:
-            self._dispatch.add_lane(lane)
             for _ in range(self.random.randint(1, 6)):
                 self._at(self.random.uniform(0, LAST_SUBMISSION), partial(self._submit, lane))
             if self.random.random() < 0.1:
@@ -239,10 +239,11 @@ class World:
 
     # The producers
 
-    def _prepare(self, envelope: Envelope) -> bytes:
+    def _prepare(self, envelope: Envelope) -> str:
         if envelope.topic == "bad":
             raise EnvelopeError("the topic is bad")
-        return envelope.payload
+        self._by_wire[envelope.event_id] = envelope
+        return envelope.event_id
 
     def _submit(self, lane: LaneQueue) -> None:
         if lane in self._closed:
@@ -279,21 +280,21 @@ class World:
 
     def _turn(self) -> None:
         dispatch, policy = self._dispatch, self.policy
-        while (flight := dispatch.next_flight(self.now)) is not None:
-            self._send(flight)
+        while (outgoing := dispatch.next_send(self.now)) is not None:
+            self._send(outgoing)
         for lane, settled in dispatch.take_settled():
-            for one in (each for group in settled for each in one_by_one(group)):
+            for one in (each for group in settled for each in each_settled(group)):
                 event_id = one.entry.envelope.event_id
                 self._results[event_id].append((self.now, one))
                 if self._accepted[event_id].lane is not lane:
                     self.problems.append(f"{event_id} was settled in another lane")
         largest_group = 30 if policy.atomic else 1
         if (
-            dispatch.traffic.out >= policy.window + largest_group
-            or dispatch.traffic.out_bytes >= policy.window_bytes + 300 * largest_group
+            dispatch.in_flight >= policy.window + largest_group
+            or dispatch._window.bytes >= policy.window_bytes + 300 * largest_group
         ):
             self.problems.append(
-                f"{dispatch.traffic.out} messages and {dispatch.traffic.out_bytes} bytes are out: more than the window"
+                f"{dispatch.in_flight} messages and {dispatch._window.bytes} bytes are in flight: more than the window"
             )
         due = dispatch.next_tick()
         if due < self._tick_at:
@@ -336,45 +337,51 @@ class World:
         self._dispatch.disconnected("the connection is lost")
         self._at(self.now + self.random.choice((0.01, 0.5, 3.0)), self._connect)
 
-    def _send(self, flight: Flight | Leg) -> None:
-        if isinstance(flight, Leg):
-            self._send_leg(flight)
+    def _send(self, outgoing: Outgoing) -> None:
+        if isinstance(outgoing, Append):
+            self._send_append(outgoing)
             return
-        aggregates: set[str] = set()
-        for index, entry in enumerate(flight.entries):
-            assert entry is not None
-            if entry.envelope.aggregate_id in aggregates and self.policy.one_per_aggregate:
-                self.problems.append(
-                    f"two of aggregate {entry.envelope.aggregate_id} are in flight {flight.number}"
-                )
-            aggregates.add(entry.envelope.aggregate_id or "")
-            request = Request(flight.number, index, tuple(entry.envelopes))
+        number, aggregates = outgoing.number, set[str]()
+        sent = (
+            outgoing.envelopes
+            if isinstance(outgoing, Groups)
+            else [[envelope] for envelope in outgoing.envelopes]
+        )
+        for index, envelopes in enumerate(sent):
+            aggregate = envelopes[0].aggregate_id
+            if aggregate in aggregates and self.policy.one_per_aggregate:
+                self.problems.append(f"two of aggregate {aggregate} are in send {number}")
+            aggregates.add(aggregate or "")
+            request = Request(number, index, tuple(envelopes))
             if not self._happens(self.faults.drop_request):
                 self._post(request)
             if self._happens(self.faults.repeat_request):
                 self._post(request)
 
-    def _send_leg(self, leg: Leg) -> None:
+    def _send_append(self, append: Append) -> None:
         homes: dict[str, str] = {}
-        for other in [*self._dispatch._whole._flights.values()]:
-            for envelope in (each for parcel in other.parcels for each in parcel.envelopes):
+        for other in self._dispatch._batches.sent.values():
+            for envelope in (each for segment in other.segments for each in segment.envelopes):
                 key = f"{id(other.lane)} {envelope.aggregate_id}"
                 if (
                     envelope.aggregate_id
                     and homes.setdefault(key, other.route.name) != other.route.name
                 ):
-                    self.problems.append(f"aggregate {envelope.aggregate_id} is out on two routes")
-        self.later_legs += bool(leg.first and leg.parcels)
-        envelopes = [envelope for parcel in leg.parcels for envelope in parcel.envelopes]
+                    self.problems.append(
+                        f"aggregate {envelope.aggregate_id} is in flight on two routes"
+                    )
+        self.later_appends += bool(append.first and append.wires)
+        envelopes = [self._by_wire[wire] for wire in append.wires]
         kept = [
-            (place, each)
-            for place, each in enumerate(envelopes, start=leg.first)
+            (index, each)
+            for index, each in enumerate(envelopes, start=append.first)
             if not self._happens(self.faults.drop_request / 9)
         ]
-        ends = leg.last and not self._happens(self.faults.drop_request / 3)
-        self._post(Burst(leg.flight.number, kept, leg.first + len(envelopes) if ends else None))
+        ends = append.last and not self._happens(self.faults.drop_request / 3)
+        end = append.first + len(envelopes) if ends else None
+        self._post(AppendArrives(append.number, kept, end))
 
-    def _post(self, request: Request | Burst) -> None:
+    def _post(self, request: Request | AppendArrives) -> None:
         """Requests of one connection arrive in their order; those of a lost one whenever they do."""
         delay = self.random.uniform(0, self.faults.delay if self.now < HEALED else 0.01)
         self._last_arrival = max(self._last_arrival, self.now + delay)
@@ -402,15 +409,15 @@ class World:
         if not self._connected:
             return
         if isinstance(answer, Receipt):
-            self._dispatch.acked(request.flight, request.place, answer)
+            self._dispatch.acked(request.number, request.index, answer)
         else:
-            self._dispatch.refused(request.flight, request.place, answer, self.now)
+            self._dispatch.refused(request.number, request.index, answer, self.now)
 
     # The broker
 
-    def arrive(self, request: Request | Burst) -> None:
+    def arrive(self, request: Request | AppendArrives) -> None:
         """Store what comes, or refuse it, and answer."""
-        if isinstance(request, Burst):
+        if isinstance(request, AppendArrives):
             self._arrive_whole(request)
             return None
         ids = [envelope.event_id for envelope in request.envelopes]
@@ -425,7 +432,7 @@ class World:
             )
         if any(each in self._proposed for each in ids):
             return self._answer(request, Refusal(Verdict.RETRY, "this id is in process"))
-        if any((request.flight, request.place) in self._refused[each] for each in ids):
+        if any((request.number, request.index) in self._refused[each] for each in ids):
             return self._answer(request, Refusal(Verdict.REJECT, "never, as said"))
         if self._happens(self.faults.retry):
             return self._answer(request, Refusal(Verdict.RETRY, "not now"))
@@ -442,18 +449,18 @@ class World:
 
     def _refuse(self, request: Request) -> None:
         for envelope in request.envelopes:
-            self._refused[envelope.event_id].add((request.flight, request.place))
+            self._refused[envelope.event_id].add((request.number, request.index))
 
-    def _arrive_whole(self, burst: Burst) -> None:
+    def _arrive_whole(self, burst: AppendArrives) -> None:
         """As fast-ingest in gap mode `fail`: nothing is stored after the first that is missing or
         refused.
         """
-        dispatch, number = self._dispatch, burst.flight
+        dispatch, number = self._dispatch, burst.number
         if number not in self._takings and (not burst.messages or burst.messages[0][0]):
             self._takings[number] = Taking(over=True)  # it never saw it begin
         taking = self._takings.setdefault(number, Taking())
         if taking.over:
-            self._tell(lambda: dispatch.ended(number, 0, self.now))
+            self._tell(lambda: dispatch.batch_ended(number, 0, self.now))
             return
         words: list[Callable[[], None]] = []
         for place, envelope in burst.messages:
@@ -464,7 +471,7 @@ class World:
             if self._dedupe and event_id in self._places:
                 if place == 0 and self.random.random() < 0.5:
                     taking.over = True
-                    self._tell(lambda: dispatch.returned(number, 1, duplicate=True))
+                    self._tell(lambda: dispatch.batch_returned(number, 1, duplicate=True))
                     return
             elif event_id in self._proposed:
                 pass  # taken for stored
@@ -481,9 +488,9 @@ class World:
                 self._store(event_id, lambda: None)
                 taking.pending = event_id
             taking.through += 1
-            if taking.through % self.policy.flow == 0:
+            if taking.through % self.policy.flow_interval == 0:
                 self._when_stored(
-                    taking.pending, partial(dispatch.stored_through, number, taking.through)
+                    taking.pending, partial(dispatch.batch_stored, number, taking.through)
                 )
         if burst.end is not None and not taking.over:
             taking.over = True
@@ -497,7 +504,7 @@ class World:
                 return
         if taking.over:
             through = taking.through
-            words.append(lambda: dispatch.ended(number, through, self.now))
+            words.append(lambda: dispatch.batch_ended(number, through, self.now))
             self._when_stored(taking.pending, *words)
 
     def _when_stored(self, event_id: str, *words: Callable[[], None]) -> None:
@@ -569,27 +576,27 @@ class World:
     def _look_back(self) -> None:
         self._check_results()
         self._check_order()
-        dispatch = self._dispatch
+        dispatch, lanes = self._dispatch, self._lanes
+        batches, singles = dispatch._batches, dispatch._singles
+        of_lanes = batches._lanes.values()
         left: dict[str, object] = {
-            "out": dispatch.traffic.out,
-            "out_bytes": dispatch.traffic.out_bytes,
-            "flights": dispatch._one_by_one._flights,
-            "whole flights": dispatch._whole._flights,
-            "in process": dispatch.traffic.doubts.in_process,
-            "waiting": [parcel for lane in self._lanes for parcel in lane.waiting],
-            "counts": [
-                (lane.one_by_one, lane.whole)
-                for lane in self._lanes
-                if lane.one_by_one or lane.whole
-            ],
-            "open": [lane.open for lane in self._lanes if lane.open],
-            "silent": dispatch._one_by_one._silent,
-            "silent whole flights": dispatch._whole._silent,
-            "backing off": dispatch._one_by_one._backing_off,
+            "in flight": dispatch.in_flight,
+            "bytes in flight": dispatch._window.bytes,
+            "to go out": dispatch._window.outgoing,
+            "singles": singles._sent,
+            "batches": batches.sent,
+            "in process": dispatch._doubts.in_process,
+            "waiting": [segment for lane in lanes for segment in lane.waiting],
+            "counts": [lane for lane in lanes if lane.singles or lane.backing_off],
+            "batches of a lane": [lane.in_flight for lane in of_lanes if lane.in_flight],
+            "open": [lane.open for lane in of_lanes if lane.open],
+            "silent singles": singles._silent,
+            "silent batches": batches._silent,
+            "backing off": singles._backing_off,
             "turns": dispatch._turns,
-            "ready": [entry for lane in self._lanes for entry in lane.ready],
-            "held": [aggregate for lane in self._lanes for aggregate in lane.held],
-            "settled": [one for lane in self._lanes for one in lane.settled],
+            "ready": [entry for lane in lanes for entry in lane.ready],
+            "held": [aggregate for lane in lanes for aggregate in lane.held],
+            "settled": dispatch._settlements._settled,
         }
         self.problems += [
             f"left behind at the end: {name} {value!r:.80}" for name, value in left.items() if value
@@ -664,14 +671,15 @@ class World:
             last[lane, envelope.aggregate_id] = event_id
 
 
-class Believing(Whole):
-    """Believes every ack: what was not answered goes whole again, and no route is ever in doubt."""
+class Believing(Batches):
+    """Believes every ack: a batch that was not answered goes again as a batch, and no stream is
+    ever in doubt."""
 
-    def _retry_later(self, flight: WholeFlight, refusal: Refusal, now: float) -> None:
-        self._end(flight)
-        for parcel in flight.parcels:
-            self._traffic.doubts.not_in_process(parcel.envelopes)
-        flight.lane.waiting.extendleft(reversed(flight.parcels))
+    def _retry_later(self, batch: _Batch, refusal: Refusal, now: float) -> None:
+        self._end(batch)
+        for segment in batch.segments:
+            self._doubts.not_in_process(segment.envelopes)
+        batch.lane.queue.put_back(batch.segments)
 
     def _is_in_doubt(self, route: Route) -> bool:
         return False
@@ -680,20 +688,8 @@ class Believing(Whole):
 class _Arrival:
     """A request reaches the broker; a thing of its own so that a restart can forget it."""
 
-    def __init__(self, world: World, request: Request | Burst) -> None:
+    def __init__(self, world: World, request: Request | AppendArrives) -> None:
         self._world, self._request = world, request
 
     def __call__(self) -> None:
         self._world.arrive(self._request)
-
-
-def one_by_one(group: Ended) -> list[Settled]:
-    """However envelopes ended together, each by itself."""
-    if isinstance(group, Settled):
-        return [group]
-    if isinstance(group, Acked):
-        return [
-            Settled(entry, Outcome.STORED, receipt, None)
-            for entry, receipt in zip(group.entries, group.receipts, strict=True)
-        ]
-    return [Settled(entry, Outcome.STORED, group.receipt, None) for entry in group.parcel.entries()]

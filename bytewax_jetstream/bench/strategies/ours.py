@@ -15,7 +15,7 @@ from bytewax.testing import run_main
 from ... import operators as jop
 from ...envelope import Envelope, PublishResult
 from ...errors import SettleTimeoutError
-from ...pool.ack_pool import AckPool
+from ...pool import AckPool, borrow_pool, give_back_pool
 from ...settings import BrokerSettings, JetStreamSettings, KafkaSettings, PoolSettings
 from ...sinks import publisher_for
 from ..meter import Tally, Trial
@@ -195,11 +195,11 @@ def flow(trial: Trial) -> Tally:
 @contextmanager
 def _shared_pool(settings: BrokerSettings) -> Iterator[AckPool]:
     """The pool that the dataflow's steps will borrow too, for a look at its counters."""
-    ack_pool = AckPool.borrow(settings.pool)
+    ack_pool = borrow_pool(settings.pool)
     try:
         yield ack_pool
     finally:
-        AckPool.give_back()
+        give_back_pool()
 
 
 class _Read(DynamicSink[Any], StatelessSinkPartition[Any]):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ...publishing.answers import Refusal, Verdict
+from ...publishing import Refusal, Verdict
 
 __all__ = [
     "KNOWN_IDS",

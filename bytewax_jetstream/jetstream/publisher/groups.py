@@ -6,9 +6,9 @@ Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ...dispatch.segment import places_by_aggregate
 from ...envelope import Envelope
 from ...errors import EnvelopeError
+from ...publishing import indices_by_aggregate
 
 __all__ = ["group_frames", "reject_impossible"]
 
@@ -29,17 +29,17 @@ def reject_impossible(
 
     :arg wires: Of each envelope its wire form or its error; changed in place.
     """
-    for places in places_by_aggregate(envelopes):
-        if len(places) == 1:
+    for indices in indices_by_aggregate(envelopes):
+        if len(indices) == 1:
             continue
-        group = [(envelopes[place], wires[place]) for place in places]
+        group = [(envelopes[index], wires[index]) for index in indices]
         reason = _why_not(
             group, {stream_of(str(envelope.topic)) for envelope, _ in group}, max_payload
         )
         if reason is not None:
-            for place in places:
-                if type(wires[place]) is not EnvelopeError:
-                    wires[place] = EnvelopeError(reason)
+            for index in indices:
+                if type(wires[index]) is not EnvelopeError:
+                    wires[index] = EnvelopeError(reason)
 
 
 def _why_not(

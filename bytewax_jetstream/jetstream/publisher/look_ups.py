@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from ...envelope import Envelope
 from ...errors import ConnectError
-from ...publishing.answers import Receipt, Refusal, Verdict
-from ...publishing.publisher import PublisherEvents
+from ...publishing import PublisherEvents, Receipt, Refusal, Verdict
 from ...settings import JetStreamSettings
 from ..connection import Connection, JetStreamApiError
 from .encoding import message_id
@@ -48,7 +47,7 @@ class LookUps:
         """Look into a refusal, if it is one of these; returns whether it is, and will be reported
         from here.
         """
-        grouped = len(self._events.envelopes(flight, place)) > 1
+        grouped = len(self._events.in_flight(flight, place)) > 1
         # Of a group the ids are looked at before the expectations, so an unmet one is not owed to
         # its own success.
         if refusal.code not in ({KNOWN_IDS} if grouped else UNMET_CODES) or not isinstance(
@@ -68,7 +67,7 @@ class LookUps:
     async def _look(self) -> None:
         while self._doubts:
             doubt = self._doubts.popleft()
-            envelopes = self._events.envelopes(doubt.flight, doubt.place)
+            envelopes = self._events.in_flight(doubt.flight, doubt.place)
             if not envelopes:
                 continue  # answered otherwise, or tried again by now
             try:
@@ -83,7 +82,7 @@ class LookUps:
                 self._events.acked(doubt.flight, doubt.place, found)
             else:
                 self._events.refused(doubt.flight, doubt.place, found)
-            self._events.turn()
+            self._events.process()
 
     async def _own_message(self, doubt: _Doubt, envelope: Envelope) -> Receipt | Refusal:
         """Whether the message behind the expected last one is this envelope's."""

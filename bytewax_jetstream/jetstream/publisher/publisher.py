@@ -1,14 +1,13 @@
-"""Publishes flights to JetStream: whole ones by its batch protocol, others with one PubAck for each
-message.
+"""Publishes to JetStream: batches by the server's batch protocol, singles with a PubAck each.
 
-Every message carries a reply subject below one private inbox that names its flight and its place in
-it, so an answer finds its attempt without a future or a task a message. Deadlines and retries are
-the dispatch's; this module knows the wire and what the server's answers mean.
+Every message carries a reply subject below one private inbox that names its send and its index, so
+an answer finds its attempt without a future or a task per message. Deadlines and retries are the
+dispatch's; this module knows what is written and what the server's answers mean.
 
-A whole flight is one fast-ingest batch in gap mode `fail`: the server stores its messages in order
-and, from the first that is missing or refused, none. A short one is written in one burst with its
-commit; one that goes on is written leg by leg, as far ahead of the server's flow acks as the window
-allows.
+A batch is a fast-ingest batch in gap mode `fail`: the server stores its messages in order and, from
+the first one that is missing or refused, none. A short batch is one append, written together with
+its commit. A longer one is written append by append, as far ahead of the server's flow acks as the
+window allows.
 Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.go`.
 """
 
@@ -20,12 +19,21 @@ from functools import partial
 from itertools import chain, count, repeat
 from typing import Any, cast
 
-from ...dispatch.flight import Flight, Leg, Policy, Route, prepare_each
-from ...dispatch.segment import Group
 from ...envelope import Envelope
-from ...errors import StreamError
-from ...publishing.answers import Receipt, Refusal, Verdict
-from ...publishing.publisher import PublisherEvents
+from ...errors import EnvelopeError, StreamError
+from ...publishing import (
+    Append,
+    Groups,
+    Outgoing,
+    Policy,
+    PublisherEvents,
+    Receipt,
+    Refusal,
+    Route,
+    Verdict,
+    Wire,
+    prepare_each,
+)
 from ...settings import JetStreamSettings
 from ..connection import DENIED_PUBLISH, Connection, JetStreamApiError
 from ..streams import REMEDY
@@ -40,26 +48,26 @@ __all__ = ["JetStreamPublisher"]
 log = logging.getLogger(__name__)
 
 WINDOW = 8_192
-"""Messages out at once: several round trips' worth at any rate, and settled well within an ack
-timeout.
-"""
+"""Messages in flight: several round trips' worth at any rate, and settled well within an ack
+timeout."""
 WINDOW_BYTES = 8 * 1024 * 1024
-FLIGHT = 512
-"""Messages a lane sends in its turn, in one write."""
-FLOW = 500
-"""The server says how far it is after so many messages; it allows no more."""
+MAX_SEND = 512
+"""Messages a lane sends in one turn, in one write."""
+FLOW_INTERVAL = 500
+"""Messages after which the server sends a flow ack; it allows no more."""
 
 PUB_ACK = rb'(\{"stream":\s?"([^"\\]+)",\s?"seq":\s?(\d+)(,\s?"duplicate":\s?true)?\})'
 NEVER = re.compile(rb"(?!)").match
 
-START, APPEND, END = 0, 1, 3
-"""Operations of the batch protocol: the first message, another, and the commit, which is no message
-itself.
-"""
-BEGUN = b"1.%d.$FI" % START
-"""How the reply subject of a whole flight's first message ends."""
-APPENDED = (b"%%d.%d.$FI" % APPEND).__mod__
-"""And that of another, by its number."""
+START, APPEND, COMMIT = 0, 1, 3
+"""Operations of the batch protocol: the first message, another one, and the commit without a
+message of its own."""
+BATCH_SUFFIX = b"$FI"
+"""The last token of a reply subject of the batch protocol."""
+STARTED = b"1.%d.%s" % (START, BATCH_SUFFIX)
+"""How the reply subject of a batch's first message ends."""
+APPENDED = (b"%%d.%d.%s" % (APPEND, BATCH_SUFFIX)).__mod__
+"""How that of another message ends, by its sequence in the batch, from 2."""
 
 
 class JetStreamPublisher:
@@ -78,17 +86,17 @@ class JetStreamPublisher:
         self._events: PublisherEvents
         self._connection: Connection
         self._topics: Topics
+        self._look_ups: LookUps
         self._started = False
         self._inbox = b""
         self._ack = NEVER
         """Matches a PubAck with its message line, as the server writes it."""
-        self._batch = b""
-        """How the batch ids of whole flights begin: the server knows them by nothing else."""
+        self._batch_prefix = b""
+        """How the batch ids of this publisher begin; the server knows a batch by nothing else."""
         self._denied_topics: set[str] = set()
-        """Topics that the server refused in the current read."""
+        """Topics that the server denied in the current read."""
         self._forbidden: set[str] = set()
-        """Those that it refused on this connection: they would end every flight."""
-        self._look_ups: LookUps
+        """Those that it denied on this connection: they would end every batch."""
 
     @property
     def identity(self) -> Hashable:
@@ -97,7 +105,7 @@ class JetStreamPublisher:
 
     @property
     def policy(self) -> Policy:
-        """One envelope of an aggregate out at a time; see `dispatch`."""
+        """One single of an aggregate in flight at a time; see `dispatch`."""
         pool = self._settings.pool
         return Policy(
             delivery_timeout=pool.delivery_timeout,
@@ -105,9 +113,9 @@ class JetStreamPublisher:
             one_per_aggregate=True,
             window=WINDOW,
             window_bytes=WINDOW_BYTES,
-            flight=FLIGHT,
+            max_send=MAX_SEND,
             atomic=self._settings.atomic,
-            flow=FLOW,
+            flow_interval=FLOW_INTERVAL,
         )
 
     async def start(self, events: PublisherEvents) -> None:
@@ -130,14 +138,15 @@ class JetStreamPublisher:
         await self._connection.open()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode() + b"."
-        self._batch = inbox.rpartition(".")[2].encode()[-40:] + b"-"
+        self._batch_prefix = inbox.rpartition(".")[2].encode()[-40:] + b"-"
         self._ack = re.compile(
             rb"MSG %s(\d+)\.(\d+) \d+ (\d+)\r\n%s\r\n" % (re.escape(self._inbox), PUB_ACK)
         ).match
         await self._connection.subscribe(f"{inbox}.>", self._answered)
         if self._settings.atomic and not self._connection.takes_groups:
             raise StreamError(
-                "this server cannot store groups all or none: use nats-server 2.12 or later, or atomic=False"
+                "this server cannot store groups all or none: use nats-server 2.12 or later, "
+                "or atomic=False"
             )
         try:
             await self._topics.ensure()
@@ -147,52 +156,46 @@ class JetStreamPublisher:
         if self._connection.is_up:
             events.connected()
 
-    def prepare(self, envelopes: Sequence[Envelope]) -> list[Any]:
-        """Check envelopes against the topics known and the server's limits, and encode them."""
-        wires: list[Any] | None
-        wires = encode_all(
-            envelopes,
-            self._topics.checked,
-            self._connection.max_payload,
-            dedupe=self._settings.dedupe,
-        )
-        if wires is None:
-            wires = prepare_each(self._prepare, envelopes)
+    def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
+        """Check envelopes against the known topics and the server's limits, and encode them."""
+        connection, dedupe = self._connection, self._settings.dedupe
+        encoded = encode_all(envelopes, self._topics.checked, connection.max_payload, dedupe=dedupe)
+        wires: list[Wire | EnvelopeError]
+        wires = list(encoded) if encoded is not None else prepare_each(self._prepare, envelopes)
         if self._settings.atomic:
-            reject_impossible(
-                envelopes, wires, self._topics.stream_of, self._connection.max_payload
-            )
+            reject_impossible(envelopes, wires, self._topics.stream_of, connection.max_payload)
         return wires
 
     def route(self, topic: str) -> Route | None:
-        """The stream that takes messages of a topic in whole flights."""
+        """The stream that takes batches of a topic."""
         return self._topics.route(topic) if topic not in self._forbidden else None
 
-    def send(self, flight: Flight | Leg) -> None:
+    def send(self, outgoing: Outgoing) -> None:
         """Write it in one piece."""
-        if isinstance(flight, Leg):
-            self._send_leg(flight)
+        if isinstance(outgoing, Append):
+            self._send_append(outgoing)
             return
-        inbox, number = self._inbox, flight.number
+        inbox, number = self._inbox, outgoing.number
         frames: list[bytes] = []
-        for index, entry in enumerate(flight.entries):
-            assert entry is not None, "a new flight has no answered entries"
-            if isinstance(entry, Group):
-                topics, reply = (
-                    [each.topic for each in entry.envelopes],
-                    b"%s%d.%d" % (inbox, number, index),
-                )
+        if isinstance(outgoing, Groups):
+            for index, (group, wires) in enumerate(
+                zip(outgoing.envelopes, outgoing.wires, strict=True)
+            ):
                 frames += group_frames(
-                    topics, entry.wire, reply, b"%s%d-%d" % (self._batch, number, index)
+                    [envelope.topic for envelope in group],
+                    cast(list[bytes], wires),
+                    reply=b"%s%d.%d" % (inbox, number, index),
+                    batch=b"%s%d-%d" % (self._batch_prefix, number, index),
                 )
-                continue
-            frames.append(
-                b"HPUB %s %s%d.%d%s"
-                % (entry.envelope.topic.encode(), inbox, number, index, entry.wire)
-            )
+        else:
+            for index, (envelope, wire) in enumerate(
+                zip(outgoing.envelopes, outgoing.wires, strict=True)
+            ):
+                topic = envelope.topic.encode()
+                frames.append(b"HPUB %s %s%d.%d%s" % (topic, inbox, number, index, wire))
         self._connection.write(b"".join(frames))
 
-    def hurry(self) -> float:
+    def flush_hint(self) -> float:
         """Nothing ever lingers here."""
         return float("inf")
 
@@ -211,8 +214,38 @@ class JetStreamPublisher:
             "management_requests": connection.requests,
             "socket_writes": connection.writes,
             "bytes_written": connection.bytes_written,
-            "streams_without_flights": self._topics.without_flights,
+            "streams_without_batches": self._topics.without_batches,
         }
+
+    def _prepare(self, envelope: Envelope) -> bytes:
+        self._topics.check(envelope.topic)
+        return encode(envelope, self._connection.max_payload, dedupe=self._settings.dedupe)
+
+    def _send_append(self, append: Append) -> None:
+        """Write messages of a batch, and its commit where the append is the last.
+
+        A message is `HPUB <topic> <inbox><batch id>.500.fail.<sequence>.<operation>.$FI` and its
+        wire form. Its sequence in the batch counts from 1, one more than its index.
+        """
+        number, topic, first, topics, wires, last = append
+        starts = {each: b"HPUB %s " % each.encode() for each in set(topics)}
+        reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch_prefix, number, FLOW_INTERVAL)
+        ends = (
+            chain([STARTED], map(APPENDED, count(2)))
+            if not first
+            else map(APPENDED, count(first + 1))
+        )
+        frames = zip(
+            map(starts.__getitem__, topics), repeat(reply), ends, cast(list[bytes], wires),
+            strict=False,
+        )  # fmt: skip
+        commit = b""
+        if last:
+            sequence = first + len(topics) + 1
+            commit = b"PUB %s %s%d.%d.%s 0\r\n\r\n" % (
+                topic.encode(), reply, sequence, COMMIT, BATCH_SUFFIX,
+            )  # fmt: skip
+        self._connection.write(b"".join(chain(chain.from_iterable(frames), (commit,))))
 
     # What the connection reports
 
@@ -222,47 +255,69 @@ class JetStreamPublisher:
             self._topics.connected()
             self._events.connected()
 
+    def _read(self) -> None:
+        """All messages of one read were handled."""
+        self._refuse_denied()
+        self._events.process()
+
+    def _denied(self, message: str) -> None:
+        """The server drops messages it does not let us publish, and names only the subject."""
+        denied = DENIED_PUBLISH(message)
+        if denied is not None and self._started:
+            self._denied_topics.add(denied.group(1))
+
+    def _refuse_denied(self) -> None:
+        """A thousand denials of one topic are one look at what is in flight."""
+        while self._denied_topics:
+            topic = self._denied_topics.pop()
+            self._forbidden.add(topic)
+            reason = f"this user may not publish on {topic}: grant it, then publish again"
+            self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
+
+    # Answers
+
     def _take_acks(self, data: bytes, at: int) -> int:
-        """PubAcks come one behind the other, one a message: read in one go, each with one match."""
+        """PubAcks come one after the other, one per message: read all in one go, one match each."""
         acks: list[tuple[int, int, Receipt]] = []
         match, streams = self._ack, self._topics
         while (ack := match(data, at)) is not None:
-            flight, index, size, payload, name, sequence, duplicate = ack.groups()
+            number, index, size, payload, name, sequence, duplicate = ack.groups()
             stream = streams.stream(name)
             if stream is None or len(payload) != int(size):
-                break  # seldom: it is looked at as any other answer
-            # A bare tuple is no work for the garbage collector, as a named one would be.
+                break  # rare: it is handled like any other answer
+            # The garbage collector does not track a bare tuple of these; it would a NamedTuple.
             receipt = cast(Receipt, (stream, None, int(sequence), duplicate is not None))
-            acks.append((int(flight), int(index), receipt))
+            acks.append((int(number), int(index), receipt))
             at = ack.end()
         if acks:
-            self._events.acked_all(acks)
+            self._events.acked_many(acks)
         return at
 
     def _answered(self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes) -> None:
         """A PubAck, an error, or the server's word that nobody listens on that subject."""
         if not payload and header is None:
-            return  # it has one more of a group, and waits for the last
+            return  # the server has one more message of a group, and waits for the last
         tokens = subject[len(self._inbox) :].split(b".")
-        whole = tokens[-1] == b"$FI"
+        is_batch = tokens[-1] == BATCH_SUFFIX
         nobody = not payload and header is not None and header.startswith(b"NATS/1.0 503")
-        if whole:
-            self._refuse_denied()  # what was denied came before, and may be why a flight ended
-        tell: Callable[[], None] | None
+        if is_batch:
+            self._refuse_denied()  # what was denied came before, and may be why a batch ended
+        report: Callable[[], None] | None
         try:
-            if whole:
-                flight, place = int(tokens[0][len(self._batch) :]), int(tokens[3]) - 1
-            else:
-                flight, place = map(int, tokens)
-            if nobody:
-                tell = (
-                    partial(self._events.ended, flight, 0)
-                    if whole
-                    else partial(self._nobody_there, flight, place)
+            if is_batch:
+                number = int(tokens[0][len(self._batch_prefix) :])
+                index = int(tokens[3]) - 1
+                report = (
+                    partial(self._events.batch_ended, number, 0)
+                    if nobody
+                    else self._answer_to_batch(number, index, json.loads(payload))
                 )
             else:
-                tell = (self._word_on_flight if whole else self._word_on_one)(
-                    flight, place, json.loads(payload)
+                number, index = map(int, tokens)
+                report = (
+                    partial(self._nobody_listens, number, index)
+                    if nobody
+                    else self._answer_to_single(number, index, json.loads(payload))
                 )
         except (
             ValueError,
@@ -273,142 +328,82 @@ class JetStreamPublisher:
             OverflowError,
             RecursionError,
         ) as error:
-            # Whatever is not the server's form is not believed, and the deadline decides.
+            # What does not have the server's form is not believed, and the deadline decides.
             log.warning(
-                "ignored an answer on %r that is none (%s): %r", subject[:80], error, payload[:200]
+                "ignored a malformed reply on %r (%s): %r", subject[:80], error, payload[:200]
             )
         else:
-            if tell is not None:
-                tell()
+            if report is not None:
+                report()
 
-    def _word_on_one(
-        self, flight: int, place: int, answer: dict[str, Any]
+    def _answer_to_single(
+        self, number: int, index: int, answer: dict[str, Any]
     ) -> Callable[[], None] | None:
-        """What the server says of an envelope, or a group, that went by itself, as what there is to
-        tell.
-        """
+        """What the server says of a single, or a group, as the report to make."""
         events = self._events
         if error := answer.get("error"):
-            return partial(self._refused, flight, place, answer.get("stream"), classify(error))
+            return partial(self._refused, number, index, answer.get("stream"), classify(error))
         sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
         if type(sequence) is not int:
-            raise ValueError("no sequence")
-        envelopes = events.envelopes(flight, place)
+            raise ValueError("the sequence is missing")
+        envelopes = events.in_flight(number, index)
         if envelopes and answer.get("count", 1) != len(envelopes):
-            raise ValueError("not the number of messages that were sent")
+            raise ValueError("it counts another number of messages than was sent")
         if stream is None:
             return None
-        return partial(
-            events.acked,
-            flight,
-            place,
-            Receipt(stream, None, sequence, bool(answer.get("duplicate"))),
-        )
+        receipt = Receipt(stream, None, sequence, bool(answer.get("duplicate")))
+        return partial(events.acked, number, index, receipt)
 
-    def _word_on_flight(
-        self, flight: int, place: int, answer: dict[str, Any]
+    def _answer_to_batch(
+        self, number: int, index: int, answer: dict[str, Any]
     ) -> Callable[[], None] | None:
-        """What the server says of a whole flight, likewise; the dispatch knows what that is to its
-        envelopes.
-        """
+        """What the server says of a batch, as the report to make."""
         events, kind, error = self._events, answer.get("type"), answer.get("error")
         if kind == "ack":
-            return partial(events.stored_through, flight, int(answer["seq"]))
+            return partial(events.batch_stored, number, int(answer["seq"]))
         if kind == "gap":
-            return None  # the end that follows says how far it came
+            return None  # the end that follows says how many were stored
         if error is None:
             if self._topics.stream(answer["stream"].encode()) is None:
                 return None
+            stored = int(answer["count"])
             if answer.get("duplicate"):
-                # It ends at once when its first message is known: probably all are, so each is
-                # asked for.
-                return partial(events.returned, flight, int(answer["count"]), duplicate=True)
-            return partial(events.ended, flight, int(answer["count"]))
+                # A batch whose first id is known ends at once. Probably all are known, so each is
+                # sent as a single, to learn which.
+                return partial(events.batch_returned, number, stored, duplicate=True)
+            return partial(events.batch_ended, number, stored)
         code, refusal = error.get("err_code", 0), classify(error)
         if kind == "err":
-            return partial(events.refused, flight, int(answer["seq"]) - 1, refusal)
+            return partial(events.refused, number, int(answer["seq"]) - 1, refusal)
         if code == UNKNOWN_FLIGHT:
-            return partial(events.ended, flight, 0)
+            return partial(events.batch_ended, number, 0)
         if code in NO_FLIGHTS:
-            return partial(
-                self._takes_no_flights,
-                flight,
-                answer.get("stream") or "of this account",
-                refusal.reason,
-            )
+            stream = answer.get("stream") or "of this account"
+            return partial(self._takes_no_batches, number, stream, refusal.reason)
         if code == TOO_MANY_FLIGHTS:
-            return partial(events.returned, flight, 0)
-        return partial(events.refused, flight, place, refusal)
+            return partial(events.batch_returned, number, 0)
+        return partial(events.refused, number, index, refusal)
 
-    def _send_leg(self, leg: Leg) -> None:
-        flight, parcels, first, last = leg
-        topics = [envelope[0] for parcel in parcels for envelope in parcel.envelopes]
-        starts = {topic: b"HPUB %s " % topic.encode() for topic in set(topics)}
-        reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch, flight.number, FLOW)
-        places = (
-            chain([BEGUN], map(APPENDED, count(2)))
-            if not first
-            else map(APPENDED, count(first + 1))
-        )
-        wires = chain.from_iterable(parcel.wires for parcel in parcels)
-        frames = zip(map(starts.__getitem__, topics), repeat(reply), places, wires, strict=False)
-        number = first + len(topics) + 1
-        end = (
-            b"PUB %s %s%d.%d.$FI 0\r\n\r\n" % (flight.topic.encode(), reply, number, END)
-            if last
-            else b""
-        )
-        self._connection.write(b"".join(chain(chain.from_iterable(frames), (end,))))
+    def _takes_no_batches(self, number: int, stream: str, reason: str) -> None:
+        self._topics.takes_no_batches(stream, reason)
+        self._events.batch_returned(number, 0)
 
-    def _takes_no_flights(self, flight: int, stream: str, reason: str) -> None:
-        self._topics.takes_no_flights(stream, reason)
-        self._events.returned(flight, 0)
+    def _refused(self, number: int, index: int, stream: object, refusal: Refusal) -> None:
+        if not self._look_ups.take(number, index, stream, refusal):
+            self._events.refused(number, index, refusal)
 
-    def _refused(self, flight: int, place: int, stream: object, refusal: Refusal) -> None:
-        if not self._look_ups.take(flight, place, stream, refusal):
-            self._events.refused(flight, place, refusal)
-
-    def _nobody_there(self, flight: int, place: int) -> None:
-        """No stream listens on the topic, or its leader is being elected: only a look at the
-        streams can tell.
+    def _nobody_listens(self, number: int, index: int) -> None:
+        """No stream covers the topic, or its leader is being elected: only a look at the streams
+        can tell.
         """
-        envelopes = self._events.envelopes(flight, place)
+        envelopes = self._events.in_flight(number, index)
         if not envelopes:
             return
         topic = envelopes[0].topic
         if self._topics.is_gone(topic):
-            refusal = Refusal(
-                Verdict.STOP,
-                f"no stream covers topic {topic} any more: {REMEDY}, and run again",
-                503,
-            )
+            reason = f"no stream covers topic {topic} any more: {REMEDY}, and run again"
+            refusal = Refusal(Verdict.STOP, reason, 503)
         else:
-            refusal = Refusal(
-                Verdict.RETRY,
-                f"nobody listens on topic {topic}: no stream covers it, or it has no leader",
-                503,
-            )
-        self._events.refused(flight, place, refusal)
-
-    def _denied(self, message: str) -> None:
-        """The server drops messages it does not let us publish and names only the subject."""
-        denied = DENIED_PUBLISH(message)
-        if denied is not None and self._started:
-            self._denied_topics.add(denied.group(1))
-
-    def _read(self) -> None:
-        """All that came in one read is taken in."""
-        self._refuse_denied()
-        self._events.turn()
-
-    def _refuse_denied(self) -> None:
-        """A thousand denials of one topic are one look at what is out."""
-        while self._denied_topics:
-            topic = self._denied_topics.pop()
-            self._forbidden.add(topic)
-            reason = f"this user may not publish on {topic}: grant it, then publish again"
-            self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
-
-    def _prepare(self, envelope: Envelope) -> bytes:
-        self._topics.check(envelope.topic)
-        return encode(envelope, self._connection.max_payload, dedupe=self._settings.dedupe)
+            reason = f"nobody listens on topic {topic}: no stream covers it, or it has no leader"
+            refusal = Refusal(Verdict.RETRY, reason, 503)
+        self._events.refused(number, index, refusal)

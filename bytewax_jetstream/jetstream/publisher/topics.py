@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 
-from ...dispatch.flight import Route
 from ...errors import ConnectError, EnvelopeError
+from ...publishing import Route
 from ...settings import JetStreamSettings
 from ..connection import Connection, JetStreamApiError
 from ..streams import REMEDY, Coverage, ensure_streams, read_coverage
@@ -36,7 +36,7 @@ class Topics:
         self.checked: set[str] = set()
         """Topics that may be published on."""
         self._routes: dict[str, Route | None] = {}
-        self._no_flights: dict[str, str] = {}
+        self._no_batches: dict[str, str] = {}
         """Streams that take one message at a time, each with the reason."""
         self._uncovered_since: dict[str, float] = {}
         self._streams: dict[bytes, str] = {}
@@ -118,10 +118,10 @@ class Topics:
             self._streams[name] = stream
         return stream
 
-    def takes_no_flights(self, stream: str, reason: str) -> None:
+    def takes_no_batches(self, stream: str, reason: str) -> None:
         """A stream is published to one message at a time from now on; said once."""
-        if stream not in self._no_flights:
-            self._no_flights[stream] = reason
+        if stream not in self._no_batches:
+            self._no_batches[stream] = reason
             log.warning("stream %s takes one message at a time: %s", stream, reason)
         self._routes.clear()
 
@@ -140,9 +140,9 @@ class Topics:
         self._refresh = asyncio.get_running_loop().create_task(self._read())
 
     @property
-    def without_flights(self) -> int:
+    def without_batches(self) -> int:
         """How many streams are published to one message at a time."""
-        return len(self._no_flights)
+        return len(self._no_batches)
 
     async def _read(self) -> None:
         try:
@@ -161,14 +161,14 @@ class Topics:
         if self._coverage is None:
             return None
         covered = self._coverage.of(topic)
-        if covered is None or covered.stream in self._no_flights:
+        if covered is None or covered.stream in self._no_batches:
             return None
         config = self._coverage.configs[covered.stream]
         if not self._connection.takes_batches:
-            self.takes_no_flights(covered.stream, "whole flights need nats-server 2.14")
+            self.takes_no_batches(covered.stream, "whole flights need nats-server 2.14")
             return None
         if not config.get("allow_batched"):
-            self.takes_no_flights(
+            self.takes_no_batches(
                 covered.stream,
                 "its allow_batched is off; stream_strategy=create_or_update turns it on for a declared stream",
             )

@@ -26,13 +26,15 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream import operators
-from bytewax_jetstream.dispatch.flight import Flight, Leg
+from bytewax_jetstream.dispatch.segment import Entry
+from bytewax_jetstream.dispatch.singles import Singles
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
 from bytewax_jetstream.jetstream.publisher import encoding as wire
 from bytewax_jetstream.jetstream.publisher import publisher
 from bytewax_jetstream.jetstream.publisher.publisher import JetStreamPublisher
-from bytewax_jetstream.kafka.publisher import KafkaPublisher
-from bytewax_jetstream.pool.lane import Lane
+from bytewax_jetstream.pool import Lane
+from bytewax_jetstream.pool.mailbox import Mailbox
+from bytewax_jetstream.pool.results import Delivery
 from tests.support.dataflows import run
 from tests.support.lanes import jetstream, kafka
 from tests.support.recovery.board import Board, Slot
@@ -52,7 +54,6 @@ results in the state; that an envelope waits for the one before it of its aggreg
 """
 KEPT = ("oks", "errs", "checkpoints")
 Kept = PublishResult | Checkpoint
-Sent = Flight | Leg
 
 BATCH = 40
 KEEPERS = 2
@@ -60,7 +61,8 @@ KEEPERS = 2
 LANE: Any = Lane
 PUBLISHER: Any = JetStreamPublisher
 PUBLISHER_MODULE: Any = publisher
-PUBLISHERS: tuple[Any, ...] = (JetStreamPublisher, KafkaPublisher)
+MAILBOX: Any = Mailbox
+SINGLES: Any = Singles
 STEP: Any = operators._PublishLogic
 
 
@@ -195,13 +197,13 @@ class _Watch:
         """By the thread that fills them: each worker's."""
         self._epoch = 0
         """The latest with an envelope."""
-        self._settling: set[Lane] = set()
+        self._settling: set[Mailbox] = set()
         """Lanes whose epoch is being closed."""
         self._held: int | None = None
         """The epoch whose results are held back, so that its commit finds them not passed on."""
 
     def install(self) -> None:
-        submit, deliver = LANE.submit, LANE.deliver
+        submit, deliver, sending = LANE.submit, MAILBOX.deliver, SINGLES._sending
         snapshot, on_notify = STEP.snapshot, STEP.on_notify
 
         def watched_submit(lane: Lane, envelopes: Sequence[Envelope], *, epoch: int = 0) -> None:
@@ -214,21 +216,15 @@ class _Watch:
             if self._held is not None and epoch > self._held + 1 and lane.unsettled:
                 self._die()  # by now the one that is held was committed, while the next was open
 
-        def watched(send: Callable[[Any, Sent], None]) -> Callable[[Any, Sent], None]:
-            def watched_send(publisher: Any, flight: Sent) -> None:
-                if isinstance(flight, Flight):  # a retry never goes whole
-                    self._count(
-                        Slot.RETRIED,
-                        sum(entry.attempts > 1 for entry in flight.entries if entry is not None),
-                    )
-                send(publisher, flight)
+        def watched_sending(singles: Any, lane: Any, entries: list[Entry], *rest: Any) -> Any:
+            number = sending(singles, lane, entries, *rest)  # a retry never goes in a batch
+            self._count(Slot.RETRIED, sum(entry.attempts > 1 for entry in entries))
+            return number
 
-            return watched_send
-
-        def watched_deliver(lane: Lane, delivery: Any, stop_reason: str | None) -> None:
-            deliver(lane, delivery, stop_reason)
+        def watched_deliver(mailbox: Mailbox, delivery: Delivery, stop: str | None) -> None:
+            deliver(mailbox, delivery, stop)
             self._count(Slot.SETTLED, len(delivery.oks) + len(delivery.errs))
-            if lane in self._settling and lane.unsettled:
+            if mailbox in self._settling and mailbox.unsettled:
                 self._aimed("settling")
 
         def watched_snapshot(step: Any) -> Any:
@@ -238,12 +234,12 @@ class _Watch:
             if lane is not None and lane.unsettled:
                 self._count(Slot.BARRIERS, 1)
                 self._aimed("barrier")
-                self._settling.add(lane)
+                self._settling.add(lane._mailbox)
                 self._board[Slot.CLOSING] = len(self._settling)
             state = snapshot(step)
             if lane is not None:
                 self._count(Slot.LEFT, lane.unsettled)
-                self._settling.discard(lane)
+                self._settling.discard(lane._mailbox)
                 self._board[Slot.CLOSING] = len(self._settling)
             if any(state):
                 self._aimed("snapshot")
@@ -254,9 +250,8 @@ class _Watch:
         def watched_on_notify(step: Any) -> Any:
             return on_notify(step) if self._held is None else ((), STEP.RETAIN)
 
-        LANE.submit, LANE.deliver = watched_submit, watched_deliver
-        for kind in PUBLISHERS:
-            kind.send = watched(kind.send)
+        LANE.submit, MAILBOX.deliver = watched_submit, watched_deliver
+        SINGLES._sending = watched_sending
         STEP.snapshot, STEP.on_notify = watched_snapshot, watched_on_notify
 
     def _count(self, slot: Slot, more: int) -> None:

@@ -6,13 +6,10 @@ from typing import NamedTuple
 
 import pytest
 
-from bytewax_jetstream.dispatch import dispatch
-from bytewax_jetstream.dispatch.dispatch import Dispatch
-from bytewax_jetstream.dispatch.flight import LaneQueue
-from bytewax_jetstream.dispatch.segment import Entry
-from bytewax_jetstream.dispatch.singles import OneByOne
+from bytewax_jetstream.dispatch import Dispatch, Entry, LaneQueue, dispatch
+from bytewax_jetstream.dispatch.singles import Singles
 from bytewax_jetstream.envelope import Envelope, Outcome
-from bytewax_jetstream.publishing.answers import Receipt, Refusal
+from bytewax_jetstream.publishing import Receipt, Refusal, Verdict
 from tests.support.simulation import Believing, Faults, World
 
 SEEDS = 2_000
@@ -32,13 +29,10 @@ def _play(seeds: range, **harm: object) -> Played:
         if broken := world.run():
             problems[seed] = broken[:5]
         happened.update({str(outcome): count for outcome, count in world.outcomes.items()})
-        happened.update(
-            retries=world.dispatch.traffic.retries, late_acks=world.dispatch.traffic.late_acks
-        )
-        happened.update(
-            disconnections=world.disconnections, whole_flights=world.dispatch.traffic.whole_flights
-        )
-        happened.update(dropped=world.dropped, later_legs=world.later_legs)
+        counts = world.dispatch.statistics()
+        happened.update({name: counts[name] for name in ("retries", "late_acks", "batches")})
+        happened.update(disconnections=world.disconnections)
+        happened.update(dropped=world.dropped, later_appends=world.later_appends)
     return Played(problems, happened)
 
 
@@ -58,7 +52,7 @@ def test_a_seed_plays_the_same_run_again() -> None:
     assert first.run() == again.run()
     assert first.now == again.now
     assert first.outcomes == again.outcomes
-    assert first.dispatch.traffic.retries == again.dispatch.traffic.retries
+    assert first.dispatch.statistics() == again.dispatch.statistics()
 
 
 # The simulation is worth what it notices: with a rule broken on purpose it must turn red.
@@ -91,31 +85,33 @@ def test_it_notices_a_group_that_is_parted() -> None:
 
 
 def test_it_notices_a_timeout_that_is_called_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hasty(OneByOne):
-        def _finish(
+    class Hasty(Singles):
+        def _end(
             self,
             lane: LaneQueue,
             entry: Entry,
             outcome: Outcome,
-            receipt: Receipt | None,
-            refusal: Refusal | None,
+            receipt: Receipt | None = None,
+            refusal: Refusal | None = None,
         ) -> None:
             given_up = outcome is Outcome.UNKNOWN
-            super()._finish(
-                lane, entry, Outcome.REJECTED if given_up else outcome, receipt, refusal
-            )
+            super()._end(lane, entry, Outcome.REJECTED if given_up else outcome, receipt, refusal)
 
-    monkeypatch.setattr(dispatch, "OneByOne", Hasty)
+        def _give_up(self, lane: LaneQueue, entries: list[Entry]) -> None:
+            for entry in entries:
+                self._end(lane, entry, Outcome.UNKNOWN, None, Refusal(Verdict.GIVE_UP, "late"))
+
+    monkeypatch.setattr(dispatch, "Singles", Hasty)
     assert "is called rejected, and is stored" in _noticed()
 
 
 def test_it_notices_an_answer_that_is_believed_while_an_earlier_attempt_is_in_doubt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Forgetful(OneByOne):
+    class Forgetful(Singles):
         def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
-            flight = self._flights.get(number)
-            entry = flight.at(index) if flight is not None else None
+            sent = self._sent.get(number)
+            entry = sent.at(index) if sent is not None else None
             if entry is not None:
                 entry.in_doubt = 0
             super().refused(number, index, refusal, now)
@@ -133,27 +129,27 @@ def test_it_notices_an_answer_that_is_believed_while_an_earlier_attempt_is_in_do
         restart=0.0,
     )
     assert _noticed(faults=unsteady) == ""
-    monkeypatch.setattr(dispatch, "OneByOne", Forgetful)
+    monkeypatch.setattr(dispatch, "Singles", Forgetful)
     assert "is called rejected, and is stored" in _noticed(faults=unsteady)
 
 
 def test_it_notices_envelopes_that_a_lost_connection_took_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Losing(OneByOne):
+    class Losing(Singles):
         def disconnected(self, refusal: Refusal) -> None:
-            self._flights.clear()
+            self._sent.clear()
 
-    monkeypatch.setattr(dispatch, "OneByOne", Losing)
+    monkeypatch.setattr(dispatch, "Singles", Losing)
     assert "has 0 results" in _noticed()
 
 
 def test_it_notices_two_results_for_one_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Repeating(OneByOne):
+    class Repeating(Singles):
         def acked_late(self, lane: LaneQueue, entry: Entry, receipt: Receipt) -> None:
-            self._traffic.settle(lane, entry, Outcome.STORED, receipt, None)
+            self._settlements.settle(lane, entry, Outcome.STORED, receipt)
 
-    monkeypatch.setattr(dispatch, "OneByOne", Repeating)
+    monkeypatch.setattr(dispatch, "Singles", Repeating)
     assert "has 2 results" in _noticed()
 
 
@@ -187,7 +183,7 @@ def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(
         mean_quorum=0.5,
     )
     if without:
-        monkeypatch.setattr(dispatch, "Whole", Believing)
+        monkeypatch.setattr(dispatch, "Batches", Believing)
     noticed = _noticed(faults=torn, whole=True, replicated=True)
     if without:
         assert "is called stored, and is not" in noticed

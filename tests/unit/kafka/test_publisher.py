@@ -7,7 +7,7 @@ from bytewax_jetstream.bridge import from_jetstream, from_kafka
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.kafka.encoding import ANY, encode, is_plain
 from bytewax_jetstream.kafka.producer import error_of, place_of
-from bytewax_jetstream.kafka.publisher import FLIGHT, classify
+from bytewax_jetstream.kafka.publisher import MAX_SEND, classify
 from bytewax_jetstream.publishing.answers import Verdict
 
 
@@ -72,7 +72,7 @@ def test_a_fatal_error_is_found_behind_what_the_library_wraps_it_in() -> None:
 
 
 def test_a_place_is_one_number() -> None:
-    places = {place_of(flight, index) for flight in range(1, 5) for index in (0, 1, FLIGHT - 1)}
+    places = {place_of(flight, index) for flight in range(1, 5) for index in (0, 1, MAX_SEND - 1)}
 
     assert len(places) == 12
 

@@ -18,10 +18,10 @@ import pytest
 from bytewax_jetstream import loop_thread as loop_module
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
 from bytewax_jetstream.errors import PoolClosedError, SettleTimeoutError
+from bytewax_jetstream.pool import AckPool, Lane, PoolState, borrow_pool, give_back_pool
 from bytewax_jetstream.pool import ack_pool as pool_module
-from bytewax_jetstream.pool.ack_pool import AckPool, PoolState
-from bytewax_jetstream.pool.lane import Budget, Lane
-from bytewax_jetstream.publishing.answers import Receipt, Refusal, Verdict
+from bytewax_jetstream.pool.budget import Budget
+from bytewax_jetstream.publishing import Receipt, Refusal, Verdict
 from bytewax_jetstream.settings import PoolSettings
 from tests.support.fake_publisher import POLICY, FakePublisher, silent, stored
 from tests.support.waiting import until
@@ -214,7 +214,7 @@ def test_results_that_are_there_are_taken_without_waiting() -> None:
 
 
 def test_more_silent_flights_than_ack_workers_hold_nothing_up() -> None:
-    quiet = FakePublisher(silent, policy=POLICY._replace(flight=1))
+    quiet = FakePublisher(silent, policy=POLICY._replace(max_send=1))
     half = FakePublisher(
         lambda envelope: stored(envelope) if envelope.event_id.startswith("good") else None
     )
@@ -222,7 +222,7 @@ def test_more_silent_flights_than_ack_workers_hold_nothing_up() -> None:
         silent_lanes = [pool.lane(quiet, name=f"silent-{number}") for number in range(4)]
         for number, lane in enumerate(silent_lanes):
             lane.submit(envelopes(25, prefix=f"silent-{number}-"))
-        until(lambda: quiet.flights == 100)
+        until(lambda: quiet.sends == 100)
 
         other = pool.lane(FakePublisher(), name="other broker")
         same = pool.lane(half, name="same broker")
@@ -268,26 +268,26 @@ def test_a_batch_is_one_hand_over_to_the_pools_thread(monkeypatch: pytest.Monkey
     with pooled() as pool:
         lane = pool.lane(publisher, name="lane")
         calls: list[object] = []
-        call = pool._thread.call
+        call = pool._thread._loop_thread.call
 
         def counted(callback: Callable[[], object]) -> None:
             calls.append(callback)
             call(callback)
 
-        monkeypatch.setattr(pool._thread, "call", counted)
+        monkeypatch.setattr(pool._thread._loop_thread, "call", counted)
         for _ in range(10):
             lane.submit(envelopes(1_000))
             lane.flush()
 
     assert 1 <= len(calls) <= 10
-    assert publisher.flights <= 10 * 2
+    assert publisher.sends <= 10 * 2
 
 
 @contextmanager
 def held_up(pool: AckPool) -> Iterator[None]:
     """The pool's thread takes nothing in meanwhile."""
     go_on = threading.Event()
-    pool._thread.call(lambda: go_on.wait(20))
+    pool._thread._loop_thread.call(lambda: go_on.wait(20))
     try:
         yield
     finally:
@@ -340,9 +340,9 @@ def test_an_idle_pool_looks_at_nothing_and_is_woken_at_once() -> None:
             assert len(lane.flush()) == 1
             until(
                 lambda: (
-                    not pool._looking
-                    and pool._next_look is not None
-                    and pool._next_look.cancelled()
+                    not pool._intake._looking
+                    and pool._thread._next_look is not None
+                    and pool._thread._next_look.cancelled()
                 )
             )
 
@@ -387,13 +387,13 @@ def test_a_full_budget_blocks_the_producer_and_discards_nothing() -> None:
         until(lambda: len(publisher.unanswered) == 10)
 
         assert producer.is_alive()
-        assert lane.unsettled == pool.budget.used_messages == 10
+        assert lane.unsettled == pool.unsettled == 10
         publisher.release()
         assert producer.end() is None
         assert [result.event_id for result in lane.flush()] == [
             one.event_id for one in envelopes(25)
         ]
-        assert (pool.budget.used_messages, pool.budget.used_bytes) == (0, 0)
+        assert (pool.unsettled, pool.statistics()["unsettled_bytes"]) == (0, 0)
 
 
 def test_the_budget_is_given_back_although_nobody_collects() -> None:
@@ -414,7 +414,7 @@ def test_a_batch_larger_than_the_budget_of_bytes_goes_in_pieces() -> None:
         producer = InThread(lambda: lane.submit(envelopes(100, size=100)))
         until(lambda: pool.statistics()["budget_stalls"])
 
-        assert 500 <= pool.budget.used_bytes <= 1_000
+        assert 500 <= pool.statistics()["unsettled_bytes"] <= 1_000
         publisher.release()
         assert producer.end() is None
         assert len(lane.flush()) == 100
@@ -427,7 +427,7 @@ def test_a_message_larger_than_the_budget_goes_when_nothing_else_is_out() -> Non
         lane.submit(envelopes(1, size=10))
         producer = InThread(lambda: lane.submit(envelopes(1, size=5_000, prefix="large-")))
         until(lambda: pool.statistics()["budget_stalls"])
-        assert pool.budget.used_bytes == 10
+        assert pool.statistics()["unsettled_bytes"] == 10
         publisher.release()
         assert producer.end() is None
 
@@ -446,12 +446,12 @@ def test_a_producer_does_not_wait_for_ever_when_nothing_is_settled() -> None:
     with pooled() as pool:
         lane = pool.lane(FakePublisher(), name="lane")
         budget = Budget(10, 1_000)
-        budget.acquire(10, 10, lane, patience=0.05)
+        budget.acquire(10, 10, lane.check, patience=0.05)
         with pytest.raises(SettleTimeoutError) as caught:
-            budget.acquire(1, 1, lane, patience=0.05)
+            budget.acquire(1, 1, lane.check, patience=0.05)
 
     assert str(caught.value) == (
-        "the budget of 10 messages is spent and nothing was settled for 0.05 s: see whether the broker answers"
+        "the budget of 10 messages is used up and nothing was settled for 0.05 s: check whether the broker answers"
     )
     assert (budget.used_messages, budget.used_bytes) == (10, 10)
 
@@ -505,7 +505,7 @@ def test_what_a_lane_was_given_before_it_is_closed_becomes_unknown_and_frees_the
             "its lane was closed before it was answered"
         }
         assert len(results) == 100
-        until(lambda: pool.budget.used_messages == 0)
+        until(lambda: pool.unsettled == 0)
 
 
 def test_a_closed_lane_takes_nothing() -> None:
@@ -547,7 +547,7 @@ def test_a_lost_connection_is_logged_and_what_was_out_is_sent_again(
         publisher.tell(lambda events: events.connected())
         results = lane.flush()
 
-    assert "fake: the server is gone; 5 envelopes are tried again" in caplog.messages
+    assert "fake: the server is gone; 5 envelopes are sent again" in caplog.messages
     assert {(result.outcome, result.attempts) for result in results} == {(Outcome.STORED, 2)}
 
 
@@ -612,7 +612,7 @@ def test_the_drain_has_a_fixed_order(caplog: pytest.LogCaptureFixture) -> None:
         seen.append(
             ("ACK workers stopped", sum("stopped" in message for message in caplog.messages))
         )
-        seen.append(("thread alive", pool._thread.alive))
+        seen.append(("thread alive", pool._thread._loop_thread.alive))
 
     publisher.on_close = at_close
     closer = InThread(lambda: pool.close(0.5))
@@ -637,7 +637,7 @@ def test_the_drain_has_a_fixed_order(caplog: pytest.LogCaptureFixture) -> None:
         ("thread alive", True),
     ]
     # 6. ... the thread ends.
-    assert not pool._thread.alive
+    assert not pool._thread._loop_thread.alive
     outcomes = {result.event_id: result.outcome for result in lane.collect()}
     assert outcomes == {f"e{n}": Outcome.STORED if n < 5 else Outcome.UNKNOWN for n in range(10)}
 
@@ -654,10 +654,10 @@ def test_what_is_unsettled_at_the_close_becomes_unknown_with_what_to_do() -> Non
     assert {(result.outcome, result.reason) for result in results} == {
         (
             Outcome.UNKNOWN,
-            "the pool was closed before it was answered; publish it again with the same event id",
+            "the pool was closed before it was answered: publish it again with the same event id",
         )
     }
-    assert pool.budget.used_messages == 0
+    assert pool.unsettled == 0
 
 
 def test_who_waits_for_results_gets_them_from_a_pool_that_drains() -> None:
@@ -851,7 +851,7 @@ def test_a_crash_of_an_ack_worker_ends_everybodys_wait(monkeypatch: pytest.Monke
         def broken(task: object) -> None:
             raise RuntimeError("a bug")
 
-        monkeypatch.setattr(pool, "_settle", broken)
+        monkeypatch.setattr(pool._thread.workers, "_settle", broken)
         lane.submit(envelopes(3))
         with pytest.raises(PoolClosedError, match="has died of RuntimeError"):
             lane.flush()
@@ -870,52 +870,52 @@ def test_a_pool_cannot_be_pickled() -> None:
 
 def test_a_borrowed_pool_is_everybodys_until_the_last_gives_it_back() -> None:
     settings = PoolSettings(ack_workers=2)
-    first, second = AckPool.borrow(settings), AckPool.borrow(PoolSettings(ack_workers=2))
+    first, second = borrow_pool(settings), borrow_pool(PoolSettings(ack_workers=2))
     lane = first.lane(FakePublisher(), name="lane")
     assert first is second
-    AckPool.give_back()
+    give_back_pool()
     lane.submit(envelopes(5))
     assert len(lane.flush()) == 5
-    AckPool.give_back()
+    give_back_pool()
     assert first.state is PoolState.CLOSED
     assert pool_threads() == []
 
-    again = AckPool.borrow(settings)
+    again = borrow_pool(settings)
     try:
         assert again is not first
         assert again.state is PoolState.NEW
     finally:
-        AckPool.give_back()
+        give_back_pool()
 
 
 def test_giving_back_does_not_wait_for_what_nobody_waits_for() -> None:
-    pool = AckPool.borrow(PoolSettings(drain_timeout=1000))
+    pool = borrow_pool(PoolSettings(drain_timeout=1000))
     lane = pool.lane(FakePublisher(silent), name="lane")
     lane.submit(envelopes(5))
-    AckPool.give_back()
+    give_back_pool()
 
     assert pool.state is PoolState.CLOSED
     assert {result.outcome for result in lane.collect()} == {Outcome.UNKNOWN}
 
 
 def test_a_process_has_no_two_pool_settings() -> None:
-    AckPool.borrow(PoolSettings(ack_workers=2))
+    borrow_pool(PoolSettings(ack_workers=2))
     try:
         with pytest.raises(
-            PoolClosedError, match="already runs with other pool settings: give all steps the same"
+            PoolClosedError, match="already runs with other settings: give all steps the same"
         ):
-            AckPool.borrow(PoolSettings(ack_workers=3))
+            borrow_pool(PoolSettings(ack_workers=3))
     finally:
-        AckPool.give_back()
-    AckPool.borrow(PoolSettings(ack_workers=3))
-    AckPool.give_back()
+        give_back_pool()
+    borrow_pool(PoolSettings(ack_workers=3))
+    give_back_pool()
 
 
 def test_a_forked_child_is_told_so_and_borrows_a_pool_of_its_own() -> None:
     program = """
         import os, sys, traceback
         from bytewax_jetstream.errors import PoolClosedError
-        from bytewax_jetstream.pool import AckPool
+        from bytewax_jetstream.pool import borrow_pool, give_back_pool
         from bytewax_jetstream.settings import PoolSettings
         from tests.support.fake_publisher import FakePublisher
         from tests.unit.pool.test_pool import envelopes
@@ -933,15 +933,15 @@ def test_a_forked_child_is_told_so_and_borrows_a_pool_of_its_own() -> None:
             refused(lambda: parents.lane(FakePublisher(), name="lane"))
             lane.close()
             parents.close()
-            own = AckPool.borrow(PoolSettings())
+            own = borrow_pool(PoolSettings())
             assert own is not parents
             own_lane = own.lane(FakePublisher(), name="lane")
             own_lane.submit(envelopes(100))
             assert len(own_lane.flush()) == 100
-            AckPool.give_back()
+            give_back_pool()
             assert "closed" in repr(own)
 
-        parents = AckPool.borrow(PoolSettings())
+        parents = borrow_pool(PoolSettings())
         lane = parents.lane(FakePublisher(), name="lane")
         lane.submit(envelopes(100))
         assert len(lane.flush()) == 100
@@ -956,7 +956,7 @@ def test_a_forked_child_is_told_so_and_borrows_a_pool_of_its_own() -> None:
         assert os.waitpid(child, 0)[1] == 0, "the child failed"
         lane.submit(envelopes(100))
         assert len(lane.flush()) == 100
-        AckPool.give_back()
+        give_back_pool()
         print("both went on")
     """
     done = subprocess.run(
@@ -1007,7 +1007,7 @@ def test_statistics_are_a_plain_value() -> None:
             [*envelopes(3), Envelope("bad", b"", "bad"), Envelope("silent", b"12", "silent")]
         )
         until(lambda: lane.unsettled == 1)
-        until(lambda: pool.budget.used_messages == 1)
+        until(lambda: pool.unsettled == 1)
         statistics = pool.statistics()
 
         assert (
@@ -1029,13 +1029,13 @@ def test_statistics_are_a_plain_value() -> None:
                     {
                         "broker": "fake",
                         "lanes": 1,
-                        "out": 1,
+                        "in_flight": 1,
                         "retries": 0,
                         "late_acks": 0,
-                        "whole_flights": 0,
-                        "in_whole_flights": 0,
+                        "batches": 0,
+                        "messages_in_batches": 0,
                         "streams_in_doubt": 0,
-                        "flights": publisher.flights,
+                        "sends": publisher.sends,
                     }
                 ],
             }
@@ -1049,12 +1049,12 @@ def test_its_repr_tells_its_state() -> None:
         assert repr(pool) == "<AckPool new, 0 unsettled, no brokers>"
         lane = pool.lane(FakePublisher(silent), name="lane")
         lane.submit(envelopes(3))
-        until(lambda: "3 out" in repr(pool))
+        until(lambda: "3 in flight" in repr(pool))
         assert (
             repr(pool)
-            == "<AckPool running, 3 unsettled, <Dispatch connected, 3 out, 0 backing off, 1 lanes>>"
+            == "<AckPool running, 3 unsettled, <Dispatch connected, 3 in flight, 0 backing off, 1 lanes>>"
         )
-        assert repr(lane) == "<Lane 'lane', 3 unsettled, 0 mails>"
+        assert repr(lane) == "<Lane 'lane', 3 unsettled, 0 deliveries>"
 
 
 def test_it_closes_at_the_end_of_a_with_block() -> None:

@@ -1,0 +1,183 @@
+"""The envelopes of one lane, in order: the one owner of what waits and of what is held back."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from .segment import Entry, Segment
+
+__all__ = ["LaneQueue"]
+
+
+class LaneQueue:
+    """What one lane has accepted and not yet sent, and the order its aggregates must keep.
+
+    An envelope first waits, in a segment. It leaves with a batch (`pop_first`), or as a single:
+    then it is ready, or held behind another single of its aggregate until that one is settled.
+
+    Attributes may be read by everyone in this package; only the methods change them. Each method
+    after which the lane may be able to send puts it among the changed lanes, which the dispatch
+    looks at before the next send.
+
+    :arg one_per_aggregate: Whether singles of one aggregate go one after the other.
+    :arg changed: The changed lanes; shared by all lanes of a dispatch.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_one_per_aggregate",
+        "backing_off",
+        "held",
+        "ready",
+        "singles",
+        "waiting",
+    )
+
+    def __init__(self, changed: "dict[LaneQueue, None]", *, one_per_aggregate: bool) -> None:
+        self._changed = changed
+        self._one_per_aggregate = one_per_aggregate
+        self.waiting: deque[Segment] = deque()
+        """Accepted, and never sent or definitely not stored; no segment is empty."""
+        self.ready: deque[Entry] = deque()
+        """Singles that may be sent."""
+        self.held: dict[str, deque[Entry] | None] = {}
+        """For each aggregate with a single ready, in flight or backing off: the singles that wait
+        behind it."""
+        self.singles = 0
+        """How many envelopes or groups go as singles and are not settled."""
+        self.backing_off = 0
+        """How many of them are backing off."""
+
+    def mark_changed(self) -> None:
+        """The lane may be able to send."""
+        self._changed[self] = None
+
+    # Segments
+
+    def enqueue(self, segments: Iterable[Segment]) -> None:
+        """Accept segments, behind what waits."""
+        self.waiting.extend(segments)
+        self._changed[self] = None
+
+    def put_back(self, segments: Iterable[Segment]) -> None:
+        """Return segments, in order, to the front: they are definitely not stored."""
+        self.waiting.extendleft(segment for segment in reversed(list(segments)) if segment.count)
+
+    def pop_first(self) -> Segment:
+        """Take out what waits first."""
+        return self.waiting.popleft()
+
+    def split_first(self, count: int) -> Segment:
+        """Split what waits first; returns its first `count` envelopes, still waiting."""
+        first = self.waiting[0].split(count)
+        self.waiting.appendleft(first)
+        return first
+
+    def take_overdue_segments(self, now: float) -> list[Segment]:
+        """Take out what waits first past its delivery timeout."""
+        segments = []
+        while self.waiting and self.waiting[0].submission.expires <= now:
+            segments.append(self.waiting.popleft())
+        return segments
+
+    # Singles
+
+    def enter(self, entry: Entry) -> bool:
+        """Let an entry go as a single; False when it is held behind another of its aggregate."""
+        self.singles += 1
+        aggregate = entry.envelope.aggregate_id
+        if aggregate is None or not self._one_per_aggregate:
+            return True
+        if aggregate not in self.held:
+            self.held[aggregate] = None
+            return True
+        behind = self.held[aggregate]
+        if behind is None:
+            behind = self.held[aggregate] = deque()
+        behind.append(entry)
+        return False
+
+    def enter_ready(self, entries: Sequence[Entry]) -> None:
+        """Let entries go as singles: each is ready, unless it is held."""
+        if self._one_per_aggregate:
+            self.ready.extend([entry for entry in entries if self.enter(entry)])
+        else:
+            self.singles += len(entries)
+            self.ready.extend(entries)
+        self._changed[self] = None
+
+    def make_ready_first(self, entry: Entry) -> None:
+        """An entry may be sent again, before those that are ready."""
+        self.ready.appendleft(entry)
+        self._changed[self] = None
+
+    def take_ready(self, messages: int, size: int, now: float) -> tuple[list[Entry], list[Entry]]:
+        """Take out what is ready: as much as has room, and what is past its delivery timeout.
+
+        :arg messages: Room for messages.
+        :arg size: Room for bytes; the last message taken may exceed it.
+        :returns: The entries to send, and the overdue ones.
+        """
+        taken: list[Entry] = []
+        overdue: list[Entry] = []
+        ready = self.ready
+        while ready and messages > 0 and size > 0:
+            entry = ready.popleft()
+            if entry.done:
+                continue
+            if entry.submission.expires <= now:
+                overdue.append(entry)
+                continue
+            messages -= entry.count
+            size -= entry.size
+            taken.append(entry)
+        return taken, overdue
+
+    def take_overdue(self, now: float) -> list[Entry]:
+        """Take out what is ready past its delivery timeout; forget what is settled."""
+        kept: deque[Entry] = deque()
+        overdue: list[Entry] = []
+        for entry in self.ready:
+            if not entry.done:
+                (overdue if entry.submission.expires <= now else kept).append(entry)
+        self.ready = kept
+        return overdue
+
+    def leave(self, entries: Sequence[Entry]) -> None:
+        """Singles have ended: the next of each aggregate is ready."""
+        self.singles -= len(entries)
+        held = self.held
+        if held:
+            for entry in entries:
+                aggregate = entry.envelope.aggregate_id
+                if aggregate is not None and aggregate in held:
+                    if behind := held[aggregate]:
+                        self.ready.append(behind.popleft())
+                    else:
+                        del held[aggregate]
+        self._changed[self] = None
+
+    def back_off(self) -> None:
+        """One more single waits until it is tried again."""
+        self.backing_off += 1
+        self._changed[self] = None
+
+    def resume(self) -> None:
+        """One less does."""
+        self.backing_off -= 1
+
+    def entries(self) -> list[Entry]:
+        """The singles that are ready or held."""
+        behind = [entry for held in self.held.values() if held for entry in held]
+        return [*self.ready, *behind]
+
+    def clear_singles(self) -> None:
+        """Forget all singles: they were settled as unknown."""
+        self.ready.clear()
+        self.held.clear()
+        self.singles = 0
+
+    def clear_waiting(self) -> list[Segment]:
+        """Take out all that waits."""
+        waiting = list(self.waiting)
+        self.waiting.clear()
+        return waiting

@@ -1,0 +1,184 @@
+"""A publisher in the pool, with its dispatch, shared by all lanes that publish to the same broker."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import NamedTuple
+
+from ..dispatch import Dispatch, LaneQueue, Settlement
+from ..envelope import Envelope
+from ..publishing import Publisher, Receipt, Refusal
+from .mailbox import Mailbox
+
+__all__ = ["AckTask", "SharedPublisher"]
+
+log = logging.getLogger(__name__)
+
+INFINITY = float("inf")
+TIMER_SLACK = 0.001
+"""Seconds by which a timer may be late before it is set anew."""
+
+
+class AckTask(NamedTuple):
+    """Envelopes of a lane whose answers have come, for an ACK worker to settle."""
+
+    mailbox: Mailbox
+    broker: str
+    settled: list[Settlement]
+    at: float
+
+
+class SharedPublisher:
+    """Passes what its publisher reports to its dispatch, and what the dispatch sends back.
+
+    Implements `PublisherEvents`. Everything in here runs on the pool's thread.
+
+    :arg on_settled: Takes what an ACK worker is to settle.
+    :arg on_processed: Called after each look at what the broker reported.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        on_settled: Callable[[AckTask], None],
+        on_processed: Callable[[], None],
+    ) -> None:
+        self.publisher = publisher
+        self.ready: asyncio.Task[None] | None = None
+        """The publisher's start; done when lanes may use it."""
+        self.users = 0
+        """Lanes that are open or being opened."""
+        policy = publisher.policy
+        self.gathers = not policy.atomic
+        """Whether submissions may be accepted together. Groups must not: which envelopes are
+        stored all or none follows from the submission."""
+        self.dispatch = Dispatch(policy, publisher.prepare, Random(), publisher.route)
+        self._mailboxes: dict[LaneQueue, Mailbox] = {}
+        self._on_settled = on_settled
+        self._on_processed = on_processed
+        self._failure: str | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add_lane(self, mailbox: Mailbox) -> LaneQueue:
+        """Serve another lane; its results go to this mailbox."""
+        queue = self.dispatch.add_lane()
+        self._mailboxes[queue] = mailbox
+        return queue
+
+    def remove_lane(self, queue: LaneQueue) -> None:
+        """Forget a lane; what it had unsettled becomes unknown."""
+        self.dispatch.remove_lane(queue)
+        self.act()
+        del self._mailboxes[queue]
+
+    def accept(self, queue: LaneQueue, envelopes: Sequence[Envelope], epoch: int) -> None:
+        """Take a submission in."""
+        self.dispatch.submit(queue, envelopes, epoch, time.monotonic())
+        if self._failure is not None:
+            self.dispatch.abandon(self._failure)
+
+    def act(self) -> None:
+        """Send what may be sent, hand on what is settled, and come back when something is due."""
+        now = time.monotonic()
+        while (outgoing := self.dispatch.next_send(now)) is not None:
+            self.publisher.send(outgoing)
+        for queue, settled in self.dispatch.take_settled():
+            task = AckTask(self._mailboxes[queue], self.publisher.broker, settled, now)
+            self._on_settled(task)
+        due = self.dispatch.next_tick()
+        if self._timer is None or due < self._timer.when() - TIMER_SLACK:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None
+            if due != INFINITY:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(max(0.0, due - now), self._tick)
+
+    def abandon(self, reason: str) -> None:
+        """Settle everything as unknown."""
+        self.dispatch.abandon(reason)
+        self.process()
+
+    async def close(self) -> None:
+        """Close the publisher; never raises."""
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            await self.publisher.close()
+        except Exception:
+            log.exception("%s: closing failed", self.publisher.broker)
+
+    def statistics(self) -> dict[str, str | int]:
+        """The counters of this broker."""
+        return {
+            "broker": self.publisher.broker,
+            "lanes": self.users,
+            **self.dispatch.statistics(),
+            **self.publisher.statistics(),
+        }
+
+    # PublisherEvents
+
+    def connected(self) -> None:
+        """Envelopes may be sent."""
+        self.dispatch.connected()
+        self.process()
+
+    def disconnected(self, reason: str) -> None:
+        """What is in flight is tried again."""
+        in_flight = self.dispatch.in_flight
+        broker = self.publisher.broker
+        log.warning("%s: %s; %d envelopes are sent again", broker, reason, in_flight)
+        self.dispatch.disconnected(reason)
+        self.process()
+
+    def acked(self, number: int, index: int, receipt: Receipt) -> None:
+        """A single, or a group, is stored."""
+        self.dispatch.acked(number, index, receipt)
+
+    def acked_many(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
+        """Singles are stored."""
+        self.dispatch.acked_many(acks)
+
+    def batch_stored(self, number: int, count: int) -> None:
+        """The first messages of a batch are stored."""
+        self.dispatch.batch_stored(number, count)
+
+    def batch_ended(self, number: int, count: int) -> None:
+        """A batch is over."""
+        self.dispatch.batch_ended(number, count, time.monotonic())
+
+    def batch_returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+        """A batch is over; the rest goes as singles."""
+        self.dispatch.batch_returned(number, count, duplicate=duplicate)
+
+    def refused(self, number: int, index: int, refusal: Refusal) -> None:
+        """A message is not stored."""
+        self.dispatch.refused(number, index, refusal, time.monotonic())
+
+    def refused_topic(self, topic: str, refusal: Refusal) -> None:
+        """Nothing on that topic is stored."""
+        for number, index in self.dispatch.in_flight_on(topic):
+            self.refused(number, index, refusal)
+
+    def in_flight(self, number: int, index: int) -> Sequence[Envelope]:
+        """What is awaited at an index."""
+        return self.dispatch.in_flight_at(number, index)
+
+    def failed(self, reason: str) -> None:
+        """Whatever is unsettled, or submitted from now on, becomes unknown."""
+        log.error("%s: %s", self.publisher.broker, reason)
+        self._failure = reason
+        self.abandon(reason)
+
+    def process(self) -> None:
+        """Act on what the broker reported; submissions gather until the pool's next look."""
+        self.act()
+        self._on_processed()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.dispatch.tick(time.monotonic())
+        self.process()

@@ -1,0 +1,52 @@
+"""What goes out: all that a publisher needs in order to send, and nothing of the lane it came from.
+
+Each send has a number of its own; answers name that number and an index.
+"""
+
+from typing import NamedTuple
+
+from ..envelope import Envelope
+
+__all__ = ["Append", "Groups", "Outgoing", "Singles", "Wire"]
+
+Wire = object
+"""What a publisher's `prepare` made of an envelope. Opaque to everyone but that publisher."""
+
+
+class Singles(NamedTuple):
+    """Envelopes sent together, each with an ack of its own; an answer names its index in here."""
+
+    number: int
+    envelopes: list[Envelope]
+    wires: list[Wire]
+
+
+class Groups(NamedTuple):
+    """Groups sent together, each stored all or none and answered once, by its index in here."""
+
+    number: int
+    envelopes: list[list[Envelope]]
+    wires: list[list[Wire]]
+
+
+class Append(NamedTuple):
+    """The next messages of a batch, in one write; the first append begins the batch.
+
+    Example: a batch of five may go out as two appends under the same number,
+    `(first=0, three messages, last=False)` and `(first=3, two messages, last=True)`.
+    """
+
+    number: int
+    """The batch's own; all of its appends share it."""
+    topic: str
+    """The topic of the batch's first message, on which its end is written."""
+    first: int
+    """The index, in the batch, of the first message in here."""
+    topics: list[str]
+    """The topic of each message; empty where this append only ends the batch."""
+    wires: list[Wire]
+    last: bool
+    """Whether the batch ends with this append."""
+
+
+Outgoing = Singles | Groups | Append

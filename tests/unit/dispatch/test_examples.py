@@ -1,0 +1,96 @@
+"""The worked examples in the docstrings of `batches` and `doubts`, played as they are written."""
+
+from bytewax_jetstream.envelope import Outcome
+from bytewax_jetstream.publishing import Receipt, Refusal, Route, Verdict
+from tests.support.dispatching import Driver, envelope, ids
+
+STORED, REJECTED = Outcome.STORED, Outcome.REJECTED
+TOO_LARGE = Refusal(Verdict.REJECT, "message size exceeds maximum allowed", 10054)
+
+
+def _receipt(sequence: int, *, duplicate: bool = False) -> Receipt:
+    return Receipt("ORDERS", None, sequence, duplicate)
+
+
+def _driver(*, replicated: bool = False) -> Driver:
+    route = Route("ORDERS", replicated, fresh=False)
+    return Driver(route=lambda topic: route, flow_interval=500)
+
+
+def test_example_of_a_refused_message_in_a_batch() -> None:
+    driver = _driver()
+    driver.submit(*(envelope(f"e{number}") for number in range(1, 6)))
+    append = driver.append()
+    assert (ids(append), append.last) == (["e1", "e2", "e3", "e4", "e5"], True)
+
+    driver.dispatch.refused(append.number, 2, TOO_LARGE, driver.now)
+    driver.dispatch.batch_ended(append.number, 2, driver.now)
+    assert driver.outcomes() == {"e1": STORED, "e2": STORED, "e3": REJECTED}
+
+    following = driver.append()
+    assert (ids(following), following.last) == (["e4", "e5"], True)
+    driver.dispatch.batch_ended(following.number, 2, driver.now)
+    assert driver.outcomes() == {"e4": STORED, "e5": STORED}
+    assert driver.is_empty()
+
+
+def test_example_of_a_lost_batch() -> None:
+    for late in (False, True):
+        driver = _driver()
+        driver.submit(*(envelope(f"e{number}") for number in range(1, 6)))
+        batch = driver.append()
+        driver.tick(0.1)
+        driver.dispatch.batch_stored(batch.number, 2)
+        assert driver.outcomes() == {"e1": STORED, "e2": STORED}
+
+        driver.tick(5.0)
+        assert driver.sends() == []
+        driver.tick(5.05)
+        again = driver.singles()
+        assert sorted(ids(again)) == ["e3", "e4", "e5"]
+        driver.tick(5.1)
+        if late:
+            driver.dispatch.batch_ended(batch.number, 5, driver.now)
+        else:
+            for index, event_id in enumerate(ids(again)):
+                receipt = _receipt(index, duplicate=event_id == "e3")
+                driver.dispatch.acked(again.number, index, receipt)
+        assert driver.outcomes() == {"e3": STORED, "e4": STORED, "e5": STORED}
+
+
+def test_example_of_a_doubt() -> None:
+    driver = _driver(replicated=True)
+    driver.submit(envelope("e1"))
+    first = driver.singles()
+    assert driver.counted("streams_in_doubt") == 1
+    driver.tick(0.1)
+    driver.dispatch.acked(first.number, 0, _receipt(1))
+    assert driver.counted("streams_in_doubt") == 1
+
+    driver.tick(5.0)
+    driver.submit(envelope("e2"))
+    second = driver.singles()
+    driver.tick(5.1)
+    driver.dispatch.acked(second.number, 0, _receipt(2))
+    assert driver.counted("streams_in_doubt") == 0
+
+    driver.tick(6.0)
+    driver.submit(*(envelope(f"e{number}") for number in (3, 4, 5)))
+    batch = driver.append()
+    assert (ids(batch), batch.number) == (["e3", "e4", "e5"], 3)
+    driver.tick(11.0)
+    assert driver.counted("streams_in_doubt") == 1
+    driver.tick(11.01)
+    driver.submit(envelope("e6"))
+    sixth = driver.singles()
+    assert (ids(sixth), sixth.number) == (["e6"], 4)
+
+    driver.tick(11.1)
+    again = driver.singles()
+    assert sorted(ids(again)) == ["e3", "e4", "e5"]
+    driver.tick(11.2)
+    driver.dispatch.acked(again.number, ids(again).index("e3"), _receipt(3, duplicate=True))
+    assert driver.counted("streams_in_doubt") == 1
+    driver.tick(11.3)
+    driver.dispatch.acked(sixth.number, 0, _receipt(6))
+    assert driver.counted("streams_in_doubt") == 0
