@@ -58,8 +58,8 @@ def _line(joined: tuple[str, tuple[PublishResult | None, PublishResult | None]])
     assert jetstream is not None, "the join waits for both"
     assert kafka is not None, "the join waits for both"
     return (
-        f"{event_id} is message {jetstream.sequence} of stream {jetstream.stream}, "
-        f"and offset {kafka.sequence} in partition {kafka.partition} of topic {kafka.topic}"
+        f"{event_id} is in stream {jetstream.stream}, "
+        f"and in topic {kafka.topic} at offset {kafka.sequence} of partition {kafka.partition}"
     )
 
 
