@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml uv.lock
 	$(BIN)/uv sync --quiet --frozen --inexact; \
 	touch $@
 
-demo: $(STAMP) ## run the main job: a year of flights through an embedded JetStream; BROKER=kafka into Kafka
+demo: $(STAMP) ## run the main job: a year of flights into an embedded JetStream; BROKER=kafka: into Kafka
 	@FLIGHTS_BROKER=$(or $(BROKER),jetstream) $(BIN)/python -m flows.flights
 
 test: $(STAMP) ## run the tests, against real servers
@@ -48,7 +48,7 @@ check: $(STAMP) ## format, lint, types, import rules, lock: nothing is changed
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/uv lock --check --quiet
 
-fix: $(STAMP) ## format, and mend what the linter can mend
+fix: $(STAMP) ## format, and fix what the linter can fix
 	@$(BIN)/ruff format --quiet
 	@$(BIN)/ruff check --fix
 

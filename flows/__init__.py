@@ -1,1 +1,1 @@
-"""Runnable dataflows: `python -m bytewax.run flows.x:flow`."""
+"""Dataflows to run: `python -m bytewax.run flows.quickstart:flow`."""

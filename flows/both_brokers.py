@@ -1,9 +1,10 @@
-"""The same envelopes into JetStream and Kafka through one pool, and both results of each joined by
-its event id.
+"""Publishes the same envelopes to JetStream and Kafka through one pool, and joins both results of
+each envelope by its event id.
 
     python -m bytewax.run flows.both_brokers:flow
 
-Without `BYTEWAX_JETSTREAM_SERVERS` or `BYTEWAX_JETSTREAM_KAFKA_BROKERS` it runs brokers of its own.
+It starts an embedded broker where `BYTEWAX_JETSTREAM_SERVERS` or `BYTEWAX_JETSTREAM_KAFKA_BROKERS`
+is not set.
 """
 
 import atexit
@@ -34,7 +35,7 @@ ORDERS = [
 
 
 def flow() -> Dataflow:
-    """Make the dataflow, and start the brokers it needs; `python -m bytewax.run` calls it."""
+    """Make the dataflow, and start the brokers that are not configured."""
     flow = Dataflow("both")
     orders = op.input("orders", flow, TestingSource(ORDERS))
     on_jetstream = jop.publish("jetstream", orders, _jetstream())
@@ -54,11 +55,11 @@ def _event_id(result: PublishResult) -> str:
 
 def _line(joined: tuple[str, tuple[PublishResult | None, PublishResult | None]]) -> str:
     event_id, (jetstream, kafka) = joined
-    assert jetstream is not None, "a join waits for both"
-    assert kafka is not None, "a join waits for both"
+    assert jetstream is not None, "the join waits for both"
+    assert kafka is not None, "the join waits for both"
     return (
-        f"{event_id} is {jetstream.stream} {jetstream.sequence} "
-        f"and partition {kafka.partition}, offset {kafka.sequence} of {kafka.topic}"
+        f"{event_id} is in stream {jetstream.stream}, "
+        f"and in topic {kafka.topic} at offset {kafka.sequence} of partition {kafka.partition}"
     )
 
 

@@ -1,10 +1,11 @@
-"""Carries a JetStream stream into a Kafka topic: ids, keys, headers and the order of each aggregate
-are kept.
+"""Copies a JetStream stream to a Kafka topic, and keeps ids, keys, headers and the order of each
+aggregate.
 
-    BRIDGE_STREAM=ORDERS BRIDGE_TOPIC=orders python -m bytewax.run flows.jetstream_to_kafka:flow
+    export BRIDGE_STREAM=ORDERS BRIDGE_TOPIC=orders
+    python -m bytewax.run flows.jetstream_to_kafka:flow
 
-How to reach the brokers is said by `BYTEWAX_JETSTREAM_…` and `BYTEWAX_JETSTREAM_KAFKA_…`. What
-cannot be stored stops the run; started again with a recovery store, it goes on after the last
+`BYTEWAX_JETSTREAM_…` and `BYTEWAX_JETSTREAM_KAFKA_…` say how to reach the brokers. A message that
+cannot be stored stops the run. Started again with a recovery store, it continues after the last
 committed epoch.
 """
 
@@ -20,7 +21,7 @@ __all__ = ["BridgeSettings", "flow"]
 
 
 class BridgeSettings(BaseSettings):
-    """What is carried where (`BRIDGE_…`)."""
+    """What is copied, and where to (`BRIDGE_…`)."""
 
     model_config = SettingsConfigDict(env_prefix="BRIDGE_")
 
@@ -29,7 +30,7 @@ class BridgeSettings(BaseSettings):
     topic: str
     """The Kafka topic to write."""
     tail: bool = True
-    """Whether to go on with what comes later."""
+    """Whether to wait for new messages at the end of the stream."""
 
 
 def flow() -> Dataflow:

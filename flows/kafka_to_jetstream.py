@@ -1,11 +1,11 @@
-"""Carries a Kafka topic into a JetStream stream: ids, keys, headers and the order of each key are
-kept.
+"""Copies a Kafka topic to a JetStream stream, and keeps ids, keys, headers and the order of each
+key.
 
-    BRIDGE_TOPIC=orders BRIDGE_SUBJECT=orders.kafka python -m bytewax.run
-    flows.kafka_to_jetstream:flow
+    export BRIDGE_TOPIC=orders BRIDGE_SUBJECT=orders.kafka
+    python -m bytewax.run flows.kafka_to_jetstream:flow
 
-How to reach the brokers is said by `BYTEWAX_JETSTREAM_…` and `BYTEWAX_JETSTREAM_KAFKA_…`. What
-cannot be stored stops the run; started again with a recovery store, it goes on after the last
+`BYTEWAX_JETSTREAM_…` and `BYTEWAX_JETSTREAM_KAFKA_…` say how to reach the brokers. A message that
+cannot be stored stops the run. Started again with a recovery store, it continues after the last
 committed epoch.
 """
 
@@ -21,16 +21,16 @@ __all__ = ["BridgeSettings", "flow"]
 
 
 class BridgeSettings(BaseSettings):
-    """What is carried where (`BRIDGE_…`)."""
+    """What is copied, and where to (`BRIDGE_…`)."""
 
     model_config = SettingsConfigDict(env_prefix="BRIDGE_")
 
     topic: str
     """The Kafka topic to read."""
     subject: str
-    """The JetStream subject to publish on; a stream has to cover it."""
+    """The JetStream subject to publish to; a stream must cover it."""
     tail: bool = True
-    """Whether to go on with what comes later."""
+    """Whether to wait for new messages at the end of the topic."""
 
 
 def flow() -> Dataflow:

@@ -1,10 +1,14 @@
-"""The benchmark behind `bytewax-jetstream bench`: every strategy beside every other, in one run.
+"""The benchmark behind `bytewax-jetstream bench`: all strategies are measured side by side, in one
+run.
 
-    cases ─► runner ─► child, one a case ─► strategies ─► broker
+    cases ─► runner ─► child, one per case ─► strategies ─► broker
                │          meter: clock, CPU, RSS, threads, tasks, sockets, inside the child
                └─► brokers: servers, streams, and a second connection that counts what is stored
-    rounds ─► figures ─► report, plot
+    rounds ─► results ─► figures ─► tables, pages, plot
 
-A case's rounds all run in one child process, which has published before; the cases of a scenario
-take turns round by round, so that what the machine does to one it does to the others.
+All rounds of a case run in one child process, which has published before the first of them. The
+cases of a scenario take turns, round by round, so that a change of the machine affects all of them.
+
+"The report" is the performance report whose claims the benchmark checks
+(`tests/benchmark/README.md`).
 """

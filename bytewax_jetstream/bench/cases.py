@@ -1,4 +1,4 @@
-"""What can be measured: scenarios, strategies, and the cases that a choice of options comes to."""
+"""What can be measured: scenarios, strategies, and the cases that the options choose."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -8,43 +8,43 @@ __all__ = ["BROKERS", "READERS", "SCENARIOS", "STRATEGIES", "Case", "Choice", "S
 
 
 class Scenario(NamedTuple):
-    """How many messages are published, and how fast at most."""
+    """How many messages are published, and at what rate."""
 
     messages: int
     rate: int | None = None
-    """Messages a second; None for as fast as it goes."""
+    """Messages per second; None for as fast as possible."""
 
 
 SCENARIOS = {
-    # The report's four.
+    # The four of the report.
     "low": Scenario(500),
     "medium": Scenario(2_000),
     "high": Scenario(5_000),
     "extreme": Scenario(10_000),
-    # Long enough that a start, a pause of the collector or a slow second decides nothing.
+    # So long that a start, a pause of the garbage collector or a slow second hardly counts.
     "sustained": Scenario(100_000),
     "million": Scenario(1_000_000),
-    # From submit to ack, when nothing queues.
+    # So slow that no message waits in a queue: shows the time from submit to ack.
     "paced": Scenario(3_000, rate=1_000),
 }
 
 STRATEGIES = {
     "jetstream": {
-        "before": "the report's starting point: a stream look-up for each publish, acks not waited for",
-        "sync": "nats-py's publish, awaited one by one",
-        "task": "nats-py's publish, a task for each message",
+        "before": "where the report started: a stream look-up per publish, acks not awaited",
+        "sync": "nats-py's publish, each awaited before the next",
+        "task": "nats-py's publish, a task per message",
         "async": "nats-py's publish_async, as documented",
-        "pool": "our pool, on a stream without batching: one PubAck for each message",
+        "pool": "our pool, on a stream without batching: one PubAck per message",
         "batch": "our pool, on a stream that allows batching",
-        "lean": "a hand-written fast-ingest loop: the limit",
+        "lean": "a hand-written fast-ingest loop: the upper limit",
         "flow": "a whole dataflow through jop.publish, on a stream that allows batching",
         "source": "a dataflow that reads the stream back through jop.input",
-        "pull": "a hand-written pull loop that reads the stream back; comes with source",
+        "pull": "a hand-written pull loop that reads the stream back; runs with source",
     },
     "kafka": {
-        "sync": "confluent-kafka, flushed after each message",
+        "sync": "confluent-kafka, flushed after every message",
         "sink": "a whole dataflow through Bytewax's KafkaSink",
-        "confluent": "a hand-written loop with a callback and a result for each message",
+        "confluent": "a hand-written loop with a callback and a result per message",
         "pool": "our pool",
         "flow": "a whole dataflow through jop.publish",
     },
@@ -53,35 +53,36 @@ BROKERS = tuple(STRATEGIES)
 
 READERS = frozenset({"source", "pull"})
 CAPPED = {"before": 10_000, "sync": 10_000, "task": 10_000}
-"""Strategies whose speed does not change with more messages, only the time that they take."""
+"""Strategies whose speed does not depend on the number of messages: more only take longer."""
 NEVER_PACED = frozenset({"lean", "source", "pull"})
-"""A flight of one is a publish, and reading has no pace."""
+"""A batch of one message would be a plain publish, and reading has no rate."""
 WITH_ACK_WORKERS = frozenset({"pool", "batch", "flow"})
 WITH_MAX_PENDING = frozenset({"async", "pool", "batch", "flow"})
 
 
 class Case(NamedTuple):
-    """One strategy under one set of conditions; `round` after `round` of it is measured."""
+    """One strategy under one set of conditions; it is measured in several rounds."""
 
     scenario: str
     broker: str
     storage: str
     ids: str
-    """Where the event id goes: `msgid`, which the server knows duplicates by, or another `header`.
+    """Where the event id goes: `msgid`, by which the server recognises duplicates, or another
+    `header`.
     """
     strategy: str
     messages: int
     payload_bytes: int
     batch: int
-    """Messages that come at once: a source's batch, a hand-over to the pool, a write of a loop."""
+    """Messages that come at once: in a source's batch, a submission to the pool, a loop's write."""
     ack_workers: int | None = None
     max_pending: int | None = None
-    """Messages that may be unsettled at once; None for the default of whoever publishes."""
+    """Messages that may be unsettled at once; None for the default of the publishing library."""
     rate: int | None = None
 
 
 class Choice(NamedTuple):
-    """What a run was asked for."""
+    """What the options of a run choose."""
 
     scenarios: Sequence[str]
     brokers: Sequence[str]
@@ -95,7 +96,7 @@ class Choice(NamedTuple):
 
 
 def plan(choice: Choice) -> list[list[Case]]:
-    """The cases of a choice, in groups that take turns: one for each scenario, payload and batch."""
+    """The cases of a choice, in groups that take turns: one per scenario, payload and batch."""
     groups = []
     for name, payload, batch in product(choice.scenarios, choice.payload, choice.batch):
         cases = dict.fromkeys(_group(choice, name, payload, 1 if SCENARIOS[name].rate else batch))
@@ -113,7 +114,7 @@ def _group(choice: Choice, name: str, payload: int, batch: int) -> Iterator[Case
                 continue
             if scenario.rate and strategy in NEVER_PACED:
                 continue
-            # Kafka has no duplicate table and no memory store to choose.
+            # Kafka has neither a duplicate table nor a memory store to choose.
             conditions = (
                 product(choice.storage, choice.ids)
                 if broker == "jetstream"
@@ -123,15 +124,15 @@ def _group(choice: Choice, name: str, payload: int, batch: int) -> Iterator[Case
                 conditions, choice.ack_workers, choice.max_pending
             ):
                 yield Case(
-                    name,
-                    broker,
-                    storage,
-                    ids,
-                    strategy,
-                    min(scenario.messages, CAPPED.get(strategy, scenario.messages)),
-                    payload,
-                    batch,
-                    workers if strategy in WITH_ACK_WORKERS else None,
-                    pending if strategy in WITH_MAX_PENDING else None,
-                    scenario.rate,
+                    scenario=name,
+                    broker=broker,
+                    storage=storage,
+                    ids=ids,
+                    strategy=strategy,
+                    messages=min(scenario.messages, CAPPED.get(strategy, scenario.messages)),
+                    payload_bytes=payload,
+                    batch=batch,
+                    ack_workers=workers if strategy in WITH_ACK_WORKERS else None,
+                    max_pending=pending if strategy in WITH_MAX_PENDING else None,
+                    rate=scenario.rate,
                 )

@@ -1,14 +1,14 @@
-"""The process a case is measured in: round after round, told by lines on stdin, told of by lines on
-stdout.
+"""The process that a case is measured in, round after round; it talks to the parent in lines of
+JSON.
 
 parent                         child
 {"case": …, "url": …}    ──►
 {"run": …, "messages": …} ─►   connects, warms up
                          ◄──   {"state": "ready"}       the parent reads the broker's figures
 (an empty line)          ──►   publishes
-                         ◄──   {"state": "stopped"}     and again
+                         ◄──   {"state": "stopped"}     the parent reads them again
 (an empty line)          ──►   closes
-                         ◄──   {"state": "done", …}     what the meter says
+                         ◄──   {"state": "done", …}     the meter's figures
 """
 
 import asyncio
@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 
 def strategy_of(case: Case) -> Callable[[Trial], Tally]:
-    """How a case publishes or reads; loads only the libraries that this takes."""
+    """How a case publishes or reads; only the libraries that it needs are imported."""
     if case.strategy in ("pool", "batch", "flow", "source"):
         from .strategies import ours
 
@@ -52,7 +52,7 @@ def strategy_of(case: Case) -> Callable[[Trial], Tally]:
 
 
 def measure(case: Case, url: str, run: str, wait: Callable[[str], None]) -> dict[str, Any]:
-    """One round; in a function of its own, so that nothing of it is alive when the next one begins."""
+    """Measure a round; when this returns, nothing of the round is left for the next one."""
     meter = Meter(wait, urlsplit(url if "://" in url else f"//{url}").port or 0)
     tally = strategy_of(case)(Trial(case, url, Load(case, run), meter))
     return meter.figures(tally, case.messages)
@@ -60,7 +60,7 @@ def measure(case: Case, url: str, run: str, wait: Callable[[str], None]) -> dict
 
 def main() -> None:
     """Serve rounds until stdin ends."""
-    # Whatever a library prints must not come between our lines.
+    # What a library prints goes to stderr, so that it cannot come between our lines.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 

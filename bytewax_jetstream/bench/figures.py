@@ -1,6 +1,4 @@
-"""Medians, spreads and ratios of rounds; a ratio is that of each round's own pair, and then their
-median.
-"""
+"""Selects rounds, and computes their medians, spreads and ratios."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +21,11 @@ CONDITIONS = (
     "ack_workers",
     "max_pending",
 )
-"""What distinguishes one series of rounds from another."""
+"""Rounds with the same values of these are one series."""
 
 
 class Spread(NamedTuple):
-    """The middle of a few values, and how far they are apart."""
+    """The median of some values, and the lowest and highest of them."""
 
     median: float
     low: float
@@ -35,16 +33,17 @@ class Spread(NamedTuple):
 
 
 def select(rounds: Iterable[Round], wanted: Mapping[str, str]) -> list[Round]:
-    """The rounds whose conditions are as wanted, in their order."""
+    """The rounds that meet all conditions, in their order; `low,high` means either value."""
+    allowed = {key: value.split(",") for key, value in wanted.items()}
     return [
         entry
         for entry in rounds
-        if all(str(entry.get(key)) == value for key, value in wanted.items())
+        if all(str(entry.get(key)) in choice for key, choice in allowed.items())
     ]
 
 
 def series(rounds: Iterable[Round]) -> dict[tuple[Any, ...], list[Round]]:
-    """The rounds by their conditions, in the order in which these came first."""
+    """The rounds of each series, in the order in which the series first appear."""
     found: dict[tuple[Any, ...], list[Round]] = {}
     for entry in rounds:
         found.setdefault(tuple(entry.get(key) for key in CONDITIONS), []).append(entry)
@@ -52,29 +51,28 @@ def series(rounds: Iterable[Round]) -> dict[tuple[Any, ...], list[Round]]:
 
 
 def values(rounds: Iterable[Round], figure: str) -> list[float]:
-    """One figure of each round that has it."""
+    """A figure of every round that has it."""
     return [float(entry[figure]) for entry in rounds if entry.get(figure) is not None]
 
 
 def spread(numbers: Sequence[float]) -> Spread | None:
-    """Median, minimum and maximum; None of nothing."""
+    """Median, minimum and maximum; None when there are no values."""
     return Spread(statistics.median(numbers), min(numbers), max(numbers)) if numbers else None
 
 
 def ratios(
     above: Sequence[Round], below: Sequence[Round], figure: str = "msgs_per_s"
 ) -> list[float]:
-    """A figure of one series by that of another, round by round.
+    """A figure of one series divided by that of another, round by round.
 
-    :raises BenchError: when a round has no partner, or more than one.
+    :raises BenchError: when either is empty, or more than one series.
     """
-    partners: dict[int, float] = {}
     for name, rounds in (("above", above), ("below", below)):
         numbers = [entry["round"] for entry in rounds]
         if not numbers or len(numbers) != len(set(numbers)):
             raise BenchError(
-                f"the series {name} the line has {len(numbers)} rounds with {len(set(numbers))} numbers: "
-                "name conditions until it is one series"
+                f"the series {name} the line has {len(numbers)} rounds with {len(set(numbers))} "
+                "numbers: name conditions until it is one series"
             )
     partners = {entry["round"]: entry[figure] for entry in below}
     return [

@@ -1,4 +1,4 @@
-"""A Kafka broker of the run, and what a second connection finds in it."""
+"""The Kafka broker of a run, and what a second connection finds there."""
 
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -11,9 +11,12 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from ..errors import BenchError
+from ..testing import KafkaServer
+from ..testing.kafka_jars import VERSION
 from .brokers import Figures, Stored, process_cpu, tally_ids
 from .cases import Case
 from .load import TOPICS
+from .names import ID_HEADERS
 
 __all__ = ["KafkaBroker"]
 
@@ -22,32 +25,21 @@ AT_ONCE = 10_000
 
 
 class KafkaBroker:
-    """A broker of our own, or the cluster at `url`."""
+    """The Kafka cluster at `url`; without one, a broker that is started for the run."""
 
     def __init__(self, url: str | None = None) -> None:
         self.url = url or ""
         self._pid: int | None = None
         self._ends = dict.fromkeys(TOPICS, 0)
-        """For each topic, where the round begins that is measured next."""
+        """The offset in each topic where the next round begins."""
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         if not self.url:
-            from ..testing import KafkaServer
-
             server = self._stack.enter_context(KafkaServer())
             self.url, self._pid = server.bootstrap, server.pid
         self._admin = AdminClient({"bootstrap.servers": self.url})
-        for topic, made in self._admin.create_topics(
-            [NewTopic(topic, 1) for topic in TOPICS]
-        ).items():
-            try:
-                made.result(SECONDS)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise BenchError(
-                        f"topic {topic} cannot be made at {self.url}: {error}"
-                    ) from None
+        self._create_topics()
         return self
 
     def __exit__(
@@ -59,7 +51,7 @@ class KafkaBroker:
         self._stack.close()
 
     def prepare(self, case: Case, run: str) -> None:
-        """Remember where the topics end; they are made once, because a new one is slow at first."""
+        """Remember where the topics end; every round uses the same ones, as new ones are slow."""
         consumer = self._consumer()
         try:
             self._ends = {topic: self._end(consumer, topic) for topic in TOPICS}
@@ -67,13 +59,11 @@ class KafkaBroker:
             consumer.close()
 
     def figures(self, *, first: bool) -> Figures:
-        """Its CPU; Kafka has no requests beside those of producers and consumers, and counts no
-        frames.
-        """
+        """Its CPU time; Kafka has no management requests to count, and does not count frames."""
         return Figures(cpu=None if self._pid is None else process_cpu(self._pid))
 
     def count(self, case: Case, run: str) -> Stored:
-        """Read what came to the topics since `prepare`."""
+        """Read the messages that were stored since `prepare`."""
         consumer, event_ids = self._consumer(), []
         try:
             left = sum(self._end(consumer, topic) - begin for topic, begin in self._ends.items())
@@ -81,12 +71,12 @@ class KafkaBroker:
                 [TopicPartition(topic, 0, begin) for topic, begin in self._ends.items()]
             )
             while left > 0:
-                messages = consumer.consume(min(AT_ONCE, left), SECONDS)  # which waits for as many
+                messages = consumer.consume(min(AT_ONCE, left), SECONDS)  # waits for all of them
                 if not messages:
                     raise BenchError(f"{left} stored messages could not be read back")
                 for message in messages:
                     if (error := message.error()) is not None:
-                        raise BenchError(f"what is stored could not be read back: {error}")
+                        raise BenchError(f"a stored message could not be read back: {error}")
                     event_ids.append(_event_id(message))
                 left -= len(messages)
         finally:
@@ -94,7 +84,7 @@ class KafkaBroker:
         return tally_ids(event_ids, run)
 
     def clear(self, case: Case) -> None:
-        """Let the broker delete what the round has stored."""
+        """Let the broker delete the messages of the round."""
         futures: dict[TopicPartition, Future[Any]] = self._admin.delete_records(
             [TopicPartition(topic, 0, confluent_kafka.OFFSET_END) for topic in TOPICS]
         )
@@ -102,13 +92,22 @@ class KafkaBroker:
             deleted.result(SECONDS)
 
     def versions(self) -> dict[str, str]:
-        """The client library's and, of a broker of our own, Kafka's."""
+        """The client library's version, and Kafka's if the broker was started for the run."""
         found = {"librdkafka": confluent_kafka.libversion()[0]}
         if self._pid is not None:
-            from ..testing.kafka_jars import VERSION
-
             found["kafka"] = VERSION
         return found
+
+    def _create_topics(self) -> None:
+        created = self._admin.create_topics([NewTopic(topic, 1) for topic in TOPICS])
+        for topic, future in created.items():
+            try:
+                future.result(SECONDS)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise BenchError(
+                        f"topic {topic} cannot be created at {self.url}: {error}"
+                    ) from None
 
     def _consumer(self) -> Consumer:
         return Consumer(
@@ -121,5 +120,5 @@ class KafkaBroker:
 
 
 def _event_id(message: Message) -> str:
-    value = dict(message.headers() or ()).get("Event-Id")
+    value = dict(message.headers() or ()).get(ID_HEADERS["header"])
     return value.decode() if isinstance(value, bytes) else ""

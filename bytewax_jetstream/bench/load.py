@@ -1,11 +1,11 @@
-"""What is published: the same envelopes for every strategy, made while they are needed.
+"""What is published: the same envelopes for every strategy, made as they are needed.
 
-They are made inside the timed part by all strategies alike (0.3 us each), so that memory does not
-grow with their number.
+Every strategy makes them while the clock runs (0.3 us each), so that memory does not grow with
+their number.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..envelope import Envelope
 from .cases import Case
@@ -15,7 +15,7 @@ __all__ = ["TOPICS", "Load", "is_warm_up"]
 TOPICS = tuple(f"bench.{number}" for number in range(5))
 AGGREGATES = 1_000
 WARM_UP = 1_000
-"""Messages published before the clock starts, at most."""
+"""The most messages that are published before the clock starts."""
 
 
 def is_warm_up(event_id: str) -> bool:
@@ -26,7 +26,7 @@ def is_warm_up(event_id: str) -> bool:
 class Load:
     """The envelopes of one round.
 
-    :arg run: Makes the event ids of this round its own.
+    :arg run: Begins the event ids of this round, so that no other round has them.
     """
 
     def __init__(self, case: Case, run: str) -> None:
@@ -43,18 +43,28 @@ class Load:
         ]
 
     def warm_up(self) -> list[Envelope]:
-        """What is published, and settled, before the clock starts."""
+        """The envelopes that are published, and settled, before the clock starts."""
         return self._make(f"w{self._run}-", 0, min(self.messages, WARM_UP))
 
     def batches(self) -> Iterator[list[Envelope]]:
-        """What is published while the clock runs."""
+        """The envelopes that are published while the clock runs."""
         for first in range(0, self.messages, self.batch):
             last = min(first + self.batch, self.messages)
             yield self._make(f"{self._run}-", first, last)
             self._given = last
 
-    def wait(self) -> float:
-        """Seconds until the next batch is due; always 0 without a rate."""
+    def paced(self, rest: Callable[[float], object] = time.sleep) -> Iterator[list[Envelope]]:
+        """The same, each batch when it is due.
+
+        :arg rest: Called with the seconds until then.
+        """
+        for batch in self.batches():
+            if pause := self.seconds_until_due():
+                rest(pause)
+            yield batch
+
+    def seconds_until_due(self) -> float:
+        """How long the last batch has to wait; always 0 without a rate."""
         if self._rate is None:
             return 0.0
         now = time.perf_counter()
@@ -73,4 +83,4 @@ class Load:
 
 
 _new = tuple.__new__
-"""Past the keyword constructor, which would cost as much as a whole publish may."""
+"""Without the keyword constructor, which costs as much as a whole publish."""

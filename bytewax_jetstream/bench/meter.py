@@ -1,66 +1,50 @@
-"""What a round costs the process that publishes: read before the clock starts and after it has
-stopped.
+"""What a round costs the process that publishes, read before the clock starts and after it stops.
 
-Nothing is read in between. Memory's peak is the kernel's own high-water mark, what went over the
-sockets is the kernel's count.
+Nothing is read in between: the kernel itself keeps the peak of the memory and counts the bytes of
+the sockets.
 """
 
 import asyncio
-import contextlib
 import gc
 import math
-import os
-import resource
-import socket
-import struct
-import sys
 import time
 from array import array
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
 from .cases import Case
+from .kernel import MB, Traffic, peak_rss, reset_peak, traffic_with
 from .load import Load
 
 __all__ = ["Meter", "Tally", "Trial", "latencies", "percentile"]
 
-MB = 1024 * 1024
 REAPED_WITHIN = 1.0
-"""Seconds: the kernel counts a thread for a moment after whoever waited for its end has gone on."""
+"""Seconds until the kernel no longer counts a thread that has ended."""
 
 
 class Tally:
-    """What came of a round, as the strategy saw it."""
+    """The outcome of a round, as the strategy saw it."""
 
     def __init__(self) -> None:
         self.acked = 0
         self.latencies = array("d")
-        """Seconds from submit to ack: of every message, or of evenly spread ones where a look at
-        each would cost.
+        """Seconds from submit to ack, of every message; of evenly spread ones where timing every
+        message would slow the strategy down.
         """
         self.tasks = 0
-        """asyncio tasks at once, where the strategy makes one for each message."""
+        """asyncio tasks at once, where the strategy makes one per message."""
         self.writes: int | None = None
         """Writes to the socket while the clock ran, where they can be counted."""
-
-
-class Traffic(NamedTuple):
-    """What went over this process's connections to the broker, by the kernel's count."""
-
-    sent: int = 0
-    segments: int = 0
-    received: int = 0
 
 
 class Meter:
     """The clock of one round, and the process it runs in.
 
-    :arg wait: Called when the clock is about to start and when it has stopped, for whoever reads
-        the broker's side; returns when the round may go on.
-    :arg port: The broker's, to find the connections by.
+    :arg wait: Called before the clock starts and after it has stopped; returns when the parent has
+        read the broker's figures and the round may continue.
+    :arg port: The broker's port, by which its connections are found.
     """
 
     def __init__(self, wait: Callable[[str], None], port: int) -> None:
@@ -75,21 +59,21 @@ class Meter:
         self._traffic = Traffic()
 
     def start(self) -> None:
-        """The warm-up is settled: start the clock."""
+        """Start the clock; the warm-up is settled."""
         gc.collect()
         self._before = self._state()
         self._wait("ready")
-        self._traffic = _traffic(self._port)
-        _reset_peak()
+        self._traffic = traffic_with(self._port)
+        reset_peak()
         self._cpu = time.process_time()
         self._seconds = time.perf_counter()
 
     def stop(self) -> None:
-        """The last ack is in: stop the clock, before anything is closed."""
+        """Stop the clock; the last ack has arrived, and nothing is closed yet."""
         self._seconds = time.perf_counter() - self._seconds
         self._cpu = time.process_time() - self._cpu
-        peak = _peak_rss()
-        after, traffic = self._state(), _traffic(self._port)
+        peak = peak_rss()
+        after, traffic = self._state(), traffic_with(self._port)
         self._peak = {
             "rss_mb": peak,
             "threads": max(self._before["threads"], after["threads"]),
@@ -102,7 +86,7 @@ class Meter:
         self._wait("stopped")
 
     def figures(self, tally: Tally, messages: int) -> dict[str, Any]:
-        """Everything about the round, when all is closed."""
+        """All figures of the round, once everything is closed."""
         gc.collect()
         final, until = self._state(), time.monotonic() + REAPED_WITHIN
         while final["threads"] > self._initial["threads"] and time.monotonic() < until:
@@ -133,7 +117,7 @@ class Meter:
         return {
             "rss_mb": round(self._process.memory_info().rss / MB, 2),
             "threads": self._process.num_threads(),
-            # Of all loops, running or not: a task that was forgotten is what we look for.
+            # Of all event loops, running or not: this finds forgotten tasks.
             "tasks": sum(
                 isinstance(thing, asyncio.Task) and not thing.done() for thing in gc.get_objects()
             ),
@@ -141,8 +125,9 @@ class Meter:
 
 
 class Trial(NamedTuple):
-    """One round, as a strategy gets it: connect, publish the warm-up, start the clock, publish,
-    stop it, close.
+    """One round, as a strategy gets it.
+
+    It connects, publishes the warm-up, starts the clock, publishes, stops the clock and closes.
     """
 
     case: Case
@@ -150,20 +135,25 @@ class Trial(NamedTuple):
     load: Load
     meter: Meter
 
+    def stop_when_complete(self, tally: Tally) -> bool:
+        """Stop the clock if every message is acked; says whether it did."""
+        complete = tally.acked == self.load.messages
+        if complete:
+            self.meter.stop()
+        return complete
+
 
 def _each(total: int | None, messages: int) -> float | None:
     return None if total is None else round(total / messages, 4)
 
 
 def percentile(ordered: "array[float]", share: float) -> float:
-    """The value that `share` of the ordered values do not exceed."""
+    """The measured value that a `share` of the ordered values does not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def latencies(seconds: "array[float]") -> dict[str, float | None]:
-    """Mean, median, 99th percentile and maximum, in milliseconds; None where nothing is
-    acknowledged.
-    """
+    """Mean, median, 99th percentile and maximum, in milliseconds; None without acks."""
     names = ("ack_ms_mean", "ack_ms_p50", "ack_ms_p99", "ack_ms_max")
     if not seconds:
         return dict.fromkeys(names)
@@ -175,51 +165,3 @@ def latencies(seconds: "array[float]") -> dict[str, float | None]:
         ordered[-1],
     )
     return {name: round(value * 1000, 4) for name, value in zip(names, values, strict=True)}
-
-
-def _reset_peak() -> None:
-    """Let the kernel's high-water mark begin anew, where it can: elsewhere it is that of the whole
-    process.
-    """
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_rss() -> float:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1024, 2)
-    scale = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / MB, 2)
-
-
-# In struct tcp_info of <linux/tcp.h>.
-BYTES_RECEIVED, DATA_SEGS_OUT, BYTES_SENT = 128, 156, 200
-
-
-def _traffic(port: int) -> Traffic:
-    """The sum over this process's connections to the broker; zeros where the kernel does not tell."""
-    total = Traffic()
-    if sys.platform != "linux":
-        return total
-    for entry in Path("/proc/self/fd").iterdir():
-        if not entry.is_socket():
-            continue
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(fileno=os.dup(int(entry.name))) as connection,
-        ):
-            if (
-                connection.family not in (socket.AF_INET, socket.AF_INET6)
-                or connection.getpeername()[1] != port
-            ):
-                continue
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-            if len(info) >= BYTES_SENT + 8:
-                total = Traffic(
-                    total.sent + struct.unpack_from("=Q", info, BYTES_SENT)[0],
-                    total.segments + struct.unpack_from("=I", info, DATA_SEGS_OUT)[0],
-                    total.received + struct.unpack_from("=Q", info, BYTES_RECEIVED)[0],
-                )
-    return total

@@ -1,4 +1,4 @@
-"""Throughput and ack latency against the number of messages, with the report's own figures beside."""
+"""Draws throughput and ack latency by number of messages, beside the report's own figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +15,12 @@ REPORT = {
     "after (shared pool)": {500: 450.83, 2_000: 1_326.95, 5_000: 2_403.19, 10_000: 2_992.48},
     "Kafka": {500: 458.02, 2_000: 1_549.65, 5_000: 2_806.89, 10_000: 4_189.53},
 }
-"""Messages a second, from the performance report this system comes from; there is a 1 s tick in all
-of them.
-"""
+"""Messages per second, from the report; all of them contain a tick of 1 s."""
 
 
 def draw(rounds: Sequence[Round], path: Path) -> None:
-    """Write the plot, in the format that the file's name ends with."""
-    mpl.use("Agg")  # a file, no window
+    """Write the plot; the file's name decides its format."""
+    mpl.use("Agg")  # draws into a file, without a window
     from matplotlib import pyplot as plt
     from matplotlib.ticker import StrMethodFormatter
 
@@ -35,9 +33,8 @@ def draw(rounds: Sequence[Round], path: Path) -> None:
     for number, (label, points) in enumerate(sorted(lines.items())):
         color = f"C{number % 10}"
         dashes = "-" if number < 10 else ":"
-        if (
-            points[0][1][0].get("rate") is None
-        ):  # else its speed is the scenario's, not the strategy's
+        # The speed of a paced scenario is the scenario's, not the strategy's.
+        if points[0][1][0].get("rate") is None:
             _line(throughput, points, "msgs_per_s", color=color, linestyle=dashes, label=label)
         _line(latency, points, "ack_ms_p50", color=color, linestyle=dashes, label=label)
         _line(latency, points, "ack_ms_p99", color=color, linestyle="--", alpha=0.4)
@@ -82,7 +79,7 @@ def _line(axes: Any, points: list[tuple[int, list[Round]]], name: str, **style: 
 
 
 def _label(first: Round, rounds: Sequence[Round]) -> str:
-    """The strategy, with whatever else varies."""
+    """The strategy, and the conditions that vary."""
     keys = ["broker", "storage", "ids", "ack_workers", "max_pending", "payload_bytes", "batch"]
     varying = [key for key in keys if len({str(entry.get(key)) for entry in rounds}) > 1]
     paced = ["paced"] if first.get("rate") is not None else []

@@ -1,4 +1,4 @@
-"""What the terminal shows: a bar while it runs, tables at the end."""
+"""What the terminal shows: a progress bar during the run, tables at its end."""
 
 from collections.abc import Iterable
 from types import TracebackType
@@ -9,15 +9,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from .cases import Case
-from .report import Table
+from .tables import Table
 
 __all__ = ["Progress", "show_tables"]
 
 
 class Progress:
-    """A bar that is drawn between rounds only: a thread that draws would take its share of what is
-    measured.
-    """
+    """A bar that is drawn between rounds only, so that no thread disturbs the measurement."""
 
     def __init__(self, cases: int, rounds: int) -> None:
         self._rounds = rounds
@@ -35,7 +33,7 @@ class Progress:
         self._begun = 0
 
     def show(self, case: Case, number: int) -> None:
-        """A round begins."""
+        """Show which round begins."""
         which = f"round {number} of {self._rounds}" if number else "practice"
         text = (
             f"{case.scenario}: {case.broker} {case.strategy}, {case.storage}, {case.ids}, {which}"
@@ -58,7 +56,7 @@ class Progress:
 
 
 def show_tables(found: Iterable[Table], about: str) -> None:
-    """Print tables to stdout; as wide as they are where that is no terminal."""
+    """Print tables to stdout; in full width when it is not a terminal."""
     console = Console()
     if not console.is_terminal:
         console.width = 320

@@ -1,4 +1,4 @@
-"""Runs the cases of a group in turns, round by round, and puts together what both sides measured."""
+"""Runs the cases of a group in turns, and joins the figures of client and broker per round."""
 
 import json
 import os
@@ -18,9 +18,9 @@ from .cases import Case
 __all__ = ["run"]
 
 PATIENCE = 300.0
-"""Seconds any one step of a round may take."""
+"""Seconds that a step of a round may take."""
 PRACTICE = 10_000
-"""Messages of the round before the first, which nobody counts, at most."""
+"""The most messages of the practice round, which comes before the first and is not counted."""
 
 
 class _Child:
@@ -34,14 +34,14 @@ class _Child:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            start_new_session=True,  # Ctrl-C is for us; without us it ends
+            start_new_session=True,  # Ctrl-C reaches only us; the child ends with its stdin
         )
         self._say(json.dumps({"case": case._asdict(), "url": url}))
 
     def begin(self, run: str, messages: int) -> None:
         self._say(json.dumps({"run": run, "messages": messages}))
 
-    def go_on(self) -> None:
+    def proceed(self) -> None:
         self._say("")
 
     def expect(self, state: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class _Child:
             reason = answer.get("reason") or (
                 "its process ended" if ready else f"no answer within {PATIENCE:g} s"
             )
-            raise BenchError(f"{self._case.broker} {self._case.strategy} failed: {reason}")
+            raise self._failed(reason)
         return answer
 
     def __enter__(self) -> Self:
@@ -78,9 +78,10 @@ class _Child:
         try:
             self._process.stdin.write(line + "\n")
         except BrokenPipeError:
-            raise BenchError(
-                f"{self._case.broker} {self._case.strategy} failed: its process ended"
-            ) from None
+            raise self._failed("its process ended") from None
+
+    def _failed(self, reason: str) -> BenchError:
+        return BenchError(f"{self._case.broker} {self._case.strategy} failed: {reason}")
 
 
 def run(
@@ -89,9 +90,9 @@ def run(
     rounds: int,
     progress: Callable[[Case, int], None] = lambda case, number: None,
 ) -> list[dict[str, Any]]:
-    """All rounds of all groups, as they go into the results file.
+    """Measure all rounds of all groups, as they go into the results file.
 
-    :arg progress: Told of each round before it begins; number 0 is the one that is not counted.
+    :arg progress: Called before each round; number 0 is the practice round.
     :raises BenchError: when a strategy fails.
     """
     measured = []
@@ -119,10 +120,10 @@ def _round(case: Case, child: _Child, broker: Broker) -> dict[str, Any]:
     child.begin(run, case.messages)
     child.expect("ready")
     before = broker.figures(first=True)
-    child.go_on()
+    child.proceed()
     child.expect("stopped")
     after = broker.figures(first=False)
-    child.go_on()
+    child.proceed()
     figures = child.expect("done")
     del figures["state"]
     stored = broker.count(case, run)

@@ -1,5 +1,5 @@
-"""The command `bytewax-jetstream`."""
+"""The command `bytewax-jetstream`: one module per command, imported when the command is called."""
 
-from .main import main
+from .program import main
 
 __all__ = ["main"]

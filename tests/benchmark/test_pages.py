@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from bytewax_jetstream.bench.report import check, fill, load
+from bytewax_jetstream.bench.pages import fill
+from bytewax_jetstream.bench.results import check, load
 
 HERE = Path(__file__).parent
 PAGES = [HERE.parents[1] / "README.md", HERE / "README.md"]

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from bytewax_jetstream.bench.brokers import JetStreamBroker
 from bytewax_jetstream.bench.cases import STRATEGIES, Case
+from bytewax_jetstream.bench.jetstream_broker import JetStreamBroker
 from bytewax_jetstream.bench.kafka_broker import KafkaBroker
-from bytewax_jetstream.bench.report import check
+from bytewax_jetstream.bench.results import check
 from bytewax_jetstream.bench.runner import run
 from bytewax_jetstream.errors import BenchError
 

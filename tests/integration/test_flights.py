@@ -16,9 +16,12 @@ import pytest
 
 from bytewax_jetstream.settings import JetStreamSettings
 from bytewax_jetstream.testing import NatsServer
-from flows.flights import enter
-from flows.flights_audit import AuditError, Counted, StreamReader, count_flights
-from flows.flights_data import rows
+from flows.flights.audit import Counted, count_flights
+from flows.flights.brokers import StreamNames
+from flows.flights.data import rows
+from flows.flights.errors import AuditError
+from flows.flights.jetstream import StreamReader
+from flows.flights.run_directory import RunDirectory
 from tests.support.streams import make_stream
 from tests.support.waiting import until
 
@@ -44,7 +47,7 @@ def test_the_dataflow_runs_as_any_other(
     python("bytewax.recovery", str(db), "1")
     python("bytewax.run", "flows.flights:flow", f"-w{workers}", "-r", str(db), "-s", "1", "-b", "0")
     with NatsServer(store_dir=run_dir / "nats") as server, StreamReader(to(server)) as reader:
-        counted = count_flights(reader, "FLIGHTS", "FLIGHTS_DEAD", rows()[:LIMIT])
+        counted = count_flights(reader, StreamNames("FLIGHTS", "FLIGHTS_DEAD"), rows()[:LIMIT])
     assert counted == Counted(LIMIT - DEAD, DEAD, duplicates=0, missing=0, order_violations=0)
     with closing(sqlite3.connect(run_dir / "results.sqlite")) as results:
         outcomes = results.execute("select outcome, count(*) from results group by 1").fetchall()
@@ -108,7 +111,7 @@ def test_a_configured_server_is_used_and_never_emptied(
 def test_a_run_directory_in_use_or_unwritable_is_a_sentence(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = enter(run_dir)
+    lock = RunDirectory(run_dir).claim()
     assert "another run is using" in python("flows.flights", code=1)
     lock.close()
     (tmp_path / "file").touch()
@@ -166,12 +169,12 @@ def test_the_count_finds_what_is_wrong(
     counted: Counted,
 ) -> None:
     lines = ["t,c,1,A,o,d,,", "t,c,2,B,o,d,,", "t,c,3,A,o,d,,"]
-    streams = names(), names()
+    streams = StreamNames(names(), names())
     for stream, written in zip(streams, (flights, dead_letters), strict=True):
         make_stream(nats_server.url, stream, stream)
         write(nats_server.url, stream, written)
     with StreamReader(to(nats_server)) as reader:
-        assert count_flights(reader, *streams, lines) == counted
+        assert count_flights(reader, streams, lines) == counted
 
 
 def test_the_count_refuses_what_is_no_row_of_the_input(
@@ -183,9 +186,9 @@ def test_the_count_refuses_what_is_no_row_of_the_input(
     write(nats_server.url, stream, [(3, "a")])
     with (
         StreamReader(to(nats_server)) as reader,
-        pytest.raises(AuditError, match="no row of the input"),
+        pytest.raises(AuditError, match="not a row of the input"),
     ):
-        count_flights(reader, stream, dead, ["t,c,1,A,o,d,,"])
+        count_flights(reader, StreamNames(stream, dead), ["t,c,1,A,o,d,,"])
 
 
 def python(module: str, *arguments: str, code: int = 0) -> str:

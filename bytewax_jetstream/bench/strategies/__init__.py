@@ -1,3 +1,5 @@
-"""The strategies: each connects, warms up, starts the clock, publishes, stops it, closes, and says
-what was acked.
+"""The strategies.
+
+Each connects, publishes the warm-up, starts the clock, publishes, stops the clock, closes, and
+returns what was acked.
 """

@@ -1,32 +1,31 @@
-"""Kafka as one uses it by hand through confluent-kafka, and through Bytewax's own sink."""
+"""Kafka by hand, through confluent-kafka, and through Bytewax's own sink."""
 
 import time
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import bytewax.operators as op
 from bytewax.connectors.kafka import KafkaSink, KafkaSinkMessage
 from bytewax.dataflow import Dataflow
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
-from bytewax.testing import run_main
 from confluent_kafka import KafkaError, Message, Producer
 
 from ...envelope import Envelope
-from ...errors import PublishError
+from ...errors import BenchError
 from ..meter import Tally, Trial
-from .ours import Feed
+from ..names import ID_HEADERS
+from .dataflows import Feed, run
 
 __all__ = ["confluent", "sink", "sync"]
 
-EPOCH = timedelta(seconds=1)
 SECONDS = 60.0
 Result = tuple[str, str | None, int | None, int | None, float]
-"""Event id, topic, partition, offset, and seconds from its hand-over to its report."""
+"""Event id, topic, partition, offset, and seconds until its delivery report."""
+Reported = Callable[[KafkaError | None, Message], None]
 
 
 def producer_for(trial: Trial) -> Producer:
-    """One that promises what ours does."""
+    """A producer with the promises of ours."""
     return Producer(
         {
             "bootstrap.servers": trial.url,
@@ -37,16 +36,19 @@ def producer_for(trial: Trial) -> Producer:
     )
 
 
-def produce(producer: Producer, envelope: Envelope, on_delivery: Any) -> None:
-    """Hand over one message with the headers that our own publisher sends; a full queue is waited
-    for.
-    """
+def key_and_id(envelope: Envelope) -> tuple[bytes, tuple[str, bytes]]:
+    """The key and the header that our own publisher sends."""
     key = cast(str, envelope.aggregate_id).encode()
-    headers: list[tuple[str, str | bytes | None]] = [("Event-Id", envelope.event_id.encode())]
+    return key, (ID_HEADERS["header"], envelope.event_id.encode())
+
+
+def produce(producer: Producer, envelope: Envelope, on_delivery: Reported) -> None:
+    """Hand one message to the producer; while its queue is full, wait."""
+    key, id_header = key_and_id(envelope)
     while True:
         try:
             producer.produce(
-                envelope.topic, envelope.payload, key, headers=headers, on_delivery=on_delivery
+                envelope.topic, envelope.payload, key, headers=[id_header], on_delivery=on_delivery
             )
         except BufferError:
             producer.poll(0.01)
@@ -55,42 +57,40 @@ def produce(producer: Producer, envelope: Envelope, on_delivery: Any) -> None:
 
 
 def settle(producer: Producer) -> None:
-    """Wait until every message has its report.
+    """Wait until every message has its delivery report.
 
-    :raises PublishError: when that takes too long.
+    :raises BenchError: when that takes too long.
     """
     if left := producer.flush(SECONDS):
-        raise PublishError(
-            f"{left} messages have no report after {SECONDS:g} s: see whether the broker answers"
+        raise BenchError(
+            f"{left} messages have no delivery report after {SECONDS:g} s: "
+            "check whether the broker answers"
         )
 
 
-def failed(error: KafkaError | None, message: Message) -> None:
-    """What the warm-up's reports are looked at for."""
-    if error is not None:
-        raise PublishError(f"a message was not stored: {error}")
-
-
 def warm_producer(trial: Trial) -> Producer:
-    """A producer whose first acks are in."""
+    """A producer that has published the warm-up."""
     producer = producer_for(trial)
     for envelope in trial.load.warm_up():
-        produce(producer, envelope, failed)
+        produce(producer, envelope, _raise_on_error)
     settle(producer)
     return producer
 
 
+def _raise_on_error(error: KafkaError | None, message: Message) -> None:
+    if error is not None:
+        raise BenchError(f"a message of the warm-up was not stored: {error}")
+
+
 def sync(trial: Trial) -> Tally:
-    """Each message is flushed before the next is made."""
+    """Each message is flushed before the next one."""
     producer, tally = warm_producer(trial), Tally()
 
     def reported(error: KafkaError | None, message: Message) -> None:
         tally.acked += error is None
 
     trial.meter.start()
-    for batch in trial.load.batches():
-        if pause := trial.load.wait():
-            time.sleep(pause)
+    for batch in trial.load.paced():
         for envelope in batch:
             began = time.perf_counter()
             produce(producer, envelope, reported)
@@ -101,7 +101,7 @@ def sync(trial: Trial) -> Tally:
 
 
 def confluent(trial: Trial) -> Tally:
-    """A loop that serves reports once a batch, each with a result of its own."""
+    """A loop that serves the delivery reports once per batch, and makes a result of each."""
     producer, tally = warm_producer(trial), Tally()
     results: list[Result] = []
 
@@ -122,16 +122,17 @@ def confluent(trial: Trial) -> Tally:
 
         produce(producer, envelope, reported)
 
+    def rest(seconds: float) -> None:
+        producer.poll(seconds)  # returns at the first report
+        time.sleep(trial.load.seconds_until_due())
+
     def take() -> None:
         tally.acked += len(results)
         tally.latencies.extend([result[-1] for result in results])
         results.clear()
 
     trial.meter.start()
-    for batch in trial.load.batches():
-        if pause := trial.load.wait():
-            producer.poll(pause)
-            time.sleep(trial.load.wait())
+    for batch in trial.load.paced(rest):
         for envelope in batch:
             produce_one(envelope)
         producer.poll(0)
@@ -143,7 +144,7 @@ def confluent(trial: Trial) -> Tally:
 
 
 class _Timed(DynamicSink[KafkaSinkMessage[bytes, bytes]]):
-    """Bytewax's sink, with a look at the clock before and after each write; the last one stops it."""
+    """Bytewax's sink, with the time of each write; the last write stops the clock."""
 
     def __init__(self, trial: Trial) -> None:
         self.tally = Tally()
@@ -164,41 +165,36 @@ class _TimedPartition(StatelessSinkPartition[KafkaSinkMessage[bytes, bytes]]):
 
     def write_batch(self, items: list[KafkaSinkMessage[bytes, bytes]]) -> None:
         began = time.perf_counter()
-        self._inner.write_batch(items)  # which flushes
+        self._inner.write_batch(items)  # it flushes
         seconds, owner = time.perf_counter() - began, self._owner
         if owner.warm < self._warm_messages:
             owner.warm += len(items)
             return
-        # It has no reports: what it has written is only found to be stored, or not, by who reads it
-        # back.
+        # The sink takes no delivery reports: whether a message is stored shows only when the
+        # stored messages are read back.
         owner.tally.acked += len(items)
         owner.tally.latencies.extend([seconds] * len(items))
-        if owner.tally.acked == self._trial.load.messages:
-            self._trial.meter.stop()
+        self._trial.stop_when_complete(owner.tally)
 
     def close(self) -> None:
         self._inner.close()
 
 
 def sink(trial: Trial) -> Tally:
-    """A dataflow into `KafkaSink`, from the first envelope emitted to the last write."""
+    """A dataflow into `KafkaSink`, from the first envelope that is emitted to the last write."""
     timed = _Timed(trial)
     dataflow = Dataflow("bench")
     envelopes = op.input("feed", dataflow, Feed(trial, lambda messages: timed.warm >= messages))
     op.output("sink", op.flat_map_batch("message", envelopes, _messages), timed)
-    run_main(dataflow, epoch_interval=EPOCH)
-    if not trial.meter.stopped:
-        trial.meter.stop()
+    run(dataflow, trial)
     return timed.tally
 
 
 def _messages(envelopes: Sequence[Envelope]) -> list[KafkaSinkMessage[bytes, bytes]]:
-    return [
-        KafkaSinkMessage(
-            cast(str, envelope.aggregate_id).encode(),
-            envelope.payload,
-            topic=envelope.topic,
-            headers=[("Event-Id", envelope.event_id.encode())],
+    messages = []
+    for envelope in envelopes:
+        key, id_header = key_and_id(envelope)
+        messages.append(
+            KafkaSinkMessage(key, envelope.payload, topic=envelope.topic, headers=[id_header])
         )
-        for envelope in envelopes
-    ]
+    return messages

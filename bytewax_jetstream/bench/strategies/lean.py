@@ -1,7 +1,7 @@
-"""A fast-ingest loop as short as it can be: what a client of this protocol can reach.
+"""A fast-ingest loop as short as possible: it shows how fast a client of this protocol can be.
 
-nats-py connects, subscribes and reads; frames are joined, a batch at a time, and written to its
-transport. It gives none of our promises: no deadline of a message, no retry, no result, no order of
+nats-py connects, subscribes and reads; the frames of a batch are joined and written to its
+transport. It gives none of our promises: no deadline per message, no retry, no result, no order of
 aggregates beyond that of one connection; an error ends it.
 """
 
@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import nats
@@ -17,22 +17,22 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ...envelope import Envelope
-from ...errors import PublishError
+from ...errors import BenchError
 from ..meter import Tally, Trial
 from ..names import ID_HEADERS
 
 __all__ = ["lean", "publish_all"]
 
 FLOW = 500
-"""A flow ack for so many messages, which is the most that the server grants."""
+"""Messages per flow ack; the server grants no more."""
 WINDOW = 4 * FLOW
-"""Messages that may be out without an ack: four flow acks, for the server never to wait for us."""
+"""Messages in flight: four flow acks, so that the server never has to wait for us."""
 SECONDS = 30.0
 START, APPEND, COMMIT = 0, 1, 2
 
 
 async def lean(trial: Trial) -> Tally:
-    """One batch of the protocol for all messages, each of the load's batches in one write."""
+    """All messages are one batch of the protocol; each batch of the load is one write."""
     tally, meter, load = Tally(), trial.meter, trial.load
     client = await nats.connect(trial.url)
     try:
@@ -51,7 +51,7 @@ async def lean(trial: Trial) -> Tally:
 
 
 async def publish_all(url: str, ids: str, batches: Iterable[list[Envelope]], messages: int) -> int:
-    """Fill a stream; returns how many messages it took."""
+    """Fill a stream; returns how many messages it stored."""
     client = await nats.connect(url)
     try:
         return await _Batch(client, ids).publish(batches, messages)
@@ -72,7 +72,7 @@ class _Batch:
         self._written: deque[tuple[int, float]] = deque()
         """The last message of each write, and when it was written."""
         self.latencies: list[float] = []
-        """Of each write: until the ack that covers its last message."""
+        """Seconds from each write to the ack that covers its last message."""
         self.writes = 0
 
     async def publish(self, batches: Iterable[list[Envelope]], messages: int) -> int:
@@ -80,13 +80,13 @@ class _Batch:
         return await self.write_all(batches, messages)
 
     async def subscribe(self) -> None:
-        """The subscription must be on the wire before the first message, or its ack is lost."""
+        """The server must know the subscription before the first message, or its ack is lost."""
         await self._client.subscribe(f"{self._inbox}.>", cb=self._answered)
         await self._client.flush()
 
     async def write_all(self, batches: Iterable[list[Envelope]], messages: int) -> int:
-        """Write with at most a window out, commit with the last message; returns how many are
-        stored.
+        """Write with at most a window in flight, and commit with the last message; returns how many
+        messages are stored.
         """
         # nats-py offers no way to write bytes that are framed already.
         transport = cast(Any, self._client)._transport._io_writer.transport  # noqa: SLF001
@@ -101,13 +101,14 @@ class _Batch:
                 self.writes += 1
                 self._written.append((last, time.perf_counter()))
                 first = last + 1
-            await asyncio.sleep(0)  # acks are read in between
-        await self._until_ended()
-        assert self._end is not None
+            await asyncio.sleep(0)  # lets the acks be read
+        await self._until(lambda: self._end is not None)
+        if self._end is None or "count" not in self._end or "error" in self._end:
+            raise BenchError(f"the batch was not stored: {self._end}")
         return int(self._end["count"])
 
     def _frames(self, envelopes: list[Envelope], first: int, messages: int) -> bytes:
-        """Everything from `HPUB` to the payload's end, for a piece of the batch."""
+        """The frames of a piece of the batch, from the first `HPUB` to the last payload."""
         inbox, id_header = self._inbox.encode(), self._id_header
         reply = b"%s.%d.fail" % (inbox, FLOW)
         fixed = len(b"NATS/1.0\r\n: \r\nAggregate-Id: \r\n\r\n") + len(id_header)
@@ -117,7 +118,8 @@ class _Batch:
             op = APPEND if 1 < number < messages else COMMIT if number == messages else START
             size = fixed + len(event_id) + len(cast(str, aggregate))
             frames.append(
-                b"HPUB %s %s.%d.%d.$FI %d %d\r\nNATS/1.0\r\n%s: %s\r\nAggregate-Id: %s\r\n\r\n%s\r\n"
+                b"HPUB %s %s.%d.%d.$FI %d %d\r\n"
+                b"NATS/1.0\r\n%s: %s\r\nAggregate-Id: %s\r\n\r\n%s\r\n"
                 % (
                     topic.encode(), reply, number, op, size, size + len(payload),
                     id_header, event_id.encode(), cast(str, aggregate).encode(), payload,
@@ -130,7 +132,7 @@ class _Batch:
         answer = json.loads(message.data)
         if answer.get("type") == "ack":
             self._ack(answer["seq"])
-        else:  # the batch's end, or an error
+        else:  # the end of the batch, or an error
             self._end = answer
             if "error" not in answer:
                 self._ack(answer["count"])
@@ -143,15 +145,11 @@ class _Batch:
             self.latencies.append(now - self._written.popleft()[1])
 
     async def _until_acked(self, sequence: int) -> None:
-        while self._acked < sequence:
-            if self._end is not None:
-                raise PublishError(f"the batch ended early: {self._end}")
-            self._news.clear()
-            await asyncio.wait_for(self._news.wait(), SECONDS)
+        await self._until(lambda: self._acked >= sequence or self._end is not None)
+        if self._acked < sequence:
+            raise BenchError(f"the batch ended early: {self._end}")
 
-    async def _until_ended(self) -> None:
-        while self._end is None:
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
             self._news.clear()
             await asyncio.wait_for(self._news.wait(), SECONDS)
-        if "count" not in self._end or "error" in self._end:
-            raise PublishError(f"the batch was not stored: {self._end}")

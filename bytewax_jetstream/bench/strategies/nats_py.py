@@ -1,9 +1,10 @@
-"""JetStream as one uses it through nats-py by hand."""
+"""JetStream by hand, through nats-py."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import nats
@@ -20,8 +21,10 @@ __all__ = ["before", "publish_async", "pull", "sync", "task"]
 MAX_PENDING = 4_000
 """nats-py's own default."""
 COMPLETE_SECONDS = 120
+TASK_SECONDS = 60
 LATENCIES = 1_000
-"""How many acks are timed where a look at each would cost: 1 us is much beside a `publish_async`.
+"""How many acks are timed where timing all would slow the strategy down: 1 us is much compared with
+a `publish_async`.
 """
 
 
@@ -32,14 +35,12 @@ def headers_of(envelope: Envelope, id_header: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def connected(trial: Trial) -> AsyncIterator[tuple[Client, JetStreamContext, str]]:
-    """A warm connection; the clock starts when this is entered and its warm-up is acknowledged."""
+    """A connection whose warm-up is acknowledged; the clock starts with the body."""
     client = await nats.connect(trial.url)
     try:
         pending = trial.case.max_pending or MAX_PENDING
-        js, id_header = (
-            client.jetstream(publish_async_max_pending=pending),
-            ID_HEADERS[trial.case.ids],
-        )
+        js = client.jetstream(publish_async_max_pending=pending)
+        id_header = ID_HEADERS[trial.case.ids]
         for envelope in trial.load.warm_up():
             await js.publish_async(
                 envelope.topic, envelope.payload, headers=headers_of(envelope, id_header)
@@ -53,47 +54,43 @@ async def connected(trial: Trial) -> AsyncIterator[tuple[Client, JetStreamContex
 
 async def _each(trial: Trial, publish: Callable[[Envelope], Awaitable[None]]) -> None:
     for batch in trial.load.batches():
-        if pause := trial.load.wait():
+        if pause := trial.load.seconds_until_due():
             await asyncio.sleep(pause)
         for envelope in batch:
             await publish(envelope)
+
+
+async def _publish_timed(
+    tally: Tally,
+    js: JetStreamContext,
+    id_header: str,
+    envelope: Envelope,
+    timeout: float | None = None,  # noqa: ASYNC109  # nats-py's own
+) -> None:
+    began = time.perf_counter()
+    headers = headers_of(envelope, id_header)
+    await js.publish(envelope.topic, envelope.payload, headers=headers, timeout=timeout)
+    tally.latencies.append(time.perf_counter() - began)
 
 
 async def sync(trial: Trial) -> Tally:
     """Each publish waits for its ack."""
     tally = Tally()
     async with connected(trial) as (_, js, id_header):
-
-        async def publish(envelope: Envelope) -> None:
-            began = time.perf_counter()
-            await js.publish(
-                envelope.topic, envelope.payload, headers=headers_of(envelope, id_header)
-            )
-            tally.latencies.append(time.perf_counter() - began)
-
-        await _each(trial, publish)
+        await _each(trial, partial(_publish_timed, tally, js, id_header))
         trial.meter.stop()
     tally.acked = len(tally.latencies)
     return tally
 
 
 async def task(trial: Trial) -> Tally:
-    """Each publish is a task; all of them are waited for at the end."""
+    """Each publish is a task; all of them are awaited at the end."""
     tally, tasks = Tally(), []
     async with connected(trial) as (_, js, id_header):
 
-        async def one(envelope: Envelope) -> None:
-            began = time.perf_counter()
-            await js.publish(
-                envelope.topic,
-                envelope.payload,
-                headers=headers_of(envelope, id_header),
-                timeout=60,
-            )
-            tally.latencies.append(time.perf_counter() - began)
-
         async def publish(envelope: Envelope) -> None:
-            tasks.append(asyncio.create_task(one(envelope)))
+            timed = _publish_timed(tally, js, id_header, envelope, timeout=TASK_SECONDS)
+            tasks.append(asyncio.create_task(timed))
 
         await _each(trial, publish)
         if trial.case.rate is None:
@@ -105,20 +102,19 @@ async def task(trial: Trial) -> Tally:
 
 
 async def publish_async(trial: Trial) -> Tally:
-    """Futures collected by nats-py, as it is documented: wait once, at the end."""
+    """nats-py collects the futures, and the strategy waits once, at the end, as documented."""
     return await _without_waiting(trial, look_up=False)
 
 
 async def before(trial: Trial) -> Tally:
-    """The report's bus before its changes: it asks for the stream at each publish, and lets the
-    future go.
+    """The report's code before its changes: it looks the stream up at every publish, and ignores
+    the futures.
     """
     return await _without_waiting(trial, look_up=True)
 
 
 async def _without_waiting(trial: Trial, *, look_up: bool) -> Tally:
-    # Who wants to know what became of each message keeps its future.
-    tally, futures = Tally(), []
+    tally, futures = Tally(), []  # the futures say at the end what is acked
     every = max(1, trial.load.messages // LATENCIES)
     async with connected(trial) as (_, js, id_header):
         number = 0
@@ -147,7 +143,7 @@ async def _without_waiting(trial: Trial, *, look_up: bool) -> Tally:
 
 
 async def pull(trial: Trial) -> Tally:
-    """A pull loop, from its consumer's making to the last message."""
+    """A pull loop, from the creation of its consumer to the last message."""
     tally, load = Tally(), trial.load
     trial.meter.start()
     client = await nats.connect(trial.url)

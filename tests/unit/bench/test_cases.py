@@ -71,6 +71,6 @@ def test_a_load_gives_each_message_once_in_batches_with_an_id_of_its_own() -> No
     assert len({envelope.aggregate_id for envelope in envelopes}) == 1_000
     assert len({envelope.topic for envelope in envelopes}) == 5
     assert {len(envelope.payload) for envelope in envelopes} == {20}
-    assert load.wait() == 0
+    assert load.seconds_until_due() == 0
     assert not any(is_warm_up(envelope.event_id) for envelope in envelopes)
     assert all(is_warm_up(envelope.event_id) for envelope in load.warm_up())

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bytewax_jetstream.cli.main import main
+from bytewax_jetstream.cli import main
 
 ROUND = {
     "scenario": "low",
@@ -62,15 +62,21 @@ def results(folder: Path, *rounds: dict[str, Any]) -> str:
     [
         (
             ["--scenarios", "tiny"],
-            "argument --scenarios: there is no 'tiny': choose from low, medium, high, extreme",
+            "argument --scenarios: unknown name 'tiny': choose from low, medium, high, extreme",
         ),
-        (["--strategies", ","], "argument --strategies: it names nothing: give at least one value"),
-        (["--ids", "none"], "argument --ids: there is no 'none': choose from msgid, header"),
-        (["--batch", "10,zero"], "argument --batch: 'zero' is no count: give whole numbers from 1"),
-        (["--rounds", "0"], "argument --rounds: '0' is no count: give whole numbers from 1"),
+        (["--strategies", ","], "argument --strategies: ',' has no value: give at least one"),
+        (["--ids", "none"], "argument --ids: unknown name 'none': choose from msgid, header"),
+        (
+            ["--batch", "10,zero"],
+            "argument --batch: 'zero' is not a valid count: give whole numbers from 1",
+        ),
+        (
+            ["--rounds", "0"],
+            "argument --rounds: '0' is not a valid count: give whole numbers from 1",
+        ),
         (
             ["--plot", "plot.gif"],
-            "--plot: plot.gif is neither .png nor .svg: name a file that ends so",
+            "--plot: plot.gif must end with .png or .svg",
         ),
         (
             ["--strategies", "sink"],

@@ -4,15 +4,8 @@ import pytest
 
 from bytewax_jetstream.envelope import Outcome, PublishResult
 from bytewax_jetstream.jetstream.publisher.encoding import check_topic
-from flows.flights_data import (
-    Flight,
-    FlightsSource,
-    no_tail_number,
-    partition_of,
-    refused,
-    rows,
-    to_envelope,
-)
+from flows.flights.data import Flight, FlightsSource, partition_of, rows
+from flows.flights.envelopes import no_tail_number, refused, to_envelope
 
 DEAD_REASON = "no tail number, so no aircraft whose history it could belong to"
 

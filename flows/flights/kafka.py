@@ -1,6 +1,4 @@
-"""What is in a Kafka topic, read by a consumer that shares nothing with the publisher whose work it
-checks.
-"""
+"""Reads Kafka topics without the publisher whose work the audit checks."""
 
 import time
 from collections.abc import Iterator
@@ -11,17 +9,20 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from bytewax_jetstream.kafka.config import connection
 from bytewax_jetstream.settings import KafkaSettings
-from flows.flights_audit import AuditError, Stored
 
-__all__ = ["KafkaReader"]
+from .audit import Stored
+from .errors import AuditError
+
+__all__ = ["TopicReader"]
 
 TIMEOUT = 10.0
 """Seconds without a message from the broker."""
 
 
-class KafkaReader:
-    """Reads topics from their first message to their last; commits nothing, and leaves nothing
-    behind.
+class TopicReader:
+    """Reads topics from their first message to their last, and leaves nothing behind.
+
+    For one thread. It commits no offsets.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -40,11 +41,11 @@ class KafkaReader:
         self._consumer.close()
 
     def count(self, stream: str) -> int:
-        """How many messages a topic has; none when there is no such topic yet."""
+        """How many messages a topic has; 0 when it does not exist yet."""
         return sum(self._ends(stream).values())
 
     def read(self, stream: str) -> Iterator[Stored]:
-        """Every message, partition by partition mixed, each partition in its order."""
+        """Every message; the partitions are mixed, each of them is in its order."""
         ends = {partition: end for partition, end in self._ends(stream).items() if end}
         self._consumer.assign([TopicPartition(stream, partition, 0) for partition in ends])
         last = time.monotonic()
@@ -53,8 +54,8 @@ class KafkaReader:
                 if message.error() is not None:
                     raise AuditError(f"topic {stream} cannot be read: {message.error()}")
                 partition, offset = message.partition(), message.offset()
-                assert partition is not None, "a message without an error lies somewhere"
-                assert offset is not None, "a message without an error lies somewhere"
+                assert partition is not None, "a message without an error has a partition"
+                assert offset is not None, "a message without an error has an offset"
                 headers = dict(message.headers() or [])
                 event_id, last = headers.get("Event-Id"), time.monotonic()
                 yield Stored(
@@ -66,7 +67,7 @@ class KafkaReader:
                 raise AuditError(f"the broker sent nothing of topic {stream} for {TIMEOUT:g} s")
 
     def event_id(self, message: Stored) -> bytes | None:
-        """The header of that name."""
+        """The value of header `Event-Id`."""
         return message.header or None
 
     def _ends(self, topic: str) -> dict[int, int]:

@@ -1,0 +1,91 @@
+"""Results files: every round, with the command, the machine and the versions that made it."""
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..errors import BenchError
+from .figures import Round
+
+__all__ = ["about", "check", "installed_versions", "load", "machine", "save"]
+
+LIBRARIES = ("bytewax-jetstream", "bytewax", "nats-py", "confluent-kafka")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a results file.
+
+    :raises BenchError: when it is not one.
+    """
+    try:
+        results = json.loads(path.read_text())
+        if not isinstance(results["rounds"], list):
+            raise TypeError("its rounds are not a list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchError(
+            f"{path} is not a results file ({error}): name one that --json has written"
+        ) from None
+    return dict(results)
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    """Write a results file, a line per round, so that two files can be compared."""
+    head = {key: value for key, value in results.items() if key != "rounds"}
+    lines = ",\n".join(json.dumps(entry) for entry in results["rounds"])
+    path.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "rounds": [\n{lines}\n ]\n}}\n')
+
+
+def check(rounds: Iterable[Round]) -> list[str]:
+    """A sentence for each round that lost or duplicated a message."""
+    return [
+        f"{entry['scenario']}, {entry['broker']} {entry['strategy']}, {entry['storage']}, "
+        f"{entry['ids']}, round {entry['round']}: {entry['acked']} of {entry['messages']} "
+        f"acknowledged, {entry['found']} found, {entry['duplicates']} twice"
+        for entry in rounds
+        if entry["success"] < 1 or entry["found"] != entry["messages"] or entry["duplicates"]
+    ]
+
+
+def about(results: dict[str, Any]) -> str:
+    """How and where a results file was made, in two lines."""
+    machine, versions = results["machine"], results["versions"]
+    software = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"`{results['command']}`\n\n"
+        f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gb']} GB; {software}."
+    )
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "memory_gb": round(memory / 1e9, 1),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

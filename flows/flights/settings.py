@@ -1,0 +1,31 @@
+"""The settings of this job."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .run_directory import RunDirectory
+
+__all__ = ["FlightsSettings"]
+
+
+class FlightsSettings(BaseSettings):
+    """This job's own settings (`FLIGHTS_…`); `BYTEWAX_JETSTREAM_…` says how to reach the broker."""
+
+    model_config = SettingsConfigDict(env_prefix="FLIGHTS_")
+
+    broker: Literal["jetstream", "kafka"] = "jetstream"
+    """Where the flights go."""
+    run_dir: Path = Path(__file__).parents[1] / ".run"
+    """Where the run keeps the embedded broker's data, the results and the recovery store."""
+    partitions: PositiveInt = 4
+    """How many partitions the input has; a run must be resumed with the number it began with."""
+    limit: PositiveInt | None = None
+    """Read only this many rows, from the beginning of the year."""
+
+    @property
+    def directory(self) -> RunDirectory:
+        """The run directory, by the names of its files."""
+        return RunDirectory(self.run_dir)
