@@ -18,7 +18,13 @@ from ...publishing.publisher import PublisherEvents
 from ...settings import JetStreamSettings
 from ..connection import Connection, JetStreamApiError
 from .encoding import message_id
-from .error_codes import KNOWN_IDS, NO_MESSAGE, NO_ROLLUP, UNMET_CODES, classify
+from .error_codes import (
+    DUPLICATE_IN_GROUP,
+    NO_MESSAGE_FOUND,
+    ROLLUP_FAILED,
+    WRONG_LAST_SEQUENCE,
+    classify,
+)
 
 __all__ = ["LookUps"]
 
@@ -49,11 +55,10 @@ class LookUps:
         from here.
         """
         grouped = len(self._events.envelopes(flight, place)) > 1
-        # Of a group the ids are looked at before the expectations, so an unmet one is not owed to
-        # its own success.
-        if refusal.code not in ({KNOWN_IDS} if grouped else UNMET_CODES) or not isinstance(
-            stream, str
-        ):
+        # Of a group the server checks the ids first. So a wrong last sequence in a group does not
+        # come from an earlier attempt that stored the group.
+        codes = {DUPLICATE_IN_GROUP} if grouped else WRONG_LAST_SEQUENCE.keys()
+        if refusal.code not in codes or not isinstance(stream, str):
             return False
         self._doubts.append(_Doubt(flight, place, stream, refusal))
         if self._task is None or self._task.done():
@@ -72,7 +77,7 @@ class LookUps:
             if not envelopes:
                 continue  # answered otherwise, or tried again by now
             try:
-                if doubt.refusal.code == KNOWN_IDS:
+                if doubt.refusal.code == DUPLICATE_IN_GROUP:
                     found = await self._group(doubt, envelopes)
                 else:
                     found = await self._own_message(doubt, envelopes[0])
@@ -101,7 +106,7 @@ class LookUps:
                 f"STREAM.MSG.GET.{doubt.stream}", body, self._seconds
             )
         except JetStreamApiError as error:
-            if error.code == NO_MESSAGE:
+            if error.code == NO_MESSAGE_FOUND:
                 return doubt.refusal
             raise
         message = answer["message"]
@@ -116,10 +121,10 @@ class LookUps:
             answers = await asyncio.gather(*map(self._ask_for, envelopes))
         except ConnectError as error:  # it may be asked again: nothing was changed
             reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
-            return Refusal(Verdict.RETRY, reason, KNOWN_IDS)
+            return Refusal(Verdict.RETRY, reason, DUPLICATE_IN_GROUP)
         unknown = [answer["error"] for answer in answers if "error" in answer]
         for other in unknown:
-            if other.get("err_code") != NO_ROLLUP:  # such as that an id is in process
+            if other.get("err_code") != ROLLUP_FAILED:  # such as that an id is in process
                 return classify(other)
         if not unknown:
             last = answers[-1]["seq"]
