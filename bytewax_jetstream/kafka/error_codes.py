@@ -1,5 +1,4 @@
-"""Kafka's error codes: which delivery reports reject a message, which stop the run, which leave it
-unknown.
+"""Kafka's error codes: which reject a message, which stop the run, which leave a message unknown.
 
 One table a verdict, each code with what the user does; a code in no table is GIVE_UP. The JetStream
 table is `jetstream/publisher/error_codes.py`.
@@ -55,9 +54,13 @@ STOP_CODES = {
 }
 """Never, and other messages will fare the same."""
 FINAL_AT_START = frozenset(
-    {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}  # noqa: SLF001
+    {
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError._AUTHENTICATION,  # noqa: SLF001
+        KafkaError._SSL,  # noqa: SLF001
+    }
 )
-"""While the first connection is made, waiting longer does not help: the start fails at once."""
+"""Errors of a first connection that do not pass by waiting: the start fails at once."""
 
 
 def classify(code: int, text: str, envelope: Envelope | None, *, checked: bool = True) -> Refusal:

@@ -19,7 +19,7 @@ from bytewax.testing import TestingSink
 
 import bytewax_jetstream.jetstream.source.reader
 from bytewax_jetstream.errors import ConnectError, JetStreamPipelineError, SourceError, StreamError
-from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
+from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
@@ -301,7 +301,7 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(
     seen: list[tuple[str, int]] = []
     limit = 500
 
-    def look(_: str, item: JetStreamMessage | JetStreamError) -> None:
+    def look(_: str, item: JetStreamMessage | UnreadableMessage) -> None:
         if len(seen) >= limit:
             raise RuntimeError("crash")
         seen.append((item.stream, item.sequence))
@@ -484,7 +484,7 @@ def test_poison_is_kept_out_and_the_messages_after_it_come(
         items = read(source(url, stream))
 
     assert [item.sequence for item in items] == list(range(1, 2 * len(frames) + 1))
-    errors = [item for item in items if isinstance(item, JetStreamError)]
+    errors = [item for item in items if isinstance(item, UnreadableMessage)]
     assert [error.reason for error in errors] == list(reasons)
     assert {error.payload for error in errors} == {b"abc"}
     assert [item.payload for item in items if isinstance(item, JetStreamMessage)] == [b"1"] * len(

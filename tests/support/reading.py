@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bytewax_jetstream.drain import DrainingPartition
-from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
+from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.feed import Feed
 from bytewax_jetstream.jetstream.source.source import JetStreamSource, State
 from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
@@ -64,7 +64,7 @@ class Driver:
         self.part: DrainingPartition = source.build_part(
             "flow.in", part or source.list_parts()[0], state
         )
-        self.items: list[JetStreamMessage | JetStreamError] = []
+        self.items: list[JetStreamMessage | UnreadableMessage] = []
         self.ended = False
 
     @property
