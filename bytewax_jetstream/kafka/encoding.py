@@ -149,7 +149,7 @@ def _user_lines(headers: Mapping[str, str]) -> Headers:
         )
     try:
         items: list[tuple[object, object]] = list(dict(headers).items())
-    except Exception as error:  # it is the user's mapping, and may do anything
+    except Exception as error:  # the user's own mapping may raise anything
         raise EnvelopeError(
             f"the headers cannot be read ({type(error).__name__}): give a dict of str to str"
         ) from None

@@ -1,8 +1,12 @@
-"""Refusals that may be owed to an envelope's own earlier success, and how that is found out.
+"""`LookUps`: whether a refused envelope was stored by an earlier attempt, asked of the stream.
 
-The server looks at an expected sequence before it looks at the event id, and of a group it does not
-say which ids it knows. So after an attempt whose ack was lost, and on a replay, a refusal is no
-proof that nothing is stored.
+Two refusals do not prove that nothing is stored, after a lost ack or on a replay:
+
+- Wrong last sequence. The server checks it before the event id. Say an envelope expects 7 and is
+  stored as 8, but its ack is lost. Then the second attempt is refused, because the last sequence is
+  8: its own.
+- A duplicate id in a group. The server does not say which ids it knows: all of them if an earlier
+  attempt stored the group, or some that were stored otherwise.
 """
 
 import asyncio
@@ -37,7 +41,7 @@ class _Doubt(NamedTuple):
 
 
 class LookUps:
-    """Looks such messages up, one after the other, and reports what became of them."""
+    """Looks refused envelopes up, one after the other, and reports them as stored or refused."""
 
     def __init__(
         self, connection: Connection, settings: JetStreamSettings, events: PublisherEvents
@@ -45,14 +49,16 @@ class LookUps:
         self._connection = connection
         self._dedupe = settings.dedupe
         self._seconds = settings.pool.ack_timeout / 2
-        """Answered before the attempt is given up, or the next one would start the doubt anew."""
+        """To wait for an answer. Half of the ack timeout: after the whole of it the envelope is sent
+        again, is refused again, and would be looked up from the start.
+        """
         self._events = events
         self._doubts: deque[_Doubt] = deque()
         self._task: asyncio.Task[None] | None = None
 
     def take(self, flight: int, place: int, stream: object, refusal: Refusal) -> bool:
-        """Look into a refusal, if it is one of these; returns whether it is, and will be reported
-        from here.
+        """Start to look an envelope up, if its refusal is one of the two; returns whether it is. If
+        so, the result is reported from here.
         """
         grouped = len(self._events.envelopes(flight, place)) > 1
         # Of a group the server checks the ids first. So a wrong last sequence in a group does not
@@ -66,7 +72,7 @@ class LookUps:
         return True
 
     def close(self) -> None:
-        """End what is under way."""
+        """Stop looking up: what is not reported yet never will be."""
         if self._task is not None:
             self._task.cancel()
 
@@ -75,7 +81,7 @@ class LookUps:
             doubt = self._doubts.popleft()
             envelopes = self._events.envelopes(doubt.flight, doubt.place)
             if not envelopes:
-                continue  # answered otherwise, or tried again by now
+                continue  # settled, or sent again, in the meantime
             try:
                 if doubt.refusal.code == DUPLICATE_IN_GROUP:
                     found = await self._group(doubt, envelopes)
@@ -91,9 +97,9 @@ class LookUps:
             self._events.turn()
 
     async def _own_message(self, doubt: _Doubt, envelope: Envelope) -> Receipt | Refusal:
-        """Whether the message behind the expected last one is this envelope's."""
+        """A receipt if the first message after the expected last one has this envelope's id."""
         options = envelope.options
-        assert options is not None, "only an expectation can be unmet"
+        assert options is not None, "a wrong last sequence needs an expected one"
         if options.expected_last_sequence is not None:
             body: dict[str, object] = {"seq": options.expected_last_sequence + 1}
         else:
@@ -116,16 +122,20 @@ class LookUps:
         return doubt.refusal
 
     async def _group(self, doubt: _Doubt, envelopes: Sequence[Envelope]) -> Receipt | Refusal:
-        """A group of which ids are known is stored if all are, and otherwise never will be."""
+        """A receipt if the server knows all ids of the group.
+
+        If it knows only some, the group can never be stored. If it knows none any more, the group
+        is tried again.
+        """
         try:
             answers = await asyncio.gather(*map(self._ask_for, envelopes))
-        except ConnectError as error:  # it may be asked again: nothing was changed
+        except ConnectError as error:  # asking changed nothing, so it can be asked again
             reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
             return Refusal(Verdict.RETRY, reason, DUPLICATE_IN_GROUP)
         unknown = [answer["error"] for answer in answers if "error" in answer]
-        for other in unknown:
-            if other.get("err_code") != ROLLUP_FAILED:  # such as that an id is in process
-                return classify(other)
+        for error_reply in unknown:
+            if error_reply.get("err_code") != ROLLUP_FAILED:  # for example: the id is in process
+                return classify(error_reply)
         if not unknown:
             last = answers[-1]["seq"]
             together = [answer["seq"] for answer in answers] == list(
@@ -133,19 +143,18 @@ class LookUps:
             )
             return Receipt(doubt.stream, None, last if together else None, True)
         if len(unknown) == len({envelope.event_id for envelope in envelopes}):
-            return doubt.refusal._replace(
-                verdict=Verdict.RETRY
-            )  # they were known when it was refused, and are not now
+            # The ids have left the duplicate window since the refusal.
+            return doubt.refusal._replace(verdict=Verdict.RETRY)
         known = len(answers) - len(unknown)
         reason = f"{doubt.refusal.reason}; {known} of the {len(answers)} of its group are stored before, the others not"
         return doubt.refusal._replace(reason=reason)
 
     async def _ask_for(self, envelope: Envelope) -> dict[str, Any]:
-        """Ask the server whether it knows an event id, by a message that it never stores.
+        """Ask the server whether it knows an event id, with a message that it never stores.
 
-        The server looks for the id first; if it does not know it, it finds that it cannot make
-        anything of the other header (tried against single servers and clusters:
-        `tests/integration/test_groups.py`).
+        The message carries the id and an invalid `Nats-Rollup`. The server checks the id first: a
+        known id is answered as a duplicate, an unknown one with an error about the rollup (tried
+        with single servers and clusters in `tests/integration/test_groups.py`).
         """
         line = message_id(envelope.event_id).partition(b"\r\n")[0].decode()
         name, _, value = line.partition(": ")
