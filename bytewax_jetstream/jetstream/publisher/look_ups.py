@@ -13,7 +13,8 @@ import asyncio
 import base64
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ...envelope import Envelope
 from ...errors import ConnectError
@@ -33,9 +34,10 @@ from .error_codes import (
 __all__ = ["LookUps"]
 
 
-class _Doubt(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Doubt:
     flight: int
-    place: int
+    index: int
     stream: str
     refusal: Refusal
 
@@ -56,17 +58,17 @@ class LookUps:
         self._doubts: deque[_Doubt] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def take(self, flight: int, place: int, stream: object, refusal: Refusal) -> bool:
+    def take(self, flight: int, index: int, stream: object, refusal: Refusal) -> bool:
         """Start to look an envelope up, if its refusal is one of the two; returns whether it is. If
         so, the result is reported from here.
         """
-        grouped = len(self._events.envelopes(flight, place)) > 1
+        grouped = len(self._events.envelopes(flight, index)) > 1
         # Of a group the server checks the ids first. So a wrong last sequence in a group does not
         # come from an earlier attempt that stored the group.
         codes = {DUPLICATE_IN_GROUP} if grouped else WRONG_LAST_SEQUENCE.keys()
         if refusal.code not in codes or not isinstance(stream, str):
             return False
-        self._doubts.append(_Doubt(flight, place, stream, refusal))
+        self._doubts.append(_Doubt(flight, index, stream, refusal))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._look())
         return True
@@ -79,7 +81,7 @@ class LookUps:
     async def _look(self) -> None:
         while self._doubts:
             doubt = self._doubts.popleft()
-            envelopes = self._events.envelopes(doubt.flight, doubt.place)
+            envelopes = self._events.envelopes(doubt.flight, doubt.index)
             if not envelopes:
                 continue  # settled, or sent again, in the meantime
             try:
@@ -91,9 +93,9 @@ class LookUps:
                 reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
                 found = Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code)
             if isinstance(found, Receipt):
-                self._events.acked(doubt.flight, doubt.place, found)
+                self._events.acked(doubt.flight, doubt.index, found)
             else:
-                self._events.refused(doubt.flight, doubt.place, found)
+                self._events.refused(doubt.flight, doubt.index, found)
             self._events.turn()
 
     async def _own_message(self, doubt: _Doubt, envelope: Envelope) -> Receipt | Refusal:
