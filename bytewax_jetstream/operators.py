@@ -28,7 +28,7 @@ from . import drain
 from .dataflow.lane_keys import local_key
 from .envelope import Checkpoint, Envelope, PublishResult
 from .errors import PublishError, SettleTimeoutError
-from .jetstream.message import JetStreamError, JetStreamMessage, Start
+from .jetstream.message import JetStreamMessage, Start, UnreadableMessage
 from .pool import Lane
 from .pool.results import Delivery
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
@@ -69,7 +69,7 @@ class InputOut:
     """What a stream holds, and what of it cannot be read."""
 
     oks: Stream[JetStreamMessage]
-    errs: Stream[JetStreamError]
+    errs: Stream[UnreadableMessage]
     """Stored messages that cannot be read as one (a subject that is not text, a broken header
     block).
     """
@@ -172,7 +172,7 @@ def _jetstream_input(
             "oks", items, lambda batch: [item for item in batch if type(item) is JetStreamMessage]
         ),
         errs=op.flat_map_batch(
-            "errs", items, lambda batch: [item for item in batch if type(item) is JetStreamError]
+            "errs", items, lambda batch: [item for item in batch if type(item) is UnreadableMessage]
         ),
     )
 

@@ -1,3 +1,1 @@
-"""NATS JetStream: the publisher, the streams it needs, the source; the only place that imports
-nats.
-"""
+"""NATS JetStream: connection, publisher, source and streams; all that needs nats-py."""

@@ -1,8 +1,8 @@
-"""What a JetStream source yields, and how it is read off the wire.
+"""The items of a JetStream source, `JetStreamMessage` and `UnreadableMessage`, and their decoding.
 
-A server stores what other clients refuse to read: subjects that are not text, header blocks that
-are cut off. Such a message is poison to a consumer that trips over it, for it is still there after
-a restart. Here it becomes a `JetStreamError`, and the next message is read as if nothing had been.
+A server also stores what its clients cannot read: a subject that is not text, a header block that
+is cut off. A consumer that fails at such a message fails at it again after every restart. Here it
+becomes an `UnreadableMessage`, and the next message is read as usual.
 """
 
 import re
@@ -10,40 +10,40 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 __all__ = [
-    "JetStreamError",
     "JetStreamMessage",
     "RawMessage",
     "Start",
+    "UnreadableMessage",
     "decode",
     "parse_headers",
-    "parse_place",
+    "parse_position",
 ]
 
 Start = Literal["first", "new"] | int | datetime
-"""Where reading begins: a place in the stream, or a time."""
+"""Where reading begins: at an end of the stream, at a sequence, or at a time."""
 
 RawMessage = tuple[bytes, bytes, bytes | None, bytes]
-"""Subject, reply subject, header block (None without) and payload."""
+"""Subject, reply subject, header block (None if there is none) and payload."""
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]").search
 
 
 class JetStreamMessage(NamedTuple):
-    """A message as the stream has it."""
+    """A message as the stream stores it."""
 
     subject: str
     payload: bytes
     headers: dict[str, str]
-    """Empty without any; of a name that comes twice the last value."""
+    """Empty if there are none; of a name that comes twice, the last value."""
     stream: str
     sequence: int
-    """Its place in the stream: with the stream's name the identity of the message."""
+    """Its position in the stream; with the stream's name it identifies the message."""
     time: datetime
     """When the stream stored it, in UTC."""
 
 
-class JetStreamError(NamedTuple):
-    """A stored message that cannot be read; it is passed over, never again looked at."""
+class UnreadableMessage(NamedTuple):
+    """A stored message that cannot be decoded, with its bytes; reading goes on after it."""
 
     stream: str
     sequence: int
@@ -51,30 +51,30 @@ class JetStreamError(NamedTuple):
     subject: bytes
     payload: bytes
     header: bytes
-    """The header block as it is stored; empty without one."""
+    """The header block as it is stored; empty if there is none."""
 
 
-def parse_place(reply: bytes) -> tuple[int, int, int]:
+def parse_position(reply: bytes) -> tuple[int, int, int]:
     """Stream sequence, consumer sequence and stored time in nanoseconds, from a message's reply
     subject.
 
-    Source: ADR-15: `$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer
-    sequence>.<time>.<pending>`, newer servers with `<domain>.<account>` before the stream and
-    perhaps a random word at the end.
+    Two forms are in use (ADR-15), the second perhaps with a random token at its end:
+    `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>` and
+    `$JS.ACK.<domain>.<account>.<stream>.<consumer>.…`, from there on the same.
 
-    :raises ValueError: when it is not one.
+    :raises ValueError: when the subject has neither form.
     """
-    words = reply.split(b".")
-    at = 5 if len(words) == 9 else 7
-    if words[0] != b"$JS" or len(words) < at + 4:
+    tokens = reply.split(b".")
+    index = 5 if len(tokens) == 9 else 7
+    if tokens[0] != b"$JS" or len(tokens) < index + 4:
         raise ValueError(f"not the reply subject of a stored message: {reply[:80]!r}")
-    return int(words[at]), int(words[at + 1]), int(words[at + 2])
+    return int(tokens[index]), int(tokens[index + 1]), int(tokens[index + 2])
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """Names and values of a header block; blanks around a value are not part of it.
+    """Names and values of a header block, without the blanks around a value.
 
-    :raises ValueError: when the block is broken.
+    :raises ValueError: when the block is malformed.
     """
     if not block.endswith(b"\r\n\r\n"):
         raise ValueError("its header block has no end")
@@ -92,8 +92,8 @@ def parse_headers(block: bytes) -> dict[str, str]:
 
 def decode(
     stream: str, sequence: int, nanoseconds: int, raw: RawMessage
-) -> JetStreamMessage | JetStreamError:
-    """The message, or why there is none."""
+) -> JetStreamMessage | UnreadableMessage:
+    """The message; an `UnreadableMessage` with the reason if its bytes are not valid."""
     subject, _, header, payload = raw
     try:
         text = subject.decode()
@@ -102,11 +102,11 @@ def decode(
         headers = parse_headers(header) if header else {}
     except UnicodeDecodeError as error:
         what = "subject" if error.object == subject else "header block"
-        return JetStreamError(
+        return UnreadableMessage(
             stream, sequence, f"its {what} is not UTF-8", subject, payload, header or b""
         )
     except ValueError as error:
-        return JetStreamError(stream, sequence, str(error), subject, payload, header or b"")
-    # Whole microseconds first: a float has room for them, not for nanoseconds.
+        return UnreadableMessage(stream, sequence, str(error), subject, payload, header or b"")
+    # Cut to whole microseconds first: a float is exact for those, not for nanoseconds.
     time = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
     return JetStreamMessage(text, payload, headers, stream, sequence, time)

@@ -1,7 +1,7 @@
-"""Streams made or checked before the first message, and which stream covers a topic.
+"""JetStream streams: created, updated or checked at the start; and which stream covers a topic.
 
-Requests are raw JSON: what this package and nats-py do not know in a stream's configuration must
-survive an update, so a change is merged into the server's own.
+Requests are raw JSON, and an update sends the server's own configuration with some fields changed.
+So fields that this package or nats-py does not know survive an update.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ STORAGE_STRENGTH = {"memory": 0, "file": 1}
 
 
 class Api(Protocol):
-    """What this module needs of a connection."""
+    """The part of a connection that this module uses."""
 
     @property
     def takes_batches(self) -> bool: ...
@@ -32,15 +32,15 @@ class Api(Protocol):
 
 
 class Covered(NamedTuple):
-    """The stream a topic goes to."""
+    """The stream that stores a topic."""
 
     stream: str
     weakness: str | None
-    """Why the stream must not be published to, or None."""
+    """Why publishing to the stream is not safe, or None."""
 
 
 class Coverage:
-    """Which stream stores which topic, from the subjects all streams of the account listen on."""
+    """Which stream stores which topic, by the subjects of all streams of the account."""
 
     def __init__(
         self,
@@ -50,10 +50,9 @@ class Coverage:
     ) -> None:
         self.configs = configs
         self.silent = frozenset(silent)
-        """Streams without a leader of which nothing is known: each may store any topic."""
+        """Streams without a leader whose subjects are not known: each may store any topic."""
         self.created = frozenset(created)
-        """Streams that were not there before, so that nobody else has anything under way to them.
-        """
+        """Streams that were created here, so that no earlier run has messages on their way."""
         self._exact: dict[str, Covered] = {}
         self._patterns: list[tuple[tuple[str, ...], Covered]] = []
         for name, config in configs.items():
@@ -65,15 +64,15 @@ class Coverage:
                     self._exact[subject] = covered
 
     def knows(self, stream: str) -> bool:
-        """Whether there is a stream of that name."""
+        """Whether a stream of that name exists."""
         return stream in self.configs or stream in self.silent
 
     def lacks(self, topic: str) -> bool:
-        """Whether surely no stream stores a topic."""
+        """Whether definitely no stream stores a topic."""
         return not self.silent and self.of(topic) is None
 
     def of(self, topic: str) -> Covered | None:
-        """The stream that stores a topic; None when no stream does. No two streams may overlap."""
+        """The stream that stores a topic, or None. The server lets no two streams overlap."""
         found = self._exact.get(topic)
         if found is not None or not self._patterns:
             return found
@@ -84,21 +83,21 @@ class Coverage:
 
 
 def covers(pattern: str, topic: str) -> bool:
-    """Whether a subject pattern (`orders.*`, `orders.>`) takes in a topic or a narrower pattern."""
+    """Whether a subject pattern (`orders.*`, `orders.>`) matches a topic or a narrower pattern."""
     return _matches(tuple(pattern.split(".")), tuple(topic.split(".")))
 
 
 def _matches(pattern: tuple[str, ...], tokens: tuple[str, ...]) -> bool:
-    for at, part in enumerate(pattern):
+    for index, part in enumerate(pattern):
         if part == ">":
-            return len(tokens) > at
-        if at >= len(tokens) or tokens[at] == ">" or (part != "*" and part != tokens[at]):
+            return len(tokens) > index
+        if index >= len(tokens) or tokens[index] == ">" or part not in ("*", tokens[index]):
             return False
     return len(pattern) == len(tokens)
 
 
 def weakness_of(config: Mapping[str, Any]) -> str | None:
-    """Why a stream cannot keep what an ack promises, whatever the settings ask; None when it can."""
+    """Why a stream takes no messages, or could lose one it acknowledged; None when it is safe."""
     name = config.get("name")
     if config.get("no_ack"):
         return f"stream {name} has no_ack set and never says what it stored: set no_ack to false"
@@ -112,10 +111,10 @@ def weakness_of(config: Mapping[str, Any]) -> str | None:
 
 
 async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
-    """One paged listing of the account's streams; never asked for a message.
+    """List the account's streams, page by page.
 
-    A cluster lists a stream that has no leader at the moment by its name alone: what was known of
-    it holds.
+    Of a stream without a leader a cluster lists only the name: then the configuration in `known`
+    still holds.
     """
     configs: dict[str, Mapping[str, Any]] = {}
     silent: set[str] = set()
@@ -134,10 +133,10 @@ async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
 
 
 async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | None:
-    """Make or check the declared streams and topics by the settings' strategy; None when it is
-    `skip`.
+    """Create, update or check the declared streams, and check that the topics are covered.
 
-    :raises StreamError: when one is missing or too weak; it says what to change.
+    :returns: All streams of the account; None with the strategy `skip`, which checks nothing.
+    :raises StreamError: when a stream or topic is missing or too weak; it says what to change.
     """
     strategy = settings.stream_strategy
     if strategy == "skip":
@@ -164,7 +163,7 @@ REMEDY = "add it to the subjects of a stream, or declare a StreamSettings for it
 
 
 async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> bool:
-    """Make or check one stream; returns whether it was not there before."""
+    """Create, update or check one stream; returns whether it was created."""
     created = False
     try:
         info = await api.request(f"STREAM.INFO.{wanted.name}")
@@ -202,9 +201,8 @@ async def _create(api: Api, wanted: StreamSettings) -> dict[str, Any]:
             f"STREAM.CREATE.{wanted.name}", _as_json(wanted, api.takes_batches)
         )
     except JetStreamApiError as error:
-        if (
-            error.code == STREAM_NAME_IN_USE
-        ):  # another process was quicker: what it made is checked like any other
+        if error.code == STREAM_NAME_IN_USE:
+            # Another process was faster: its stream is checked like any other.
             return await api.request(f"STREAM.INFO.{wanted.name}")
         raise StreamError(f"stream {wanted.name} cannot be created: {error}") from None
 
@@ -214,7 +212,7 @@ def _nanoseconds(duration: timedelta) -> int:
 
 
 def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
-    """The settings in the server's words; what is None is left to the server."""
+    """The settings as the server's JSON; what is None is left to the server."""
     config: dict[str, Any] = {
         "name": wanted.name,
         "subjects": list(wanted.subjects),
@@ -229,7 +227,7 @@ def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
         "max_age": _nanoseconds(wanted.max_age) if wanted.max_age is not None else None,
         "allow_msg_ttl": wanted.allow_message_ttl or None,
         "allow_atomic": wanted.allow_atomic or None,
-        # Not a promise to anybody, so a stream without it falls short of nothing.
+        # Only faster, so a stream without it is not weaker than the settings require.
         "allow_batched": (wanted.allow_batched and takes_batches) or None,
     }
     return {key: value for key, value in config.items() if value is not None}
@@ -238,10 +236,9 @@ def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
 def _changes(
     config: Mapping[str, Any], wanted: StreamSettings, takes_batches: bool
 ) -> dict[str, Any]:
-    """What to set in the server's own configuration so that nothing falls short; nothing else is
-    touched.
+    """The fields to change so that a stream is as strong as the settings require.
 
-    Whatever keeps more than the settings ask stays: a default must not cost a stream its replicas.
+    Stronger fields stay: a stream with 3 replicas keeps them if the settings say 1, the default.
     """
     asked = _as_json(wanted, takes_batches)
     have = list(config.get("subjects") or ())
@@ -260,7 +257,7 @@ def _changes(
 
 
 def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str, str]:
-    """In which points a stream keeps less, or for a shorter time, than the settings ask, by field."""
+    """Where a stream is weaker than the settings require: a sentence for each such field."""
     found = {}
     weakness = weakness_of(config)
     if weakness is not None:
@@ -305,10 +302,10 @@ def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str
         "max_msg_size": wanted.max_message_size,
     }
     for key, asked in limits.items():
-        has = config.get(key, -1)  # the server writes "no limit" as -1
+        has = config.get(key, -1)  # -1 is the server's "no limit"
         if asked is not None and 0 < has < asked:
             found[key] = f"{key} is {has}, asked is {asked}"
-    age = config.get("max_age", 0)  # and as 0 for an age
+    age = config.get("max_age", 0)  # and so is 0 for an age
     if wanted.max_age is not None and 0 < age < _nanoseconds(wanted.max_age):
         found["max_age"] = (
             f"max_age is {timedelta(microseconds=age / 1000)}, asked is {wanted.max_age}"

@@ -1,1 +1,1 @@
-"""The Kafka side: publisher, topics, source."""
+"""Kafka: the publisher with its error codes, the source, and topics."""

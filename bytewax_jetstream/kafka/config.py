@@ -1,4 +1,4 @@
-"""The settings in librdkafka's words."""
+"""`KafkaSettings` as librdkafka properties: for every client, and for the producer."""
 
 from typing import Any
 
@@ -7,19 +7,20 @@ from ..settings import KafkaSettings
 __all__ = ["WINDOW", "connection", "producer"]
 
 WINDOW = 10_000
-"""Messages with librdkafka at once: many round trips' worth, yet another lane's message is soon
-through it.
+"""Most messages that librdkafka holds at once: enough for many round trips, and few enough that a
+message of another lane is sent soon.
 
-Half of what its queue takes, so that it is never full."""
+Half of the library's own queue, so that the queue is never full.
+"""
 
 
 def connection(settings: KafkaSettings) -> dict[str, Any]:
-    """What every client of this cluster needs: addresses, security, and the user's own properties."""
+    """Properties of every client: addresses, security, and the user's `add_config`, which wins."""
     config: dict[str, Any] = {
         "bootstrap.servers": ",".join(settings.brokers),
         "client.id": settings.name,
         "security.protocol": _protocol(settings),
-        # The one that is not given is the library's own: the system's certificates.
+        # Without it the library uses the certificates of the system.
         "ssl.ca.location": settings.tls_ca_file and str(settings.tls_ca_file),
         "ssl.certificate.location": settings.tls_cert_file and str(settings.tls_cert_file),
         "ssl.key.location": settings.tls_key_file and str(settings.tls_key_file),
@@ -44,25 +45,27 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def producer(settings: KafkaSettings) -> dict[str, Any]:
-    """A producer that neither loses, doubles nor re-orders within its lifetime, and gives up in
-    time.
+    """Properties of a producer that loses, doubles and reorders nothing while it lives, and gives a
+    message up before the delivery timeout.
+
+    `add_config` may change the defaults, but not what the results promise.
     """
     pool = settings.pool
-    # It looks for messages that are due once a second, so that much earlier: then results come by
-    # the timeout.
+    # librdkafka looks for expired messages once a second. A second earlier, their reports come
+    # before the delivery timeout.
     give_up = max(pool.delivery_timeout - 1, pool.delivery_timeout / 2)
     defaults = {
         "linger.ms": settings.linger * 1000,
         "compression.type": settings.compression,
         "batch.size": settings.batch_bytes,
         "message.max.bytes": max(settings.max_message_bytes, 1000),
-        # The broker says by then that its replicas have not answered, the connection a little later
-        # that it has not.
+        # After the ack timeout a broker says that its replicas did not answer; half a second later
+        # the connection to a silent broker is given up.
         "request.timeout.ms": max(1, round(pool.ack_timeout * 1000)),
         "socket.timeout.ms": round(pool.ack_timeout * 1000) + 500,
-        # Back as soon as a broker is: the default of ten seconds would be a pause of that length.
+        # Reconnect soon after a broker is back: by default it could take ten seconds.
         "reconnect.backoff.max.ms": 1000,
-        # A topic was checked before its first message, so one that is unknown now is gone.
+        # A topic was checked before its first message, so an unknown one was deleted since.
         "topic.metadata.propagation.max.ms": min(10_000, round(give_up * 500)),
     }
     promised = {

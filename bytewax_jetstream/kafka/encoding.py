@@ -1,4 +1,4 @@
-"""An envelope as Kafka takes it: checked, then encoded once.
+"""Checks an envelope for Kafka, and encodes it as topic, key, payload, partition and headers.
 
 Key: the aggregate id, so that Kafka keeps an aggregate in one partition and in order. Headers:
 `Event-Id`, `Event-Type` and the user's own.
@@ -31,13 +31,13 @@ EVENT_ID, EVENT_TYPE = "Event-Id", "Event-Type"
 RESERVED = frozenset({"event-id", "event-type"})
 MAX_PARTITION = (1 << 31) - 1
 ANY = -1
-"""Whichever partition the key hashes to."""
+"""The partition that the key hashes to."""
 
 Headers = list[tuple[str, str | bytes | None]]
 
 
 class Record(NamedTuple):
-    """An encoded envelope."""
+    """An encoded envelope, as librdkafka takes it."""
 
     topic: str
     payload: bytes
@@ -47,9 +47,9 @@ class Record(NamedTuple):
 
 
 def check_topic(topic: object) -> None:
-    """Raise when there can be no topic of that name.
+    """Check that a topic has a valid name, whether or not it exists.
 
-    :raises EnvelopeError: with what is wrong.
+    :raises EnvelopeError: with what is wrong and what to do.
     """
     if not isinstance(topic, str):
         raise EnvelopeError(f"the topic is a {type(topic).__name__}: give a str")
@@ -67,10 +67,10 @@ def check_topic(topic: object) -> None:
 
 
 def is_plain(envelope: Envelope) -> bool:
-    """Whether an envelope, apart from its topic, can go to Kafka as it stands, as most do: then it
-    needs no `Record`.
+    """Whether librdkafka takes an envelope's fields as they are; its topic is not checked.
 
-    What is kept for a message in flight is paid for by the garbage collector, again and again.
+    Most envelopes are plain, and need no `Record`: each object that is kept for a message in flight
+    costs the garbage collector time again and again.
     """
     _, payload, event_id, aggregate_id, event_type, headers, partition, options = envelope
     return (
@@ -87,8 +87,9 @@ def is_plain(envelope: Envelope) -> bool:
 
 
 def are_plain(envelopes: Sequence[Envelope], topics: Set[str]) -> bool:
-    """Whether all of them surely are, and on these topics: asked of the columns, for nearly nothing
-    a message.
+    """Whether all envelopes are plain, and on these topics; False also when it is not certain.
+
+    Checks whole columns (all payloads, all ids), which costs next to nothing per message.
     """
     if set(map(type, envelopes)) != {Envelope}:
         return False
@@ -98,12 +99,12 @@ def are_plain(envelopes: Sequence[Envelope], topics: Set[str]) -> bool:
     try:
         words = "".join(ids) + "".join(filter(None, aggregates)) + "".join(filter(None, types))
         return topics >= set(names) and words.isascii() and all(ids)
-    except TypeError:  # something that is no str
+    except TypeError:  # a topic, id or type is not a str
         return False
 
 
 def encode(envelope: Envelope) -> Record:
-    """Check and encode any envelope whose topic was checked.
+    """Check and encode an envelope; its topic must have been checked.
 
     :raises EnvelopeError: with what is wrong and what to do.
     """
@@ -114,7 +115,7 @@ def encode(envelope: Envelope) -> Record:
         raise _bad_event_id(event_id)
     lines: Headers = [(EVENT_ID, event_id.encode())]
     try:
-        # A key that was read from Kafka need not be text.
+        # A key that was read from Kafka may have been bytes that are not text.
         key = None if aggregate_id is None else aggregate_id.encode("utf-8", "surrogateescape")
         if event_type is not None:
             lines.append((EVENT_TYPE, event_type.encode()))
@@ -148,7 +149,7 @@ def _user_lines(headers: Mapping[str, str]) -> Headers:
         )
     try:
         items: list[tuple[object, object]] = list(dict(headers).items())
-    except Exception as error:  # it is the user's mapping, and may do anything
+    except Exception as error:  # the user's own mapping may raise anything
         raise EnvelopeError(
             f"the headers cannot be read ({type(error).__name__}): give a dict of str to str"
         ) from None

@@ -1,9 +1,11 @@
-"""librdkafka's producer, and its delivery reports gathered for the pool's thread.
+"""The `Client`: librdkafka's producer with its threads, and delivery reports for the pool's thread.
 
-Reports are served in three places: a thread that polls, so that they come while the dataflow idles;
-the pool's thread after each flight, because the polling thread alone starves on the GIL; and
-whoever waits for an epoch's end, in steps of `flush`, because only a flush makes librdkafka send at
-once instead of lingering.
+Three callers serve reports, that is, let librdkafka call back with the reports it has:
+
+- A polling thread, so that reports come while the dataflow is idle.
+- The pool's thread after each send, because the polling thread alone starves on the GIL.
+- Whoever waits for the end of an epoch, in short flushes, because only a flush makes librdkafka
+  send at once instead of waiting for `linger`.
 """
 
 import logging
@@ -25,28 +27,33 @@ log = logging.getLogger(__name__)
 library_log = logging.getLogger("bytewax_jetstream.kafka.librdkafka")
 
 POLL = 0.05
-"""Seconds a poll waits for a report, and the thread's end for the poll."""
+"""Seconds a poll waits for a report; a stopping thread waits for its last poll that long."""
 STEP = 0.001
-"""Seconds of one flush: it returns late rather than early while another thread serves the reports.
+"""Seconds of one flush. It returns late rather than early while another thread serves the reports.
 """
 PAUSE = 0.0002
-"""Seconds between two of them."""
+"""Seconds between two flushes."""
 
 INDEX_BITS = 10
 INDEX_MASK = (1 << INDEX_BITS) - 1
 
 DeliveryCallback = Callable[[KafkaError | None, Message], None]
 Failure = tuple[int, int, int, str]
-"""Flight, index, error code and text of a message that was not stored."""
+"""What librdkafka says of a message it gave up on: number of its send, index in it, error code and
+description.
+"""
 
 
 def place_of(flight: int, index: int) -> int:
-    """A message's flight and its index in it, which is below 1,024, in one number."""
+    """One number for a message: the number of its send, and its index in it (below 1,024).
+
+    For example message 5 of send 3: `3 << 10 | 5`, that is 3077.
+    """
     return flight << INDEX_BITS | index
 
 
 def error_of(error: BaseException) -> KafkaError | None:
-    """Kafka's own word in an exception; a fatal one can come as the cause of a `SystemError`."""
+    """The `KafkaError` in an exception, if any; a fatal one can be the cause of a `SystemError`."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, KafkaException) and seen.args and isinstance(seen.args[0], KafkaError):
@@ -58,9 +65,9 @@ def error_of(error: BaseException) -> KafkaError | None:
 class Client:
     """One producer with its polling thread; its methods may be called on any thread.
 
-    :arg on_reports: Called on whichever thread has served reports, when there were none before.
-    :arg on_failure: Called once, likewise, when the producer is beyond repair.
-    :raises ConnectError: when librdkafka does not take the settings.
+    :arg on_reports: Called when reports arrive and there were none, on the thread that served them.
+    :arg on_failure: Called once when the producer has failed for good, on the thread that noticed.
+    :raises ConnectError: when librdkafka rejects the settings.
     """
 
     def __init__(
@@ -72,13 +79,13 @@ class Client:
         self.acks: list[tuple[int, int, Receipt]] = []
         self.failures: list[Failure] = []
         self.last_error: KafkaError | None = None
-        """What was wrong with a connection lately; librdkafka goes on by itself."""
+        """The last error of a connection; librdkafka reconnects by itself."""
         self.report = _report_type(self.acks.append, self.failures.append)
-        """Makes what takes one message's report, from its `place_of`."""
+        """Makes the callback for one message's report, from its `place_of`."""
         self._on_reports, self._on_failure = on_reports, on_failure
         self._told = False
         self._queued = 0
-        """When somebody was last in a hurry."""
+        """Messages with librdkafka when `hurry` was last called."""
         self._failed = False
         self._closing = False
         self._pid = os.getpid()
@@ -97,20 +104,25 @@ class Client:
         self._thread.start()
 
     def __len__(self) -> int:
-        """Messages and reports that are with librdkafka."""
+        """Messages and reports that librdkafka holds."""
         return len(self._producer)
 
     def list_topics(self, seconds: float) -> Any:
-        """The cluster's metadata, from a broker; raises `KafkaException` when none answers in time."""
+        """The cluster's metadata, from a broker.
+
+        :raises KafkaException: when no broker answers in time.
+        """
         return self._producer.list_topics(timeout=seconds)
 
     def serve(self) -> None:
-        """Take the reports that are there."""
+        """Serve the reports that have arrived, without waiting."""
         self._guarded(self._producer.poll, 0)
 
     def flush_hint(self) -> None:
-        """Have librdkafka send what lingers, for a moment; not while it gets on anyway, which this
-        would slow down.
+        """Make librdkafka send what lingers, for a millisecond.
+
+        Only if it holds no fewer messages than at the last call: while it makes progress, a flush
+        would only slow it down.
         """
         if self._closing or self._pid != os.getpid():
             return
@@ -120,15 +132,15 @@ class Client:
 
     def take(self) -> tuple[list[tuple[int, int, Receipt]], list[Failure]]:
         """The reports since the last call."""
-        self._told = (
-            False  # before the lists are looked at: who appends after that look tells again
-        )
+        # First, so that reports which arrive while the lists are cut are announced again.
+        self._told = False
         return _cut(self.acks), _cut(self.failures)
 
     def close(self, seconds: float) -> int:
-        """Let go of everything within that time; returns how many messages had no report.
+        """End the threads within that time, and drop every message without a report: it may be
+        stored or not. Returns how many those were.
 
-        Never librdkafka's own `close`, which waits for as long as a message may take.
+        Not with librdkafka's own `close`, which waits as long as a message may take.
         """
         self._closing = True
         if self._pid != os.getpid():
@@ -141,7 +153,7 @@ class Client:
         except BaseException as error:
             log.debug("closing a producer: %r", error)
         del self.produce
-        del self._producer  # on this thread, because it waits for the library's own
+        del self._producer  # this thread waits here for the library's threads
         return left
 
     def _poll(self) -> None:
@@ -150,15 +162,12 @@ class Client:
             self._guarded(poll, POLL)
 
     def _guarded(self, serve: Callable[[float], int], seconds: float) -> None:
-        """Serve reports; what is raised here is fatal to the producer, not to the thread that
-        happens to serve.
+        """Serve reports. An error raised here means that the producer has failed; the thread that
+        happens to serve goes on.
         """
         try:
             serve(seconds)
-        except (
-            KeyboardInterrupt,
-            SystemExit,
-        ):  # a signal, on the main thread: not the producer's fault
+        except (KeyboardInterrupt, SystemExit):  # a signal on the main thread
             raise
         except BaseException as error:
             if not self._closing:
@@ -183,26 +192,22 @@ class Client:
 def _report_type(
     stored: Callable[[tuple[int, int, Receipt]], None], failed: Callable[[Failure], None]
 ) -> "Callable[[int], DeliveryCallback]":
-    """A type whose reports go to these two, so that a report needs to know no more than its place."""
+    """A callback type bound to these two functions, so that each callback is only a number."""
 
     class Report(int):
-        """Waits with librdkafka for one message's report, and is that message's place: see
-        `place_of`.
+        """The callback for one message's report; its value is the message's `place_of`.
 
-        A number, because tens of thousands of them wait at a time: any other object, a bound method
-        or a partial too, would be looked at by each collection of garbage (measured: half of all
-        the time).
+        An int, because tens of thousands of callbacks wait at a time, and the garbage collector
+        does not visit ints. Bound methods or partials instead took half of all time, measured.
         """
 
         __slots__ = ()
 
         def __call__(self, error: KafkaError | None, message: Message) -> None:
-            """Called by librdkafka, on whichever thread serves reports; must not raise, and must
-            not serve.
-            """
+            """Called by librdkafka on the thread that serves reports; must not raise or serve."""
             if error is None:
-                # A bare tuple of numbers is no work for the garbage collector, as a named one would
-                # be.
+                # The garbage collector stops tracking a plain tuple of numbers at its first visit;
+                # a named tuple it would visit every time.
                 receipt = cast(Receipt, (None, message.partition(), message.offset(), None))
                 stored((self >> INDEX_BITS, self & INDEX_MASK, receipt))
             else:
@@ -212,7 +217,7 @@ def _report_type(
 
 
 def _cut(items: list[Any]) -> list[Any]:
-    """Take what is in a list that another thread appends to."""
+    """Empty a list that another thread appends to, and return its items."""
     count = len(items)
     taken = items[:count]
     del items[:count]

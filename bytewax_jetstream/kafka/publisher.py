@@ -42,10 +42,11 @@ from .encoding import (
     encode,
     is_plain,
 )
+from .error_codes import FINAL_AT_START, STOP_CODES, classify
 from .producer import INDEX_BITS, PAUSE, Client, error_of, place_of
 from .topics import REMEDY, Topic, TopicAdmin, ensure_topics
 
-__all__ = ["KafkaPublisher", "classify"]
+__all__ = ["KafkaPublisher"]
 
 log = logging.getLogger(__name__)
 
@@ -63,64 +64,6 @@ ATTEMPT = 1.0
 """Seconds of one attempt to reach a broker at the start, so that a refused password is said at
 once.
 """
-
-REJECT_CODES = {
-    KafkaError.MSG_SIZE_TOO_LARGE: "split the message, or raise max_message_bytes and the topic's max.message.bytes",
-    KafkaError.INVALID_MSG_SIZE: "split the message",
-    KafkaError.RECORD_LIST_TOO_LARGE: "lower batch_bytes",
-    KafkaError.INVALID_MSG: "correct the message; a compacted topic takes none without an aggregate id",
-    KafkaError.INVALID_RECORD: "correct the message; a compacted topic takes none without an aggregate id",
-    KafkaError.INVALID_TIMESTAMP: "see to this machine's clock",
-    KafkaError.POLICY_VIOLATION: "correct the message, or the broker's policy",
-    KafkaError.TOPIC_EXCEPTION: "choose another topic",
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant this user WRITE on the topic, then publish again",
-}
-"""Never, this message or this topic: the others are not concerned."""
-STOP_CODES = {
-    KafkaError._UNKNOWN_TOPIC: REMEDY,  # noqa: SLF001  # so the library names its own codes
-    KafkaError.UNKNOWN_TOPIC_OR_PART: REMEDY,
-    KafkaError.UNKNOWN_TOPIC_ID: REMEDY,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "grant this user IDEMPOTENT_WRITE on the cluster",
-    KafkaError.SASL_AUTHENTICATION_FAILED: "correct the credentials in the settings",
-    KafkaError._AUTHENTICATION: "correct the credentials in the settings",  # noqa: SLF001
-    KafkaError._SSL: "correct the TLS settings",  # noqa: SLF001
-    KafkaError.UNSUPPORTED_VERSION: "use brokers of version 2.1 or later",
-    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT: "use brokers of version 2.1 or later",
-    KafkaError.UNSUPPORTED_COMPRESSION_TYPE: "choose another compression",
-    KafkaError.INVALID_REQUIRED_ACKS: "use brokers of version 2.1 or later",
-}
-"""Never, and others will fare the same."""
-UNKNOWN_PARTITION = KafkaError._UNKNOWN_PARTITION  # noqa: SLF001
-FINAL_AT_START = frozenset(
-    {KafkaError._AUTHENTICATION, KafkaError._SSL, KafkaError.SASL_AUTHENTICATION_FAILED}  # noqa: SLF001
-)
-
-
-def classify(code: int, text: str, envelope: Envelope | None, *, checked: bool = True) -> Refusal:
-    """What an error in a delivery report means for its message.
-
-    Reports carry none of librdkafka's own flags (retriable, fatal), so this table is ours; what is
-    in neither list has been given up by librdkafka after retries of its own, and may be stored.
-
-    :arg code: Of the `KafkaError`.
-    :arg text: Its words.
-    :arg envelope: Whose report it is.
-    :arg checked: Whether its topic was there when it was first used.
-    """
-    reason = f"Kafka refused it: {text} ({code})"
-    if code == UNKNOWN_PARTITION and envelope is not None and envelope.partition is not None:
-        return Refusal(
-            Verdict.REJECT,
-            f"{reason}: topic {envelope.topic} has no partition {envelope.partition}",
-            code,
-        )
-    if (remedy := REJECT_CODES.get(code)) is not None:
-        return Refusal(Verdict.REJECT, f"{reason}: {remedy}", code)
-    if code == UNKNOWN_PARTITION or code in STOP_CODES:
-        verdict = Verdict.STOP if checked else Verdict.REJECT
-        return Refusal(verdict, f"{reason}: {STOP_CODES.get(code, REMEDY)}", code)
-    reason = f"librdkafka gave up: {text} ({code}): see to the brokers, then publish it again with the same event id"
-    return Refusal(Verdict.GIVE_UP, reason, code)
 
 
 class KafkaPublisher:

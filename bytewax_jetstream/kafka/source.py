@@ -1,4 +1,6 @@
-"""Kafka as a dataflow's input: Bytewax's own source, with this package's settings and deadlines."""
+"""`KafkaSource`: reads Kafka topics into a dataflow; Bytewax's source with our settings and
+deadlines.
+"""
 
 import time
 from collections.abc import Sequence
@@ -15,23 +17,22 @@ from .topics import TopicAdmin
 __all__ = ["KafkaSource", "KafkaStart"]
 
 KafkaStart = Literal["first", "new"] | int
-"""Where reading begins: a place in every partition, or an offset."""
+"""Where reading begins in every partition: at its start, at its end, or at an offset."""
 
 
 class KafkaSource(BytewaxKafkaSource):
-    """Read every message of some topics; resumes by offset from the recovery store, without a
+    """Reads every message of its topics; resumes by offset from the recovery store, without a
     consumer group.
 
     Each partition of a topic is a partition of the input. Yields `KafkaSourceMessage`, and
-    `KafkaError` for what could not be read. A topic that is missing, or a broker that does not
-    answer within the connect timeout, is an error at the start, where Bytewax's own source waits
-    for ever.
+    `KafkaError` for what could not be read. If a topic is missing, or no broker answers within the
+    connect timeout, the start fails; Bytewax's own source would wait forever.
 
     :arg settings: Which Kafka.
     :arg topics: Name of the topic, or of several.
     :arg tail: Wait for new messages at the end.
     :arg start: Where to start the first time.
-    :arg batch_size: Messages in a batch, at most.
+    :arg batch_size: Most messages in a batch.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class KafkaSource(BytewaxKafkaSource):
             if isinstance(start, str)
             else start
         )
-        # Our own, because a consumer's question must not make a topic either.
+        # Last, because reading must never create a topic, whatever add_config says.
         config = {**connection(settings), "allow.auto.create.topics": False}
         super().__init__(
             settings.brokers, names, tail, offset, config, batch_size, raise_on_errors=False

@@ -1,8 +1,8 @@
-"""Topics made or checked before the first message, and looked up when one is first seen later.
+"""Kafka topics: created, updated or checked at the start, and looked up when first used later.
 
-Through an `AdminClient`, because a producer's own question for a topic would make it on clusters
-that make topics by themselves. Every call waits for a broker, with a deadline: not for the pool's
-thread.
+With an `AdminClient`: a producer that asks for a topic's metadata would create the topic on a
+cluster that creates topics automatically. Every call blocks until a broker answers or its deadline
+passes, so none belongs on the pool's thread.
 """
 
 import time
@@ -30,7 +30,7 @@ __all__ = ["REMEDY", "Topic", "TopicAdmin", "ensure_topics"]
 
 REMEDY = "create it, or declare a KafkaTopicSettings for it with topic_strategy=create"
 PAUSE = 0.05
-"""Seconds between two looks at a topic that was just made."""
+"""Seconds between two looks at a topic that was just created or changed."""
 UNCLEAN = "unclean.leader.election.enable"
 MIN_INSYNC = "min.insync.replicas"
 CLEANUP = "cleanup.policy"
@@ -39,17 +39,18 @@ MAX_MESSAGE = "max.message.bytes"
 
 
 class Topic(NamedTuple):
-    """A topic as the cluster has it."""
+    """A topic as it is in the cluster."""
 
     partitions: int | None
-    """None where the cluster was not asked."""
+    """None if the cluster was not asked."""
     replicas: int = 1
     config: Mapping[str, str] = {}
-    """Empty where this user may not read it."""
+    """Empty if this user may not read it."""
 
     def weakness(self, name: str, batch_bytes: int) -> str | None:
-        """Why the topic cannot keep what a report promises, whatever the settings ask; None when it
-        can.
+        """Why this topic could lose a stored message, or refuse a small one; None when it is safe.
+
+        Asked of every topic, also of one that no settings declare.
         """
         if self.config.get(UNCLEAN) == "true":
             return (
@@ -65,21 +66,20 @@ class Topic(NamedTuple):
 
 
 class TopicAdmin:
-    """Asks the cluster for topics and changes them; each call ends by the deadline.
+    """Looks topics up, creates and changes them; each call ends by its deadline.
 
     :raises ConnectError: from any call, when no broker answers in time.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        # What it would log, its answers say as well; and its log goes past Python's, to the
-        # terminal.
+        # Without its log, which would go to the terminal: the answers say the same.
         self._client = AdminClient(
             {**connection(settings), "allow.auto.create.topics": False, "log_level": 0}
         )
 
     def describe(self, names: Sequence[str], deadline: float) -> dict[str, Topic]:
-        """The topics among these that are there; what this user may not see is not."""
+        """Those of these topics that exist, as far as this user may see them."""
         left = _left(deadline)
         described = self._client.describe_topics(TopicCollection(list(names)), request_timeout=left)
         found: dict[str, Any] = {}
@@ -109,8 +109,8 @@ class TopicAdmin:
         }
 
     def create(self, wanted: KafkaTopicSettings, deadline: float) -> None:
-        """Make a topic; one that another process made in between is as good, and is checked like
-        any other.
+        """Create a topic. If another process was faster, its topic is used, and checked like any
+        other.
         """
         new = NewTopic(
             wanted.name,
@@ -129,7 +129,7 @@ class TopicAdmin:
                 ) from None
 
     def add_partitions(self, name: str, partitions: int, deadline: float) -> None:
-        """Let a topic have so many partitions."""
+        """Raise a topic's number of partitions to this."""
         left = _left(deadline)
         grown = self._client.create_partitions(
             [NewPartitions(name, partitions)], operation_timeout=left, request_timeout=left
@@ -137,7 +137,7 @@ class TopicAdmin:
         self._change(grown[name], name, "partitions", deadline)
 
     def set_config(self, name: str, config: Mapping[str, str], deadline: float) -> None:
-        """Set these properties of a topic, and no others."""
+        """Set these properties of a topic; the others stay."""
         entries = [
             ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
             for key, value in config.items()
@@ -155,9 +155,7 @@ class TopicAdmin:
         for resource, future in answers.items():
             try:
                 entries = self._answer(future, deadline)
-            except (
-                KafkaException
-            ):  # a producer need not be allowed to; what cannot be read is not checked
+            except KafkaException:  # a producer need not have this right; then it is not checked
                 continue
             configs[resource.name] = {key: str(entry.value) for key, entry in entries.items()}
         return configs
@@ -191,7 +189,7 @@ class TopicAdmin:
 
 UNREACHABLE = frozenset(
     {
-        KafkaError._TRANSPORT,  # noqa: SLF001  # so the library names its own codes
+        KafkaError._TRANSPORT,  # noqa: SLF001  # the library's names
         KafkaError._TIMED_OUT,  # noqa: SLF001
         KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
         KafkaError._DESTROY,  # noqa: SLF001
@@ -201,8 +199,7 @@ UNREACHABLE = frozenset(
 
 
 def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -> dict[str, Topic]:
-    """Make or check the declared topics by the settings' strategy; returns them as they are.
-    Blocks.
+    """Create, update or check the declared topics, as `topic_strategy` says; returns them. Blocks.
 
     :raises StreamError: when one is missing or too weak; it says what to change.
     :raises ConnectError: when no broker answers by the deadline.
@@ -253,7 +250,7 @@ def _ensure_topic(
 
 
 def _update(admin: TopicAdmin, wanted: KafkaTopicSettings, topic: Topic, deadline: float) -> Topic:
-    """Set what falls short; whatever keeps more than the settings ask stays."""
+    """Change only what is weaker than the settings require; what is stronger stays."""
     shortcomings = _shortcomings(topic, wanted)
     changes = {key: value for key, value in _as_config(wanted).items() if key in shortcomings}
     if "partitions" in shortcomings and wanted.partitions is not None:
@@ -272,7 +269,7 @@ def _update(admin: TopicAdmin, wanted: KafkaTopicSettings, topic: Topic, deadlin
 
 
 def _await_topic(admin: TopicAdmin, name: str, partitions: int, deadline: float) -> Topic:
-    """A topic as it is once every broker may know what was just done to it."""
+    """Wait until a topic that was just created or changed is seen with its partitions."""
     while True:
         topic = admin.describe([name], deadline).get(name)
         if topic is not None and (topic.partitions or 0) >= partitions:
@@ -289,7 +286,7 @@ def _left(deadline: float) -> float:
 
 
 def _as_config(wanted: KafkaTopicSettings) -> dict[str, str]:
-    """The settings in Kafka's words; what is None is left to the broker."""
+    """The settings as properties of the topic; what is None is left to the broker."""
     config = {
         MIN_INSYNC: wanted.min_insync_replicas,
         CLEANUP: wanted.cleanup_policy,
@@ -302,9 +299,7 @@ def _as_config(wanted: KafkaTopicSettings) -> dict[str, str]:
 
 
 def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
-    """In which points a topic keeps less, or for a shorter time, than the settings ask, by
-    property.
-    """
+    """Where a topic is weaker than the settings require: a sentence for each such property."""
     found = {}
     if wanted.partitions is not None and (topic.partitions or 0) < wanted.partitions:
         found["partitions"] = f"partitions are {topic.partitions}, asked are {wanted.partitions}"
@@ -317,7 +312,7 @@ def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
         )
         return found
     if wanted.min_insync_replicas is not None:
-        # Of fewer replicas than that Kafka asks no more than there are, and says nothing.
+        # A topic with 2 replicas and min.insync.replicas=3 is written to 2, without an error.
         insync = min(int(topic.config.get(MIN_INSYNC, 1)), topic.replicas)
         if insync < wanted.min_insync_replicas:
             found[MIN_INSYNC] = (
@@ -331,7 +326,7 @@ def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
                 f"{CLEANUP} is {topic.config.get(CLEANUP)}, asked is {wanted.cleanup_policy}"
             )
     for key in (RETENTION, MAX_MESSAGE):
-        value = int(topic.config.get(key, -1))  # Kafka writes "for ever" as -1
+        value = int(topic.config.get(key, -1))  # -1 is Kafka's "forever"
         if key in asked and 0 <= value < int(asked[key]):
             found[key] = f"{key} is {value}, asked is {asked[key]}"
     return found

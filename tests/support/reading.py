@@ -13,7 +13,7 @@ from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink
 
 from bytewax_jetstream.drain import DrainingPartition
-from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
+from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.feed import Feed
 from bytewax_jetstream.jetstream.source.source import JetStreamSource, State
 from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
@@ -100,7 +100,7 @@ class Driver:
         self.part: DrainingPartition = source.build_part(
             "flow.in", part or source.list_parts()[0], state
         )
-        self.items: list[JetStreamMessage | JetStreamError] = []
+        self.items: list[JetStreamMessage | UnreadableMessage] = []
         self.ended = False
 
     @property

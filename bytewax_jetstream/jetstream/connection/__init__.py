@@ -1,6 +1,4 @@
-"""A connection to NATS that replaces itself: the client protocol, authentication, requests to the
-JetStream API.
-"""
+"""A connection to NATS that replaces itself; authentication, TLS, requests to the JetStream API."""
 
 from .connection import DENIED_PUBLISH, Connection, JetStreamApiError
 

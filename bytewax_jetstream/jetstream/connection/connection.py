@@ -1,11 +1,16 @@
-"""One connection to NATS that is either up or being replaced, and says which.
+"""`Connection`: one connection to NATS that is up or is being replaced, and reports each change.
 
-nats-py connects, authenticates, encrypts, pings and makes requests. Losing a connection is ours:
-its own reconnect can hang for ever behind unsent bytes, sends messages the application gave up long
-ago, and does not notice a dead reader (`README.md`, "Design"). Here a lost client is thrown away,
-its socket aborted with whatever it still held, and a new one takes its place.
+nats-py connects, authenticates, encrypts, pings and makes requests. This module handles a lost
+connection, because the reconnect of nats-py
 
-Every private field of nats-py that this package touches is touched in this module, and
+- can hang forever behind unsent bytes,
+- sends messages that the application gave up long ago,
+- does not notice that its reader has ended.
+
+Here a lost client is thrown away: its socket is aborted, unsent bytes and all, and a new client
+connects.
+
+Only this module uses private fields of nats-py;
 `tests/unit/jetstream/connection/test_nats_contract.py` fails when one is gone.
 """
 
@@ -34,19 +39,19 @@ __all__ = ["DENIED_PUBLISH", "Connection", "JetStreamApiError"]
 log = logging.getLogger(__name__)
 
 PING_INTERVAL = 2
-"""Seconds between pings; a silent peer is given up after three."""
+"""Seconds between pings; a server that answers none of three is given up."""
 ATTEMPT_SECONDS = 2.0
-"""One attempt to connect to one server."""
+"""For one attempt to connect to one server."""
 DISPOSE_SECONDS = 0.5
 REQUEST_SECONDS = 5.0
 READ_SIZE = 128 * 1024
 DENIED_PUBLISH = re.compile(r'Permissions Violation for Publish to "([^"]+)"', re.IGNORECASE).search
 MOST_DENIALS = 1_000
-"""Different ones that are logged; each comes once for every message that it concerns."""
+"""Most denials that are logged, each once; the server repeats a denial for every message."""
 
 
 class JetStreamApiError(Exception):
-    """A JetStream API request was answered with an error."""
+    """The server answered a JetStream API request with an error."""
 
     def __init__(self, code: int, description: str) -> None:
         super().__init__(f"{description} ({code})")
@@ -55,7 +60,7 @@ class JetStreamApiError(Exception):
 
 
 class _Client(Client):
-    """nats-py's client for as long as one TCP connection lives."""
+    """nats-py's client, used for one TCP connection and then thrown away."""
 
     def __init__(self, owner: "Connection", wants_tls: bool) -> None:
         super().__init__()
@@ -70,12 +75,12 @@ class _Client(Client):
         if not self.lost.done():
             self.lost.set_result(reason)
 
-    # What the parser reports
+    # Called by the parser
 
     async def on_message(
         self, sid: int, subject: bytes, reply: bytes, payload: bytes, header: bytes | None
     ) -> None:
-        """A message of one of nats-py's own subscriptions."""
+        """Hand a message of one of nats-py's own subscriptions to nats-py."""
         await self._process_msg(sid, subject, reply, payload, cast(bytes, header))
 
     async def on_ping(self) -> None:
@@ -93,11 +98,10 @@ class _Client(Client):
         else:
             self.lose(f"the server said: {message}")
 
-    # What nats-py calls
+    # Called by nats-py
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # Called before CONNECT carries the credentials: a peer that talks in clear must not see
-        # them.
+        # Called before CONNECT sends the credentials, which must never go over a plain connection.
         if initial_connection and self._wants_tls and not self.options["tls_handshake_first"]:
             if not info.get("tls_required") and not info.get("tls_available"):
                 raise NatsError("nats: the server does not offer TLS, which the settings require")
@@ -122,10 +126,10 @@ class _Client(Client):
                 log.exception("reading from NATS failed")
             self.lose(f"reading failed: {_words(error)}")
 
-    # What the connection uses
+    # Called by the connection
 
     def raw_subscribe(self, subject: str, handler: MessageHandler) -> int:
-        """Subscribe with the SUB on the wire before anything that is written after it."""
+        """Subscribe; SUB is on the wire before anything that is written later."""
         self._sid += 1
         self.handlers[self._sid] = handler
         self.raw_write(b"SUB %s  %d\r\n" % (subject.encode(), self._sid))
@@ -136,21 +140,20 @@ class _Client(Client):
             self.raw_write(b"UNSUB %d\r\n" % sid)
 
     def raw_write(self, data: bytes) -> None:
-        """Write past nats-py's buffer, which would hold a copy of its own and send it after a
-        reconnect.
-        """
+        """Write straight to the socket: nats-py's buffer would send it again after a reconnect."""
         self._stream().write(data)
 
     def reader_is_dead(self) -> bool:
         return self._reading_task is None or self._reading_task.done()
 
     def abort(self) -> None:
-        """Close the socket without waiting for unsent bytes: a stalled peer never takes them."""
+        """Close the socket and drop unsent bytes, which a stalled server would never read."""
         if self._transport is not None and getattr(self._transport, "_io_writer", None) is not None:
             self._stream().abort()
 
     def _stream(self) -> asyncio.WriteTransport:
-        return cast(asyncio.WriteTransport, cast(Any, self._transport)._io_writer.transport)  # noqa: SLF001  # see above
+        private = cast(Any, self._transport)._io_writer.transport  # noqa: SLF001  # see the module
+        return cast(asyncio.WriteTransport, private)
 
     @property
     def is_clustered(self) -> bool:
@@ -160,23 +163,23 @@ class _Client(Client):
         return [server.uri.geturl() for server in self._server_pool]
 
     async def dispose(self) -> None:
-        """End the client's tasks; bounded, whatever state it is in."""
+        """End the client's tasks within half a second, whatever state it is in."""
         self.abort()
         for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
             if task is not None:
                 task.cancel()
-        with contextlib.suppress(Exception):  # it is gone already, and nobody uses it any more
+        with contextlib.suppress(Exception):  # nobody uses this client any more
             await asyncio.wait_for(self._close(Client.CLOSED, do_cbs=False), DISPOSE_SECONDS)
 
 
 class Connection:
-    """A connection that replaces itself.
+    """A connection to NATS that replaces itself when it is lost.
 
-    :arg on_up: Called when a new connection stands and the subscriptions are made.
-    :arg on_down: Called with the reason when it is lost; everything that was written may be lost
-    too.
-    :arg on_read: Called after each read, when all of its messages were handled.
-    :arg take_bulk: Takes what comes by the thousand straight out of what was read; see `parser`.
+    :arg on_up: Called when a new connection is up and the subscriptions are made.
+    :arg on_down: Called with the reason when it is lost; anything written before may be lost too.
+    :arg on_read: Called after each read from the socket, when its messages have been handled.
+    :arg on_denied: Called with the server's text when it denies a publish or a subscription.
+    :arg take_bulk: Handles frequent messages straight in the bytes that were read; see `parser`.
     """
 
     def __init__(
@@ -202,13 +205,15 @@ class Connection:
         self._last_denied: str | None = None
         self._denials: set[str] = set()
         self._asked: dict[str, set[asyncio.Future[str]]] = {}
-        """Subjects of requests under way, each with who wants to hear of a denial."""
+        """Subjects of requests under way, each with futures that a denial completes."""
         self.takes_batches = False
-        """Whether the server, now or last, knows the batch protocol (nats-server 2.14)."""
+        """Whether the server knows the batch protocol (nats-server 2.14); while the connection is
+        down, whether the last one did.
+        """
         self.takes_groups = False
-        """Whether it knows atomic batches (2.12)."""
+        """Likewise for atomic batches (nats-server 2.12)."""
         self.is_clustered = False
-        """Whether it has others beside it."""
+        """Whether the server is one of a cluster."""
         self.reconnects = 0
         self.requests = 0
         self.writes = 0
@@ -216,7 +221,7 @@ class Connection:
 
     @property
     def is_up(self) -> bool:
-        """Whether what is written now has a chance to arrive."""
+        """Whether there is a connection to write to."""
         return self._client is not None
 
     @property
@@ -229,10 +234,10 @@ class Connection:
         return self._live().new_inbox()
 
     async def open(self) -> None:
-        """Connect; later losses are mended without asking.
+        """Connect; from then on a lost connection is replaced.
 
-        :raises ConnectError: when it does not stand within the connect timeout, at once when
-        refused.
+        :raises ConnectError: when there is none within the connect timeout; at once when waiting
+            does not help, as with wrong credentials.
         """
         deadline = time.monotonic() + self._settings.connect_timeout
         pause = 0.05
@@ -240,9 +245,7 @@ class Connection:
             try:
                 self._adopt(await self._connect(min(ATTEMPT_SECONDS, deadline - time.monotonic())))
                 break
-            except (
-                Exception
-            ) as error:  # the libraries below have many, and all mean that it does not stand
+            except Exception as error:  # of many types: each means that there is no connection
                 reason, remedy = _words(error), _remedy(error)
                 if remedy is not None:
                     raise ConnectError(
@@ -261,7 +264,7 @@ class Connection:
         self._on_up()
 
     async def close(self) -> None:
-        """Let go within a bounded time; nothing unsent is waited for."""
+        """Close within a bounded time; unsent bytes are dropped."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -270,7 +273,7 @@ class Connection:
             await client.dispose()
 
     def write(self, data: bytes) -> None:
-        """Write protocol bytes; they are lost, and `on_down` says so, when the connection is."""
+        """Write protocol bytes; if the connection is lost (`on_down`), they may be lost too."""
         client = self._client
         if client is not None:
             client.raw_write(data)
@@ -278,15 +281,14 @@ class Connection:
             self.bytes_written += len(data)
 
     async def subscribe(self, subject: str, handler: MessageHandler) -> None:
-        """Subscribe now and on every connection to come.
+        """Subscribe on this connection and on every later one.
 
-        :raises ConnectError: when the server forbids it.
+        :raises ConnectError: when the server denies it, or does not answer.
         """
         client = self._live()
         self._last_denied = None
         self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
-        # The server answers in order: after this round trip it has taken the subscription or
-        # refused it.
+        # The server answers in order: after this round trip it has accepted or denied it.
         try:
             await client.flush(timeout=cast(int, self._settings.connect_timeout))
         except (NatsError, OSError) as error:
@@ -300,13 +302,13 @@ class Connection:
             )
 
     def unsubscribe(self, subject: str) -> None:
-        """End a subscription, on this connection and all to come."""
+        """End a subscription, on this connection and on later ones."""
         _, sid = self._subscriptions.pop(subject, (None, 0))
         if self._client is not None:
             self._client.raw_unsubscribe(sid)
 
     async def drain(self, subject: str) -> None:
-        """End a subscription when everything that was sent for it has been handled."""
+        """End a subscription; returns when all messages sent for it have been handled."""
         client = self._live()
         _, sid = self._subscriptions.pop(subject, (None, 0))
         client.raw_write(b"UNSUB %d\r\n" % sid)
@@ -318,9 +320,9 @@ class Connection:
     ) -> dict[str, Any]:
         """One JetStream API request below the settings' prefix, such as `STREAM.INFO.ORDERS`.
 
-        :arg seconds: How long to wait, default 5 and at most the connect timeout.
+        :arg seconds: How long to wait; by default 5 s, or the connect timeout if that is shorter.
         :raises JetStreamApiError: when the answer is an error.
-        :raises ConnectError: when there is no answer.
+        :raises ConnectError: when there is no answer in time, or the server denies the request.
         """
         self.requests += 1
         seconds = (
@@ -362,9 +364,9 @@ class Connection:
         return answer
 
     async def ask(self, topic: str, headers: dict[str, str], seconds: float) -> dict[str, Any]:
-        """Publish a message without a payload, and return the answer, error or not.
+        """Publish a message without a payload, and return the answer, also if it is an error.
 
-        :raises ConnectError: when there is none.
+        :raises ConnectError: when there is no answer in time.
         """
         try:
             answer = await self._live().request(topic, b"", timeout=seconds, headers=headers)
@@ -373,7 +375,7 @@ class Connection:
         return cast(dict[str, Any], json.loads(answer.data))
 
     def permission_denied(self, message: str) -> None:
-        """The server forbade something; it names the subject and goes on."""
+        """The server denied a publish or a subscription; the connection stays up."""
         self._last_denied = message
         subject = DENIED_PUBLISH(message)
         for waiting in self._asked.get(subject.group(1), ()) if subject else ():
@@ -385,7 +387,7 @@ class Connection:
         self._on_denied(message)
 
     def lose(self, reason: str) -> None:
-        """Give the connection up: it stands but does not answer."""
+        """Replace a connection that is up but does not answer."""
         if self._client is not None:
             self._client.lose(reason)
 
@@ -414,7 +416,7 @@ class Connection:
                 return "the connection's reader ended"
 
     async def _replace(self) -> None:
-        """Try until it works: who waits for it has deadlines of its own."""
+        """Connect again, however long it takes: callers have deadlines of their own."""
         client = await self._connect_at_last()
         for subject, (handler, _) in list(self._subscriptions.items()):
             self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
@@ -435,7 +437,7 @@ class Connection:
         while True:
             try:
                 return await self._connect(ATTEMPT_SECONDS)
-            except Exception as error:  # whatever it is, giving up would leave everybody waiting
+            except Exception as error:  # of many types; giving up would end the publisher
                 if time.monotonic() - logged > 10:
                     logged = time.monotonic()
                     log.warning("NATS: still no connection: %s", _words(error))
@@ -462,7 +464,7 @@ class Connection:
         refused: ssl.SSLError | None = None
 
         async def note(error: Exception) -> None:
-            """nats-py reports each failed attempt here; the last one is raised and logged by us."""
+            """nats-py calls this for each failed attempt, and raises only the last error."""
             nonlocal refused
             if isinstance(error, ssl.SSLError):
                 refused = error
@@ -487,7 +489,7 @@ class Connection:
             )
         except BaseException as error:
             await client.dispose()
-            # Where the server refuses a certificate, a lost connection is often all that is raised.
+            # When the server refuses our certificate, nats-py often raises only a lost connection.
             if refused is not None and isinstance(error, OSError | NatsError):
                 raise refused from error
             raise
@@ -495,7 +497,7 @@ class Connection:
 
 
 def _words(error: BaseException) -> str:
-    """What an error says; some say nothing but their name."""
+    """An error's text, or its type if it has no text."""
     return str(error) or type(error).__name__
 
 
@@ -505,7 +507,7 @@ def _with_scheme(server: str, tls: bool) -> str:
 
 
 def _remedy(error: Exception) -> str | None:
-    """What to do where trying again with the same settings is pointless; None where it is not."""
+    """What to do if a new attempt with the same settings must fail too; None if it may succeed."""
     words = _words(error).lower()
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return "correct the path in the settings"
@@ -514,14 +516,13 @@ def _remedy(error: Exception) -> str | None:
     if "authorization" in words or "authentication" in words:
         return "correct the credentials in the settings"
     if not isinstance(error, OSError | NatsError):
-        return (
-            "correct the credentials or certificates in the settings"  # they could not even be read
-        )
+        # nats-py or ssl could not even read them.
+        return "correct the credentials or certificates in the settings"
     return None
 
 
 def tls_context(settings: JetStreamSettings) -> ssl.SSLContext:
-    """Verified, TLS 1.2 or later, with the client's certificate where there is one."""
+    """A TLS context: the server is verified, TLS 1.2 or later, our certificate if there is one."""
     context = ssl.create_default_context(cafile=settings.tls_ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if settings.tls_cert_file is not None:

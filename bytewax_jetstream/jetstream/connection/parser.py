@@ -1,10 +1,10 @@
-"""The NATS client protocol, server to client, read so that no stored message can break the reader.
+"""`Parser`: reads the NATS protocol from a server, and no stored message can break it.
 
-nats-py's own parser stops for good at messages a server accepts and stores: a subject that is not
-UTF-8 or holds VT or FF, a header block without a blank line. This one splits lines at CRLF and
-spaces, as the protocol says (https://docs.nats.io/reference/reference-protocols/nats-protocol), and
-leaves subjects and headers as bytes. Messages of subscriptions with a raw handler go straight to
-it; the others go the client's way.
+nats-py's own parser stops for good at messages that a server accepts and stores: a subject that is
+not UTF-8 or has a VT or FF in it, a header block without a blank line. This one splits lines only
+at CRLF and spaces, as the protocol says
+(https://docs.nats.io/reference/reference-protocols/nats-protocol), and leaves subjects and headers
+as bytes. A message goes to its subscription's raw handler if there is one, else to nats-py.
 """
 
 import json
@@ -16,59 +16,62 @@ from nats.errors import Error as NatsError
 __all__ = ["BulkReader", "MessageHandler", "Parser", "ProtocolError"]
 
 MessageHandler = Callable[[bytes, bytes, bytes | None, bytes], None]
-"""Called with subject, reply subject, header block (None without) and payload; must not raise or
-block.
+"""Called with subject, reply subject, header block (None if there is none) and payload; must not
+raise or block.
 """
 
 BulkReader = Callable[[bytes, int], int]
-"""Called with what was read and a place in it; returns the place behind the whole messages it took
-there.
+"""Called with the bytes that were read and an index; returns the index after the complete messages
+that it took from there.
+
+For example 40 PubAcks of 100 bytes from index 0: returns 4000. The same index means that it took
+none.
 """
 
 MAX_LINE = 64 * 1024
-"""Longer lines are no NATS server's: INFO with many cluster URLs is the longest there is."""
+"""Most bytes of a line. The longest that a NATS server sends is INFO, with many cluster URLs."""
 
 
 class ProtocolError(NatsError):
-    """The bytes are not the NATS protocol; unlike nats-py's error of that name it says which."""
+    """The bytes are not the NATS protocol; nats-py's error of that name does not show the bytes."""
 
 
 class Receiver(Protocol):
-    """Whom the parser tells what came."""
+    """What the parser calls for each message and command."""
 
     handlers: dict[int, MessageHandler]
-    """Subscriptions whose messages go to a handler, without a task or an object for each."""
+    """Raw handlers by subscription id; they need no task or object per message."""
 
     take_bulk: BulkReader | None
-    """Who may take what comes by the thousand off the wire, before it is looked at line by line."""
+    """Takes frequent messages, many at a time, before the rest is read line by line."""
 
     async def on_message(
         self, sid: int, subject: bytes, reply: bytes, payload: bytes, header: bytes | None
     ) -> None:
-        """A message of any other subscription."""
+        """A message of a subscription without a raw handler."""
 
     async def on_ping(self) -> None:
-        """The server wants a PONG."""
+        """The server sent PING, and waits for PONG."""
 
     async def on_pong(self) -> None:
-        """The server answered a PING."""
+        """The server answered our PING."""
 
     async def on_info(self, info: dict[str, Any]) -> None:
-        """The server says what has changed."""
+        """The server describes itself, or what has changed in its cluster."""
 
     async def on_error(self, message: str) -> None:
-        """The server complains."""
+        """The server sent an error."""
 
 
 class Parser:
-    """Keeps what a read left incomplete until the next read completes it."""
+    """Splits what was read into messages; an incomplete one waits for the next reads."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
         self.reset()
 
     def reset(self) -> None:
-        """Forget a half-read message: its connection is gone."""
+        """Forget an incomplete message; nats-py calls this too, for a new connection."""
         self._rest: list[bytes] = []
         self._rest_size = 0
         self._needed = 0

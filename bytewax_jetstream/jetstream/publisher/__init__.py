@@ -1,4 +1,4 @@
-"""Publishing to JetStream: encoding, batches, groups, error codes and what is known of the streams."""
+"""The JetStream publisher: encoding, batches, groups, error codes, and what is known of topics."""
 
 from .publisher import JetStreamPublisher
 

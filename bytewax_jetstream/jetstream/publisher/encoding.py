@@ -1,7 +1,7 @@
-"""An envelope as JetStream takes it: checked, then encoded once for all of its attempts.
+"""Checks an envelope for JetStream, and encodes it as a NATS frame, once for all of its attempts.
 
-The frame is `HPUB <subject> <reply> <header bytes> <total bytes>`; the reply subject, which says
-which answer belongs to which attempt, is put between the two halves when it is sent.
+A frame begins with `HPUB <subject> <reply> <header bytes> <total bytes>`. The reply subject is new
+with each attempt, so only what follows it is encoded here.
 Source: NATS client protocol; header names of JetStream from ADR-4, ADR-8, ADR-43.
 """
 
@@ -19,15 +19,15 @@ __all__ = ["check_topic", "encode", "encode_all", "message_id"]
 
 HEADER_LINE = b"NATS/1.0\r\n"
 MAX_HEADERS = 64 * 1024 - 1
-"""The server refuses more (error 10097)."""
+"""Bytes of all headers; the server refuses more (error 10097)."""
 MAX_TOPIC = 1024
-"""The server's control line is 4,096 bytes with the reply subject and the sizes; beyond it, it
-hangs up.
+"""Bytes of a subject. The whole HPUB line may have 4,096 bytes; beyond that the server closes the
+connection.
 """
 MAX_TTL = timedelta(days=73_000)
-"""200 years: the server counts nanoseconds since 1970 in 64 bits."""
+"""200 years, because the server counts nanoseconds since 1970 in 64 bits."""
 MAX_SEQUENCE = (1 << 63) - 1
-"""The server takes a larger one for something else, and ignores the expectation."""
+"""The server misreads a larger sequence, and does not check it."""
 
 PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 PLAIN_ID_BYTES = bytes(byte for byte in range(128) if PLAIN_ID(chr(byte)))
@@ -39,9 +39,9 @@ RESERVED = re.compile(
 
 
 def check_topic(topic: object) -> None:
-    """Raise when a message must not be published on a subject, whatever streams there are.
+    """Check that a subject is safe to publish on, whether or not a stream covers it.
 
-    :raises EnvelopeError: with what is wrong.
+    :raises EnvelopeError: with what is wrong and what to do.
     """
     if not isinstance(topic, str):
         raise EnvelopeError(f"the topic is a {type(topic).__name__}: give a str")
@@ -67,12 +67,13 @@ def check_topic(topic: object) -> None:
 
 
 def message_id(event_id: object, *, dedupe: bool = True) -> bytes:
-    """The `Nats-Msg-Id` line of an event id, with `Event-Id` where the id itself cannot be one.
+    """The header lines of an event id: `Nats-Msg-Id`, by which the server drops a repeated message.
 
-    Servers and clients strip and rewrite header values, so two ids that differ in a blank could
-    become one, and the second message a silent duplicate: what is not plain goes as its SHA-256.
+    Servers and clients strip header values. The ids `a` and `a ` would become the same, and the
+    second message would be dropped as a duplicate. So only a plain id goes as it is; any other goes
+    as its SHA-256, with the id itself in `Event-Id`.
 
-    :arg dedupe: Otherwise just the `Event-Id` line, of which the server makes nothing.
+    :arg dedupe: If False, only the `Event-Id` line, which the server ignores.
     """
     if event_id is not None and not isinstance(event_id, str):
         raise EnvelopeError(f"the event id is a {type(event_id).__name__}: give a str")
@@ -93,12 +94,11 @@ def encode_all(
     *,
     dedupe: bool = True,
 ) -> list[bytes] | None:
-    """The same as `encode` for each, at a third of the cost; None when any of them needs a closer
-    look.
+    """The same as `encode` for each envelope, at a third of the cost; None if one needs `encode`.
 
-    That is: a topic that was not checked, headers or options of its own, an id that cannot go as it
-    is, or anything wrong. The columns are checked as wholes, so that next to nothing runs once a
-    message in Python.
+    That is the case if a topic was not checked, an envelope has headers or options of its own, an
+    id is not plain, or anything is wrong. Whole columns are checked (all ids, all payloads), so
+    almost no Python code runs per message.
     """
     if set(map(type, envelopes)) != {Envelope}:
         return None
@@ -121,24 +121,24 @@ def encode_all(
     ):
         return None
     name = b"Nats-Msg-Id" if dedupe else b"Event-Id"
-    own = len(HEADER_LINE) + len(name) + 6  # a colon, a blank and two line ends
+    fixed = len(HEADER_LINE) + len(name) + 6  # a colon, a blank and two line ends
     if (
-        own + max(lengths) + max(map(len, lines)) > MAX_HEADERS
+        fixed + max(lengths) + max(map(len, lines)) > MAX_HEADERS
         or max(map(len, payloads)) > max_payload - MAX_HEADERS
     ):
         return None
     frame = b" %%d %%d\r\n%s%s: %%b\r\n%%b\r\n%%b\r\n" % (HEADER_LINE, name)
     wires = []
     for event_id, line, payload in zip(joined.split(b"\n"), lines, payloads, strict=True):
-        header_size = own + len(event_id) + len(line)
+        header_size = fixed + len(event_id) + len(line)
         wires.append(frame % (header_size, header_size + len(payload), event_id, line, payload))
     return wires
 
 
 def encode(envelope: Envelope, max_payload: int, *, dedupe: bool = True) -> bytes:
-    """Check and encode an envelope, but for its topic; returns the frame from behind the reply
-    subject to the end.
+    """Check and encode an envelope; its topic must have been checked.
 
+    :returns: The frame from behind the reply subject to the end.
     :raises EnvelopeError: with what is wrong and what to do.
     """
     payload = envelope.payload
@@ -147,7 +147,7 @@ def encode(envelope: Envelope, max_payload: int, *, dedupe: bool = True) -> byte
     lines = message_id(envelope.event_id, dedupe=dedupe)
     try:
         lines += _known_lines(envelope.aggregate_id, envelope.event_type)
-    except TypeError:  # from the cache: it cannot even be hashed
+    except TypeError:  # from the cache: one of them cannot be hashed
         raise EnvelopeError("the aggregate id or the event type is not a str: give a str") from None
     if envelope.headers is not None:
         lines += _user_lines(envelope.headers)
@@ -169,7 +169,7 @@ def encode(envelope: Envelope, max_payload: int, *, dedupe: bool = True) -> byte
 
 @lru_cache(maxsize=65_536)
 def _known_lines(aggregate_id: str | None, event_type: str | None) -> bytes:
-    """Aggregate ids and event types recur, so their lines are kept."""
+    """The header lines of an aggregate id and an event type; cached, because both recur."""
     lines = b""
     if aggregate_id is not None:
         lines += b"Aggregate-Id: %s\r\n" % _value("Aggregate-Id", aggregate_id)
@@ -195,7 +195,7 @@ def _user_lines(headers: Mapping[str, str]) -> bytes:
         )
     try:
         items: list[tuple[object, object]] = list(dict(headers).items())
-    except Exception as error:  # it is the user's mapping, and may do anything
+    except Exception as error:  # the user's own mapping may raise anything
         raise EnvelopeError(
             f"the headers cannot be read ({type(error).__name__}): give a dict of str to str"
         ) from None

@@ -1,4 +1,10 @@
-"""What the server's error codes mean for a message, or for a whole flight."""
+"""JetStream's error codes: which refusals are retried, which reject a message, which stop the run.
+
+One table a verdict, with the server's description of each code; a code in no table is REJECT. The
+Kafka table is `kafka/error_codes.py`.
+Source: nats-server 2.15 `server/errors.json`, ADR-50 for batches; tried against 2.15.1 where a test
+names the code.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,79 +12,90 @@ from typing import Any
 from ...publishing import Refusal, Verdict
 
 __all__ = [
-    "KNOWN_IDS",
-    "NO_FLIGHTS",
-    "NO_MESSAGE",
-    "NO_ROLLUP",
-    "TOO_MANY_FLIGHTS",
-    "UNKNOWN_FLIGHT",
-    "UNMET_CODES",
+    "DUPLICATE_IN_GROUP",
+    "NO_BATCH_PUBLISH",
+    "NO_MESSAGE_FOUND",
+    "RETRY_CODES",
+    "ROLLUP_FAILED",
+    "STOP_CODES",
+    "STORE_FAILED",
+    "TOO_MANY_BATCHES",
+    "UNKNOWN_BATCH",
+    "WRONG_LAST_SEQUENCE",
     "classify",
 ]
 
-RETRY_CODES = frozenset(
-    {
-        10002,  # account limits, 10023 insufficient resources, 10028 and 10047 memory and storage exceeded:
-        10023,  # these may pass; at the delivery timeout they stop the run
-        10028,
-        10047,
-        10008,  # JetStream temporarily unavailable
-        10009,  # not the leader
-        10063,  # sequence mismatch inside the cluster
-        10118,  # stream offline
-        10194,
-        10158,  # this id is in process
-        10163,  # last sequence by subject not ready
-        10167,  # too many requests
-        10176,  # a group of which something is missing: nothing of it is stored
-        10210,  # too many batches in flight
-        10211,
-    }
-)
-STOP_CODES = frozenset(
-    {
-        10039,  # JetStream not enabled for the account
-        10076,  # JetStream not enabled
-        10060,  # not the expected stream
-        10109,  # stream sealed
-        10174,  # stores no groups
-        10185,  # API level
-    }
-)
+RETRY_CODES = {
+    # Limits and resources: somebody may make room before the delivery timeout.
+    10002: "resource limits exceeded for account",
+    10023: "insufficient resources",
+    10028: "insufficient memory resources available",
+    10047: "insufficient storage resources available",
+    # The cluster elects a leader, moves the stream or restarts a server.
+    10008: "JetStream system temporarily unavailable",
+    10009: "JetStream cluster can not handle request",
+    10063: "expected stream sequence does not match",
+    10118: "stream is offline",
+    10194: "stream is offline: {err}",
+    # An earlier message is being stored: another attempt of this one, or one on the same subject.
+    10158: "duplicate message id is in process",
+    10163: "expected last sequence per subject temporarily unavailable",
+    # A message of the group was lost on its way, so the server stored nothing of the group.
+    10176: "atomic publish batch is incomplete",
+    # The server protects itself.
+    10167: "too many requests",
+    10210: "atomic publish too many inflight",
+    10211: "batch publish too many inflight",
+}
+"""Not now: the pool tries the same message again until the delivery timeout. The user does nothing,
+or makes room.
+"""
+STOP_CODES = {
+    10039: "enable JetStream for this account",  # JetStream not enabled for account
+    10076: "enable JetStream on the server",  # JetStream not enabled
+    10060: "correct the expected stream",  # expected stream does not match
+    10109: "publish to another stream",  # invalid operation on sealed stream
+    10174: "set allow_atomic on the stream, or use atomic=False",  # atomic publish is disabled
+    10185: "use a newer nats-server",  # JetStream minimum api level required
+}
+"""Never, and other messages will fare the same: each with what the user does before the next run.
+"""
 STORE_FAILED = 10077
-"""A catch-all of the server that has to be told apart by its text."""
-UNMET_CODES = frozenset({10071, 10164})
-"""The expected last sequence is another. The server looks at that before it looks at the event id,
-so after an attempt whose ack was lost, or on a replay, the message that is in the way may be this
-very one.
+"""The stream is full, closing, or cannot take a message of this size: only the description says
+which ("maximum bytes exceeded", "store is closed", "message too large").
 """
-KNOWN_IDS = 10201
-"""Of a group some ids are known, or are in it twice; nothing of it is stored. It may be its own
-earlier success.
+
+WRONG_LAST_SEQUENCE = {
+    10071: "wrong last sequence: {seq}",
+    10164: "wrong last sequence",
+}
+"""The expected last sequence is another. The server checks it before the event id. So after a lost
+ack, or on a replay, the message in the way may be this very one, stored by an earlier attempt.
 """
-NO_ROLLUP = 10111
-"""The server does not understand a message's `Nats-Rollup`; it looks at that after it has looked
-for the id.
+DUPLICATE_IN_GROUP = 10201
+"""Atomic publish batch contains duplicate message id: the server knows an id of the group, or an id
+is in it twice. Nothing of it is stored now; an earlier attempt may have stored all of it.
 """
-NO_MESSAGE = 10037
-NO_FLIGHTS = frozenset(
-    {
-        10205,  # batch publish is off for the stream
-        10206,  # the reply subject is not understood, nor the batch id: another version of the protocol
-        10207,
-    }
-)
-TOO_MANY_FLIGHTS = 10211
-UNKNOWN_FLIGHT = 10208
-"""The server does not know the batch any more, or ended it before this message."""
+NO_BATCH_PUBLISH = {
+    10205: "batch publish is disabled",  # allow_batched is off
+    10206: "batch publish pattern is invalid",  # the server speaks another version of the protocol
+    10207: "batch publish ID is invalid",  # likewise
+}
+"""The stream takes no batches; its messages go as singles from now on."""
+UNKNOWN_BATCH = 10208
+"""Batch publish ID unknown: the server forgot the batch, or ended it before this message."""
+TOO_MANY_BATCHES = 10211
+"""Batch publish too many inflight: nothing of the batch is stored, its messages go as singles."""
+NO_MESSAGE_FOUND = 10037
+"""A look at the stream found no message at that sequence."""
+ROLLUP_FAILED = 10111
+"""The server rejects the value of `Nats-Rollup`. It checks that only after the message id."""
 
 
 def classify(error: Mapping[str, Any]) -> Refusal:
-    """What an error reply means for its message.
+    """What an error reply means for its message: tried again, rejected, or the end of the run.
 
-    Source: nats-server `server/errors.json`, tried against 2.15.1 where a test names the code.
-
-    :arg error: The server's words: `err_code`, the HTTP-like `code`, and `description`.
+    :arg error: As the server writes it: `err_code`, the HTTP-like `code`, and `description`.
     """
     code, status, description = (
         error.get("err_code", 0),
@@ -87,12 +104,11 @@ def classify(error: Mapping[str, Any]) -> Refusal:
     )
     reason = f"the server refused it: {description} ({code})"
     if code in STOP_CODES:
-        return Refusal(
-            Verdict.STOP, f"{reason}: mend the stream or the account, then run again", code
-        )
+        return Refusal(Verdict.STOP, f"{reason}: {STOP_CODES[code]}, then run again", code)
     if code == STORE_FAILED:
-        passing = "exceeded" in description or "closed" in description
-        verdict = Verdict.RETRY if passing and "message size" not in description else Verdict.REJECT
+        full_or_closing = "exceeded" in description or "closed" in description
+        passes = full_or_closing and "message size" not in description
+        verdict = Verdict.RETRY if passes else Verdict.REJECT
         return Refusal(verdict, f"{reason}: make room in the stream or raise its limits", code)
     if code in RETRY_CODES or status == 429 or status >= 500:
         return Refusal(Verdict.RETRY, reason, code)

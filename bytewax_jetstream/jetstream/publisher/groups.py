@@ -1,5 +1,6 @@
 """Groups: the envelopes of one aggregate that are stored all or none, as one atomic batch.
 
+Which groups can never be stored, and the frames of the others.
 Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.go`.
 """
 
@@ -13,9 +14,9 @@ from ...publishing import indices_by_aggregate
 __all__ = ["group_frames", "reject_impossible"]
 
 MOST = 1_000
-"""Envelopes of a group: the server takes no larger batch."""
+"""Envelopes of a group; the server takes no larger atomic batch."""
 LINES = 160
-"""Bytes of the headers that make a message one of a group, at most."""
+"""Most bytes that the three batch headers add to a message."""
 
 
 def reject_impossible(
@@ -24,20 +25,19 @@ def reject_impossible(
     stream_of: Callable[[str], str | None],
     max_payload: int,
 ) -> None:
-    """Give all of a group the error of the one that can never be stored, or of the group that can
-    never be one.
+    """Reject a whole group when one of its envelopes can never be stored, or the group cannot.
 
-    :arg wires: Of each envelope its wire form or its error; changed in place.
+    :arg wires: The wire form of each envelope, or its error; changed in place.
     """
-    for indices in indices_by_aggregate(envelopes):
-        if len(indices) == 1:
+    for indexes in indices_by_aggregate(envelopes):
+        if len(indexes) == 1:
             continue
-        group = [(envelopes[index], wires[index]) for index in indices]
+        group = [(envelopes[index], wires[index]) for index in indexes]
         reason = _why_not(
             group, {stream_of(str(envelope.topic)) for envelope, _ in group}, max_payload
         )
         if reason is not None:
-            for index in indices:
+            for index in indexes:
                 if type(wires[index]) is not EnvelopeError:
                     wires[index] = EnvelopeError(reason)
 
@@ -69,14 +69,15 @@ def _why_not(
 def group_frames(
     topics: Sequence[str], wires: Sequence[bytes], reply: bytes, batch: bytes
 ) -> Iterator[bytes]:
-    """The frames of a group, from what `encode` made of each envelope.
+    """The frames of a group, made from each envelope's wire form; the last one commits the batch.
 
-    Each asks for an answer, for an error can come to any; what is none is empty but the last.
+    Each asks for a reply, because the server may report an error at any of them. If all is well,
+    the replies are empty, and the last is the PubAck of the group.
     """
-    for number, (topic, wire) in enumerate(zip(topics, wires, strict=True), start=1):
+    for sequence, (topic, wire) in enumerate(zip(topics, wires, strict=True), start=1):
         sizes, start, rest = wire.split(b"\r\n", 2)
-        lines = b"Nats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n" % (batch, number)
-        if number == len(wires):
+        lines = b"Nats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n" % (batch, sequence)
+        if sequence == len(wires):
             lines += b"Nats-Batch-Commit: 1\r\n"
         header_size, size = (int(word) + len(lines) for word in sizes.split())
         yield b"HPUB %s %s %d %d\r\n%s\r\n%s%s" % (

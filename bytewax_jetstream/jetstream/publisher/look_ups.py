@@ -1,15 +1,20 @@
-"""Refusals that may be owed to an envelope's own earlier success, and how that is found out.
+"""`LookUps`: whether a refused envelope was stored by an earlier attempt, asked of the stream.
 
-The server looks at an expected sequence before it looks at the event id, and of a group it does not
-say which ids it knows. So after an attempt whose ack was lost, and on a replay, a refusal is no
-proof that nothing is stored.
+Two refusals do not prove that nothing is stored, after a lost ack or on a replay:
+
+- Wrong last sequence. The server checks it before the event id. Say an envelope expects 7 and is
+  stored as 8, but its ack is lost. Then the second attempt is refused, because the last sequence is
+  8: its own.
+- A duplicate id in a group. The server does not say which ids it knows: all of them if an earlier
+  attempt stored the group, or some that were stored otherwise.
 """
 
 import asyncio
 import base64
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ...envelope import Envelope
 from ...errors import ConnectError
@@ -17,20 +22,27 @@ from ...publishing import PublisherEvents, Receipt, Refusal, Verdict
 from ...settings import JetStreamSettings
 from ..connection import Connection, JetStreamApiError
 from .encoding import message_id
-from .error_codes import KNOWN_IDS, NO_MESSAGE, NO_ROLLUP, UNMET_CODES, classify
+from .error_codes import (
+    DUPLICATE_IN_GROUP,
+    NO_MESSAGE_FOUND,
+    ROLLUP_FAILED,
+    WRONG_LAST_SEQUENCE,
+    classify,
+)
 
 __all__ = ["LookUps"]
 
 
-class _Doubt(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Doubt:
     flight: int
-    place: int
+    index: int
     stream: str
     refusal: Refusal
 
 
 class LookUps:
-    """Looks such messages up, one after the other, and reports what became of them."""
+    """Looks refused envelopes up, one after the other, and reports them as stored or refused."""
 
     def __init__(
         self, connection: Connection, settings: JetStreamSettings, events: PublisherEvents
@@ -38,40 +50,41 @@ class LookUps:
         self._connection = connection
         self._dedupe = settings.dedupe
         self._seconds = settings.pool.ack_timeout / 2
-        """Answered before the attempt is given up, or the next one would start the doubt anew."""
+        """To wait for an answer. Half of the ack timeout: after the whole of it the envelope is sent
+        again, is refused again, and would be looked up from the start.
+        """
         self._events = events
         self._doubts: deque[_Doubt] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def take(self, flight: int, place: int, stream: object, refusal: Refusal) -> bool:
-        """Look into a refusal, if it is one of these; returns whether it is, and will be reported
-        from here.
+    def take(self, flight: int, index: int, stream: object, refusal: Refusal) -> bool:
+        """Start to look an envelope up, if its refusal is one of the two; returns whether it is. If
+        so, the result is reported from here.
         """
-        grouped = len(self._events.in_flight(flight, place)) > 1
-        # Of a group the ids are looked at before the expectations, so an unmet one is not owed to
-        # its own success.
-        if refusal.code not in ({KNOWN_IDS} if grouped else UNMET_CODES) or not isinstance(
-            stream, str
-        ):
+        grouped = len(self._events.in_flight(flight, index)) > 1
+        # Of a group the server checks the ids first. So a wrong last sequence in a group does not
+        # come from an earlier attempt that stored the group.
+        codes = {DUPLICATE_IN_GROUP} if grouped else WRONG_LAST_SEQUENCE.keys()
+        if refusal.code not in codes or not isinstance(stream, str):
             return False
-        self._doubts.append(_Doubt(flight, place, stream, refusal))
+        self._doubts.append(_Doubt(flight, index, stream, refusal))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._look())
         return True
 
     def close(self) -> None:
-        """End what is under way."""
+        """Stop looking up: what is not reported yet never will be."""
         if self._task is not None:
             self._task.cancel()
 
     async def _look(self) -> None:
         while self._doubts:
             doubt = self._doubts.popleft()
-            envelopes = self._events.in_flight(doubt.flight, doubt.place)
+            envelopes = self._events.in_flight(doubt.flight, doubt.index)
             if not envelopes:
-                continue  # answered otherwise, or tried again by now
+                continue  # settled, or sent again, in the meantime
             try:
-                if doubt.refusal.code == KNOWN_IDS:
+                if doubt.refusal.code == DUPLICATE_IN_GROUP:
                     found = await self._group(doubt, envelopes)
                 else:
                     found = await self._own_message(doubt, envelopes[0])
@@ -79,15 +92,15 @@ class LookUps:
                 reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
                 found = Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code)
             if isinstance(found, Receipt):
-                self._events.acked(doubt.flight, doubt.place, found)
+                self._events.acked(doubt.flight, doubt.index, found)
             else:
-                self._events.refused(doubt.flight, doubt.place, found)
+                self._events.refused(doubt.flight, doubt.index, found)
             self._events.process()
 
     async def _own_message(self, doubt: _Doubt, envelope: Envelope) -> Receipt | Refusal:
-        """Whether the message behind the expected last one is this envelope's."""
+        """A receipt if the first message after the expected last one has this envelope's id."""
         options = envelope.options
-        assert options is not None, "only an expectation can be unmet"
+        assert options is not None, "a wrong last sequence needs an expected one"
         if options.expected_last_sequence is not None:
             body: dict[str, object] = {"seq": options.expected_last_sequence + 1}
         else:
@@ -100,7 +113,7 @@ class LookUps:
                 f"STREAM.MSG.GET.{doubt.stream}", body, self._seconds
             )
         except JetStreamApiError as error:
-            if error.code == NO_MESSAGE:
+            if error.code == NO_MESSAGE_FOUND:
                 return doubt.refusal
             raise
         message = answer["message"]
@@ -110,16 +123,20 @@ class LookUps:
         return doubt.refusal
 
     async def _group(self, doubt: _Doubt, envelopes: Sequence[Envelope]) -> Receipt | Refusal:
-        """A group of which ids are known is stored if all are, and otherwise never will be."""
+        """A receipt if the server knows all ids of the group.
+
+        If it knows only some, the group can never be stored. If it knows none any more, the group
+        is tried again.
+        """
         try:
             answers = await asyncio.gather(*map(self._ask_for, envelopes))
-        except ConnectError as error:  # it may be asked again: nothing was changed
+        except ConnectError as error:  # asking changed nothing, so it can be asked again
             reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
-            return Refusal(Verdict.RETRY, reason, KNOWN_IDS)
+            return Refusal(Verdict.RETRY, reason, DUPLICATE_IN_GROUP)
         unknown = [answer["error"] for answer in answers if "error" in answer]
-        for other in unknown:
-            if other.get("err_code") != NO_ROLLUP:  # such as that an id is in process
-                return classify(other)
+        for error_reply in unknown:
+            if error_reply.get("err_code") != ROLLUP_FAILED:  # for example: the id is in process
+                return classify(error_reply)
         if not unknown:
             last = answers[-1]["seq"]
             together = [answer["seq"] for answer in answers] == list(
@@ -127,19 +144,18 @@ class LookUps:
             )
             return Receipt(doubt.stream, None, last if together else None, True)
         if len(unknown) == len({envelope.event_id for envelope in envelopes}):
-            return doubt.refusal._replace(
-                verdict=Verdict.RETRY
-            )  # they were known when it was refused, and are not now
+            # The ids have left the duplicate window since the refusal.
+            return doubt.refusal._replace(verdict=Verdict.RETRY)
         known = len(answers) - len(unknown)
         reason = f"{doubt.refusal.reason}; {known} of the {len(answers)} of its group are stored before, the others not"
         return doubt.refusal._replace(reason=reason)
 
     async def _ask_for(self, envelope: Envelope) -> dict[str, Any]:
-        """Ask the server whether it knows an event id, by a message that it never stores.
+        """Ask the server whether it knows an event id, with a message that it never stores.
 
-        The server looks for the id first; if it does not know it, it finds that it cannot make
-        anything of the other header (tried against single servers and clusters:
-        `tests/integration/jetstream/test_groups.py`).
+        The message carries the id and an invalid `Nats-Rollup`. The server checks the id first: a
+        known id is answered as a duplicate, an unknown one with an error about the rollup (tried
+        with single servers and clusters in `tests/integration/test_groups.py`).
         """
         line = message_id(envelope.event_id).partition(b"\r\n")[0].decode()
         name, _, value = line.partition(": ")

@@ -38,7 +38,7 @@ from ...settings import JetStreamSettings
 from ..connection import DENIED_PUBLISH, Connection, JetStreamApiError
 from ..streams import REMEDY
 from .encoding import encode, encode_all
-from .error_codes import NO_FLIGHTS, TOO_MANY_FLIGHTS, UNKNOWN_FLIGHT, classify
+from .error_codes import NO_BATCH_PUBLISH, TOO_MANY_BATCHES, UNKNOWN_BATCH, classify
 from .groups import group_frames, reject_impossible
 from .look_ups import LookUps
 from .topics import Topics
@@ -375,12 +375,12 @@ class JetStreamPublisher:
         code, refusal = error.get("err_code", 0), classify(error)
         if kind == "err":
             return partial(events.refused, number, int(answer["seq"]) - 1, refusal)
-        if code == UNKNOWN_FLIGHT:
+        if code == UNKNOWN_BATCH:
             return partial(events.batch_ended, number, 0)
-        if code in NO_FLIGHTS:
+        if code in NO_BATCH_PUBLISH:
             stream = answer.get("stream") or "of this account"
             return partial(self._takes_no_batches, number, stream, refusal.reason)
-        if code == TOO_MANY_FLIGHTS:
+        if code == TOO_MANY_BATCHES:
             return partial(events.batch_returned, number, 0)
         return partial(events.refused, number, index, refusal)
 

@@ -1,4 +1,4 @@
-"""Which topics were checked, and which stream takes each: one message at a time, or whole flights."""
+"""`Topics`: which topics may be published on, which stream stores each, and whether in batches."""
 
 import asyncio
 import logging
@@ -16,54 +16,50 @@ __all__ = ["Topics"]
 log = logging.getLogger(__name__)
 
 KNOWN_TOPICS = 100_000
-"""Topics remembered as checked; beyond it the memory is emptied and they are checked again."""
+"""Most topics that are remembered as checked; then all are forgotten, and checked again."""
 REFRESH_SECONDS = 1.0
-"""The streams are listed again at most this often, and only when something speaks for a change."""
+"""The streams are listed again at most this often, and only when they may have changed."""
 
 
 class Topics:
-    """What is known of the streams, and hence of the topics; never asked of the server for a
-    message.
-    """
+    """What is known of the streams, and so of the topics. The server is never asked per message."""
 
     def __init__(self, connection: Connection, settings: JetStreamSettings) -> None:
         self._connection = connection
         self._settings = settings
         self._coverage: Coverage | None = None
-        """None with the strategy `skip`: then nothing is known, and every topic is taken at its
-        word.
-        """
+        """None with the strategy `skip`: no stream is known, and every valid topic is published."""
         self.checked: set[str] = set()
         """Topics that may be published on."""
         self._routes: dict[str, Route | None] = {}
-        self._no_batches: dict[str, str] = {}
-        """Streams that take one message at a time, each with the reason."""
+        self._singles_only: dict[str, str] = {}
+        """Streams that take no batches, each with the reason."""
         self._uncovered_since: dict[str, float] = {}
         self._streams: dict[bytes, str] = {}
         self._refresh: asyncio.Task[None] | None = None
         self._refreshed = 0.0
 
     async def ensure(self) -> None:
-        """Make or check what the settings declare.
+        """Create or check the streams that the settings declare.
 
         :raises StreamError: when a declared stream or topic is missing or too weak.
         """
         self._coverage = await ensure_streams(self._connection, self._settings)
 
     def close(self) -> None:
-        """End what is under way."""
+        """Stop listing the streams."""
         if self._refresh is not None:
             self._refresh.cancel()
 
     def check(self, topic: str) -> None:
-        """Look at a topic unless that was done before: its form, and the stream that covers it.
+        """Check a topic's form and the stream that covers it, unless that was done before.
 
         :raises EnvelopeError: when it cannot be published on.
         """
         try:
             if topic in self.checked:
                 return
-        except TypeError:  # it cannot even be hashed, which the next line says better
+        except TypeError:  # it cannot be hashed, so it is no str: check_topic says so
             pass
         check_topic(topic)
         if self._coverage is not None:
@@ -80,7 +76,7 @@ class Topics:
         self.checked.add(topic)
 
     def route(self, topic: str) -> Route | None:
-        """The stream that takes messages of a topic in whole flights."""
+        """The stream that takes the messages of a topic in batches; None if they go as singles."""
         try:
             return self._routes[topic]
         except KeyError:
@@ -88,13 +84,13 @@ class Topics:
             return route
 
     def stream_of(self, topic: str) -> str | None:
-        """The stream that stores a topic, as far as that is known."""
+        """The stream that stores a topic, if it is known."""
         covered = self._coverage.of(topic) if self._coverage is not None else None
         return covered.stream if covered is not None else None
 
     def is_gone(self, topic: str) -> bool:
-        """Whether no stream covers a topic, and has not for longer than an election of a leader
-        takes.
+        """Whether no stream covers a topic, and has not for longer than the ack timeout: that is
+        more than the election of a leader takes.
         """
         now = time.monotonic()
         since = self._uncovered_since.setdefault(topic, now)
@@ -103,8 +99,10 @@ class Topics:
         return gone and now - since > self._settings.pool.ack_timeout
 
     def stream(self, name: bytes) -> str | None:
-        """The stream of an ack, if there is one by that name: anybody who listens on a topic could
-        answer.
+        """The name of an ack's stream if there is such a stream, else None.
+
+        Anybody who subscribes to a topic can answer its messages: an ack of a stream that does not
+        exist proves nothing.
         """
         stream = self._streams.get(name)
         if stream is None:
@@ -119,21 +117,21 @@ class Topics:
         return stream
 
     def takes_no_batches(self, stream: str, reason: str) -> None:
-        """A stream is published to one message at a time from now on; said once."""
-        if stream not in self._no_batches:
-            self._no_batches[stream] = reason
+        """Send a stream's messages as singles from now on; logged once."""
+        if stream not in self._singles_only:
+            self._singles_only[stream] = reason
             log.warning("stream %s takes one message at a time: %s", stream, reason)
         self._routes.clear()
 
     def connected(self) -> None:
-        """There is a new connection, maybe to another server, and maybe much has happened
-        meanwhile.
+        """Look at the streams again: a new connection may lead to another server, and streams may
+        have changed meanwhile.
         """
         self._routes.clear()
         self.read_again()
 
     def read_again(self) -> None:
-        """List the streams again soon."""
+        """List the streams again, in the background, unless they were listed within a second."""
         if self._coverage is None or time.monotonic() - self._refreshed < REFRESH_SECONDS:
             return
         self._refreshed = time.monotonic()
@@ -141,8 +139,8 @@ class Topics:
 
     @property
     def without_batches(self) -> int:
-        """How many streams are published to one message at a time."""
-        return len(self._no_batches)
+        """How many streams take no batches."""
+        return len(self._singles_only)
 
     async def _read(self) -> None:
         try:
@@ -161,20 +159,22 @@ class Topics:
         if self._coverage is None:
             return None
         covered = self._coverage.of(topic)
-        if covered is None or covered.stream in self._no_batches:
+        if covered is None or covered.stream in self._singles_only:
             return None
         config = self._coverage.configs[covered.stream]
         if not self._connection.takes_batches:
-            self.takes_no_batches(covered.stream, "whole flights need nats-server 2.14")
+            self.takes_no_batches(covered.stream, "batches need nats-server 2.14")
             return None
         if not config.get("allow_batched"):
             self.takes_no_batches(
                 covered.stream,
-                "its allow_batched is off; stream_strategy=create_or_update turns it on for a declared stream",
+                "its allow_batched is off; stream_strategy=create_or_update turns it on for a "
+                "declared stream",
             )
             return None
-        # A stream of one server stores before it answers; and without message ids nothing is taken
-        # for a duplicate.
+        # Several servers may know an id before a message is stored, and answer a retry as a
+        # duplicate. One server stores before it answers; and without message ids there are no
+        # duplicates.
         several = config.get("num_replicas", 1) > 1 or self._connection.is_clustered
         return Route(
             covered.stream,

@@ -13,7 +13,7 @@ from ... import drain
 from ...drain import DrainingPartition
 from ...errors import SourceError
 from ...settings import JetStreamSettings
-from ..message import JetStreamError, JetStreamMessage, RawMessage, Start, decode, parse_place
+from ..message import JetStreamMessage, RawMessage, Start, UnreadableMessage, decode, parse_position
 from .consumers import Found, Reading, durable_consumer, sequence_consumer
 from .feed import Feed
 from .ledger import Ledger, LedgerState
@@ -24,7 +24,7 @@ __all__ = ["JetStreamSource"]
 
 log = logging.getLogger(__name__)
 
-Item = JetStreamMessage | JetStreamError
+Item = JetStreamMessage | UnreadableMessage
 State = int | LedgerState
 
 IDLE = timedelta(milliseconds=2)
@@ -43,10 +43,10 @@ class JetStreamSource(FixedPartitionedSource[Item, State]):
     """Reads every message of one or more streams, and after a crash goes on where the last epoch
     was committed.
 
-    Messages come in the stream's order. One that cannot be read comes as a `JetStreamError` in its
-    place. Streams are the unit of parallelism, or each pair of a stream and one of `subjects`: as
-    many workers as there are pairs can read. Partitions must not be taken away while their recovery
-    state is kept. All of them stop at SIGTERM and SIGINT, with the epoch committed.
+    Messages come in the stream's order; one that cannot be read comes as an `UnreadableMessage` in
+    its place. Streams are the unit of parallelism, or each pair of a stream and one of `subjects`:
+    as many workers as there are pairs can read. Partitions must not be taken away while their
+    recovery state is kept. All of them stop at SIGTERM and SIGINT, with the epoch committed.
 
     *By sequence*, without `durable`: the server keeps nothing for the source. Where to go on is in
     Bytewax's recovery store; with it, reading is as good as exactly once. Messages that were purged
@@ -238,7 +238,7 @@ class _BySequence(StatefulSourcePartition[Item, State]):
         gap = False
         for raw in batch:
             try:
-                sequence, its_number, nanoseconds = parse_place(raw[1])
+                sequence, its_number, nanoseconds = parse_position(raw[1])
             except ValueError as error:
                 log.warning("%s: ignored what is no message of it: %s", self._reading, error)
                 continue
@@ -249,7 +249,7 @@ class _BySequence(StatefulSourcePartition[Item, State]):
                 position = sequence
                 break
             item = decode(stream, sequence, nanoseconds, raw)
-            if type(item) is JetStreamError:
+            if type(item) is UnreadableMessage:
                 self._poison.count(item)
             items.append(item)
             number, position = its_number, sequence + 1
@@ -352,7 +352,7 @@ class _ByAck(StatefulSourcePartition[Item, State]):
         stream, take = self._reading.stream, self._ledger.take
         for raw in batch:
             try:
-                sequence, _, nanoseconds = parse_place(raw[1])
+                sequence, _, nanoseconds = parse_position(raw[1])
             except ValueError as error:
                 log.warning("%s: ignored what is no message of it: %s", self._reading, error)
                 continue
@@ -360,7 +360,7 @@ class _ByAck(StatefulSourcePartition[Item, State]):
             if not take(sequence, nanoseconds, raw[1]):
                 continue
             item = decode(stream, sequence, nanoseconds, raw)
-            if type(item) is JetStreamError:
+            if type(item) is UnreadableMessage:
                 self._poison.count(item)
             items.append(item)
         return items
@@ -409,7 +409,7 @@ class _Poison:
         self._reading = reading
         self._count = 0
 
-    def count(self, error: JetStreamError) -> None:
+    def count(self, error: UnreadableMessage) -> None:
         self._count += 1
         if self._count == 1:
             log.warning(

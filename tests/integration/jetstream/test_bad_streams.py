@@ -183,7 +183,10 @@ def _delete(url: str, stream: str) -> None:
             _delete,
             r"(rejected|unknown): no stream covers topic \S+ any more: add it to the subjects",
         ),
-        (_seal, r"(rejected|unknown): the server refused it: .*sealed.*\(10109\): mend the stream"),
+        (
+            _seal,
+            r"(rejected|unknown): the server refused it: .*sealed.*\(10109\): publish to another",
+        ),
     ],
     ids=["deleted", "sealed"],
 )

@@ -277,7 +277,9 @@ def test_a_stream_that_stores_no_groups_stops_the_run_and_says_what_to_do(
         results = settle(lane, envelopes(4, "plain", aggregates=1))
 
         assert _outcomes(results) == {Outcome.REJECTED}
-        assert "atomic publish is disabled (10174): mend the stream" in str(lane.stop_reason)
+        assert "atomic publish is disabled (10174): set allow_atomic on the stream" in str(
+            lane.stop_reason
+        )
 
 
 def test_a_declared_stream_stores_groups(nats_server: NatsServer) -> None:

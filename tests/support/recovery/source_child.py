@@ -16,7 +16,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
+from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from tests.support.dataflows import run
 from tests.support.reading import settings
@@ -72,7 +72,7 @@ class _Part(StatefulSinkPartition[str, None]):
         os.close(self._file)
 
 
-def line(item: JetStreamMessage | JetStreamError) -> tuple[str, str]:
+def line(item: JetStreamMessage | UnreadableMessage) -> tuple[str, str]:
     assert isinstance(item, JetStreamMessage)
     time.sleep(0.0005)  # the work a message makes, so that an epoch has several batches
     return item.subject, f"{item.subject} {item.sequence}\n"

@@ -3,11 +3,11 @@ from datetime import UTC, datetime
 import pytest
 
 from bytewax_jetstream.jetstream.message import (
-    JetStreamError,
     JetStreamMessage,
+    UnreadableMessage,
     decode,
     parse_headers,
-    parse_place,
+    parse_position,
 )
 
 
@@ -21,7 +21,7 @@ from bytewax_jetstream.jetstream.message import (
     ],
 )
 def test_a_messages_place_is_read_from_every_form_of_its_reply_subject(reply: bytes) -> None:
-    assert parse_place(reply) == (42, 7, 1795375450441346169)
+    assert parse_position(reply) == (42, 7, 1795375450441346169)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_messages_place_is_read_from_every_form_of_its_reply_subject(reply: by
 )
 def test_what_is_no_place_is_refused(reply: bytes) -> None:
     with pytest.raises(ValueError, match=r"not the reply subject|invalid literal"):
-        parse_place(reply)
+        parse_position(reply)
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_a_message_that_cannot_be_read_keeps_what_it_is_made_of(
 ) -> None:
     error = decode("ORDERS", 42, 0, (subject, b"", header, b"payload"))
 
-    assert error == JetStreamError("ORDERS", 42, reason, subject, b"payload", header or b"")
+    assert error == UnreadableMessage("ORDERS", 42, reason, subject, b"payload", header or b"")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import bytewax_jetstream.jetstream.source.reader
-from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
+from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
@@ -283,7 +283,7 @@ def test_poison_is_kept_out_and_the_messages_after_it_come(
         items = read(source(url, stream))
 
     assert [item.sequence for item in items] == list(range(1, 2 * len(frames) + 1))
-    errors = [item for item in items if isinstance(item, JetStreamError)]
+    errors = [item for item in items if isinstance(item, UnreadableMessage)]
     assert [error.reason for error in errors] == list(reasons)
     assert {error.payload for error in errors} == {b"abc"}
     assert [item.payload for item in items if isinstance(item, JetStreamMessage)] == [b"1"] * len(

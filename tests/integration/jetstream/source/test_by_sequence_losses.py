@@ -12,7 +12,7 @@ from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import TestingSink
 
 import bytewax_jetstream.jetstream.source.reader
-from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
+from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import recovery_store, root_cause, run
 from tests.support.proxy import Proxy
@@ -32,7 +32,7 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(
     seen: list[tuple[str, int]] = []
     limit = 500
 
-    def look(_: str, item: JetStreamMessage | JetStreamError) -> None:
+    def look(_: str, item: JetStreamMessage | UnreadableMessage) -> None:
         if len(seen) >= limit:
             raise RuntimeError("crash")
         seen.append((item.stream, item.sequence))

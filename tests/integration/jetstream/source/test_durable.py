@@ -16,7 +16,7 @@ from bytewax.testing import TestingSink
 
 import bytewax_jetstream.jetstream.source.reader
 from bytewax_jetstream.errors import JetStreamPipelineError, SourceError
-from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
+from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import recovery_store, root_cause, run
@@ -129,7 +129,7 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(
     seen: list[int] = []
     limit = 700
 
-    def look(_: str, item: JetStreamMessage | JetStreamError) -> None:
+    def look(_: str, item: JetStreamMessage | UnreadableMessage) -> None:
         if len(seen) >= limit:
             raise RuntimeError("crash")
         seen.append(item.sequence)
@@ -260,8 +260,8 @@ def test_poison_is_kept_out_and_acknowledged(url: str, names: Names) -> None:
         driver.to_end(epochs=True)
 
     assert [type(item) for item in driver.items] == [
-        JetStreamError,
-        JetStreamError,
+        UnreadableMessage,
+        UnreadableMessage,
         JetStreamMessage,
     ]
     assert left_in(url, stream) == 0
