@@ -155,7 +155,7 @@ class LookUps:
 
         The message carries the id and an invalid `Nats-Rollup`. The server checks the id first: a
         known id is answered as a duplicate, an unknown one with an error about the rollup (tried
-        with single servers and clusters in `tests/integration/test_groups.py`).
+        with single servers and clusters in `tests/integration/jetstream/test_groups.py`).
         """
         line = message_id(envelope.event_id).partition(b"\r\n")[0].decode()
         name, _, value = line.partition(": ")

@@ -102,7 +102,7 @@ def test_a_stream_that_never_acknowledges_ends_at_the_delivery_timeout(
 
     assert {result.outcome for result in results.values()} == {Outcome.UNKNOWN}
     assert max(result.ack_seconds for result in results.values()) < 10
-    assert "(no ack within 0.2 s): see to the broker" in str(results["e-0"].reason)
+    assert "(no ack within 0.2 s): check the broker" in str(results["e-0"].reason)
 
 
 def test_a_full_stream_is_unknown_at_the_delivery_timeout_and_says_what_to_do(
