@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from bytewax_jetstream.drain import DrainingPartition
 from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
 from bytewax_jetstream.jetstream.source.feed import Feed
-from bytewax_jetstream.jetstream.source.source import JetStreamSource, State
+from bytewax_jetstream.jetstream.source.source import JetStreamSource
+from bytewax_jetstream.recovery_state import SourceState
 from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
 from tests.support.streams import api
 from tests.support.waiting import until
@@ -59,7 +60,7 @@ class Driver:
     """
 
     def __init__(
-        self, source: JetStreamSource, *, part: str | None = None, state: State | None = None
+        self, source: JetStreamSource, *, part: str | None = None, state: SourceState | None = None
     ) -> None:
         self.part: DrainingPartition = source.build_part(
             "flow.in", part or source.list_parts()[0], state

@@ -13,11 +13,11 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.testing import run_main
 
 from ... import operators as jop
+from ...dataflow.outlet import publisher_for
 from ...envelope import Envelope, PublishResult
 from ...errors import SettleTimeoutError
 from ...pool.ack_pool import AckPool
 from ...settings import BrokerSettings, JetStreamSettings, KafkaSettings, PoolSettings
-from ...sinks import publisher_for
 from ..meter import Tally, Trial
 from ..names import STREAM
 

@@ -25,7 +25,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 import bytewax_jetstream.operators as jop
-from bytewax_jetstream import operators
+from bytewax_jetstream.dataflow import publish_step
 from bytewax_jetstream.dispatch.flight import Flight, Leg
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
 from bytewax_jetstream.jetstream.publisher import encoding as wire
@@ -61,7 +61,7 @@ LANE: Any = Lane
 PUBLISHER: Any = JetStreamPublisher
 PUBLISHER_MODULE: Any = publisher
 PUBLISHERS: tuple[Any, ...] = (JetStreamPublisher, KafkaPublisher)
-STEP: Any = operators._PublishLogic
+STEP: Any = publish_step.PublishLogic
 
 
 @dataclass(frozen=True)
@@ -241,13 +241,14 @@ class _Watch:
                 self._settling.add(lane)
                 self._board[Slot.CLOSING] = len(self._settling)
             state = snapshot(step)
+            _, _, oks, errs, checkpoints = state
             if lane is not None:
                 self._count(Slot.LEFT, lane.unsettled)
                 self._settling.discard(lane)
                 self._board[Slot.CLOSING] = len(self._settling)
-            if any(state):
+            if oks or errs or checkpoints:
                 self._aimed("snapshot")
-            if state.oks and self._held is None and self._is_time("committed"):
+            if oks and self._held is None and self._is_time("committed"):
                 self._held = self._epoch
             return state
 
