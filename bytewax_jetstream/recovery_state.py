@@ -135,7 +135,7 @@ def _refusal(state: object, step_id: str, *kinds: str) -> str:
         case (str(kind), int(), *_) if kind not in kinds:
             found = f"of kind {kind}"
         case _:
-            found = f"that is a {type(state).__name__}"
+            found = f"of type {type(state).__name__}"
     return (
         f"step {step_id} found recovery state {found}, and understands {' or '.join(kinds)}: it is "
         "another step's, so give this one another step id"
