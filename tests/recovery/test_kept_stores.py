@@ -2,14 +2,12 @@
 `tests/support/recovery/kept_store.py` for what is in them and how they were written.
 """
 
-import io
 import pickle
 import shutil
 import sqlite3
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,6 +24,7 @@ from tests.support.recovery.kept_store import (
     kept,
     write,
 )
+from tests.support.recovery.plain import plain
 from tests.support.streams import api, stored
 
 STORES = Path(__file__).parent / "stores"
@@ -136,22 +135,10 @@ def test_the_kept_stores_are_of_the_forms_they_are_named_after() -> None:
     }
 
 
-class _Restricted(pickle.Unpickler):
-    """Knows no class but one of Python's own."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        assert (module, name) == ("datetime", "timedelta"), f"{module}.{name} is in the state"
-        return timedelta
-
-
-def _unpickled(state: bytes) -> Any:
-    return _Restricted(io.BytesIO(state)).load()
-
-
 def test_a_state_that_is_written_now_names_no_class_of_this_package(tmp_path: Path) -> None:
     write(tmp_path / "kept")
 
-    states = {step: _unpickled(state) for step, state in _pickles(tmp_path / "kept").items()}
+    states = {step: plain(state) for step, state in _pickles(tmp_path / "kept").items()}
 
     _, _, oks, errs, checkpoints = states[PUBLISH]
     assert oks
@@ -162,4 +149,4 @@ def test_a_state_that_is_written_now_names_no_class_of_this_package(tmp_path: Pa
 
 def test_a_state_with_classes_is_seen_by_the_test_above() -> None:
     with pytest.raises(AssertionError, match=r"bytewax_jetstream\.operators\._Report is in"):
-        _unpickled(_pickles(STORES / "unversioned")[PUBLISH])
+        plain(_pickles(STORES / "unversioned")[PUBLISH])
