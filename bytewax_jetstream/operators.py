@@ -13,43 +13,32 @@ passed on by then are part of what it commits. So after a crash nothing is missi
 result or a checkpoint may come twice, with the same identity.
 """
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow, Stream, operator
-from bytewax.operators import StatefulBatchLogic
-from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from bytewax.inputs import Source
 
-from . import drain
-from .dataflow.lane_keys import local_key
+from .dataflow.inputs import (
+    KafkaFailure,
+    KafkaMessage,
+    jetstream_source,
+    kafka_source,
+    read_jetstream,
+    read_kafka,
+)
+from .dataflow.publish_step import checkpoints_of, errs_of, oks_of, publish_step
 from .envelope import Checkpoint, Envelope, PublishResult
-from .errors import PublishError, SettleTimeoutError
 from .jetstream.message import JetStreamMessage, Start, UnreadableMessage
-from .pool import Lane
-from .pool.results import Delivery
+from .recovery_state import Report
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
-from .sinks import Outlet
-
-if TYPE_CHECKING:
-    from bytewax.connectors.kafka import KafkaError, KafkaSourceMessage
-
-    KafkaMessage = KafkaSourceMessage[bytes | None, bytes | None]
-    KafkaFailure = KafkaError[bytes | None, bytes | None]
-else:  # their module loads confluent-kafka
-    KafkaMessage = KafkaFailure = Any
 
 __all__ = ["InputOut", "KafkaInputOut", "PublishOut", "input", "output", "publish"]
 
-POLL = timedelta(milliseconds=2)
-"""How long results may wait for the dataflow to look, while its upstream is idle."""
-IDLE_POLL = timedelta(milliseconds=50)
-"""How long the checkpoint of an epoch may wait after it, while its upstream is idle."""
-SLICE = 0.1
-"""Seconds the barrier waits before it looks at a signal's deadline again."""
+_Report = Report
+"""The name by which recovery stores find it that were written before states had a version."""
 
 
 @dataclass(frozen=True)
@@ -138,76 +127,24 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
     :arg batch_size: Messages in a batch, at most.
     """
     if isinstance(settings, KafkaSettings):
-        return _kafka_input(step_id, flow, settings, **options)
-    return _jetstream_input(step_id, flow, settings, **options)
+        return _kafka_input(step_id, flow, kafka_source(settings, **options))
+    return _jetstream_input(step_id, flow, jetstream_source(settings, **options))
 
 
 @operator
 def _jetstream_input(
-    step_id: str,
-    flow: Dataflow,
-    settings: JetStreamSettings,
-    *,
-    stream: str | Sequence[str],
-    subjects: str | Sequence[str] = (),
-    durable: str | None = None,
-    tail: bool = True,
-    start: Start = "first",
-    batch_size: int = 1000,
+    step_id: str, flow: Dataflow, source: Source[JetStreamMessage | UnreadableMessage]
 ) -> InputOut:
-    from .jetstream.source.source import JetStreamSource  # which loads nats-py
-
-    source = JetStreamSource(
-        settings,
-        streams=stream,
-        subjects=subjects,
-        durable=durable,
-        tail=tail,
-        start=start,
-        batch_size=batch_size,
-    )
-    items = op.input("source", flow, source)
-    return InputOut(
-        oks=op.flat_map_batch(
-            "oks", items, lambda batch: [item for item in batch if type(item) is JetStreamMessage]
-        ),
-        errs=op.flat_map_batch(
-            "errs", items, lambda batch: [item for item in batch if type(item) is UnreadableMessage]
-        ),
-    )
+    oks, errs = read_jetstream(flow, source)
+    return InputOut(oks=oks, errs=errs)
 
 
 @operator
 def _kafka_input(
-    step_id: str,
-    flow: Dataflow,
-    settings: KafkaSettings,
-    *,
-    topics: str | Sequence[str],
-    tail: bool = True,
-    start: Literal["first", "new"] | int = "first",
-    batch_size: int = 1000,
+    step_id: str, flow: Dataflow, source: Source[KafkaMessage | KafkaFailure]
 ) -> KafkaInputOut:
-    from bytewax.connectors.kafka import KafkaSourceMessage  # which loads confluent-kafka
-
-    from .kafka.source import KafkaSource
-
-    source = KafkaSource(settings, topics=topics, tail=tail, start=start, batch_size=batch_size)
-    items: Stream[Any] = op.input(
-        "source", flow, drain.drain_on_signal(source, timeout=settings.pool.drain_timeout)
-    )
-
-    def is_message(item: Any) -> bool:
-        return type(item) is KafkaSourceMessage
-
-    return KafkaInputOut(
-        oks=op.flat_map_batch(
-            "oks", items, lambda batch: [item for item in batch if is_message(item)]
-        ),
-        errs=op.flat_map_batch(
-            "errs", items, lambda batch: [item for item in batch if not is_message(item)]
-        ),
-    )
+    oks, errs = read_kafka(flow, source)
+    return KafkaInputOut(oks=oks, errs=errs)
 
 
 @operator
@@ -228,11 +165,11 @@ def publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> Pub
     :arg settings: Which broker, and everything that differs between brokers.
     :returns: Streams of results and checkpoints; they need not all be used.
     """
-    reports = _publish(step_id, up, settings, strict=False)
+    reports = publish_step(step_id, up, settings, strict=False)
     return PublishOut(
-        oks=op.flat_map_batch("oks", reports, _oks),
-        errs=op.flat_map_batch("errs", reports, _errs),
-        checkpoints=op.flat_map_batch("checkpoints", reports, _checkpoints),
+        oks=op.flat_map_batch("oks", reports, oks_of),
+        errs=op.flat_map_batch("errs", reports, errs_of),
+        checkpoints=op.flat_map_batch("checkpoints", reports, checkpoints_of),
     )
 
 
@@ -246,231 +183,4 @@ def output(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> None
     :arg up: Envelopes.
     :arg settings: Which broker, and everything that differs between brokers.
     """
-    _publish(step_id, up, settings, strict=True)
-
-
-class _Pack:
-    """Envelopes that came in one batch, with where they belong; one item for the engine instead of
-    many.
-    """
-
-    __slots__ = ("envelopes", "epoch", "worker")
-
-    def __init__(self, envelopes: list[Envelope]) -> None:
-        self.envelopes = envelopes
-        self.epoch = 0
-        self.worker = 0
-
-
-class _Report(NamedTuple):
-    """What a lane passes on: to the streams downstream, or to the recovery store when an epoch
-    closes.
-    """
-
-    oks: list[PublishResult]
-    errs: list[PublishResult]
-    checkpoints: list[Checkpoint]
-
-
-Keyed = tuple[str, _Report]
-
-
-def _publish(
-    step_id: str, up: Stream[Envelope], settings: BrokerSettings, *, strict: bool
-) -> Stream[Keyed]:
-    lanes = _Lanes(step_id, settings)
-    packs = op.flat_map_batch("pack", up, _pack)
-    # The one operator that tells a step its epoch and its worker.
-    stamped = op.inspect_debug("stamp", packs, _stamp)
-    keyed = op.key_on("lane", stamped, lanes.key_of)
-    reports = op.stateful_batch(
-        "settle", keyed, lambda state: _PublishLogic(lanes, state, strict=strict)
-    )
-    # A stateful step without an output behind it loses items without recovery, so it has its own.
-    op.output("anchor", reports, _Anchor(lanes))
-    return reports
-
-
-def _pack(envelopes: list[Envelope]) -> Iterable[_Pack]:
-    return [_Pack(envelopes)]
-
-
-def _stamp(step_id: str, pack: _Pack, epoch: int, worker: int) -> None:
-    pack.epoch, pack.worker = epoch, worker
-
-
-def _oks(reports: list[Keyed]) -> list[PublishResult]:
-    return [result for _, report in reports for result in report.oks]
-
-
-def _errs(reports: list[Keyed]) -> list[PublishResult]:
-    return [result for _, report in reports for result in report.errs]
-
-
-def _checkpoints(reports: list[Keyed]) -> list[Checkpoint]:
-    return [checkpoint for _, report in reports for checkpoint in report.checkpoints]
-
-
-class _Lanes:
-    """The lanes of one publish step in this process, one for each of its workers."""
-
-    def __init__(self, step_id: str, settings: BrokerSettings) -> None:
-        self.step_id = step_id
-        self.settings = settings
-        self._outlets: dict[int, Outlet] = {}
-
-    def open(self, worker: int, workers: int) -> Callable[[], None]:
-        """Connect a worker's lane; returns what closes it."""
-        outlet = Outlet(self.settings, lane=local_key(worker, workers), worker=worker)
-        self._outlets[worker] = outlet
-        return outlet.close
-
-    def key_of(self, pack: _Pack) -> str:
-        return self._outlets[pack.worker].lane.name
-
-    def lane_of(self, pack: _Pack) -> Lane:
-        """The lane a pack belongs to; one that came from another process joins a lane of this one."""
-        outlet = self._outlets.get(pack.worker) or next(iter(self._outlets.values()))
-        return outlet.lane
-
-
-class _Anchor(DynamicSink[Keyed]):
-    """Opens the lanes before the first message, and closes them after the last."""
-
-    def __init__(self, lanes: _Lanes) -> None:
-        self._lanes = lanes
-
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_AnchorPartition":
-        return _AnchorPartition(self._lanes.open(worker_index, worker_count))
-
-
-class _AnchorPartition(StatelessSinkPartition[Keyed]):
-    def __init__(self, close: Callable[[], None]) -> None:
-        self._close = close
-
-    def write_batch(self, items: list[Keyed]) -> None:
-        """The reports go downstream; here they end."""
-
-    def close(self) -> None:
-        self._close()
-
-
-class _PublishLogic(StatefulBatchLogic[_Pack, _Report, _Report]):
-    """One lane, between its submissions and its results."""
-
-    def __init__(self, lanes: _Lanes, resumed: _Report | None, *, strict: bool) -> None:
-        self._lanes = lanes
-        self._strict = strict
-        self._lane: Lane | None = None
-        self._tally: _Tally | None = None
-        """Of the open epoch; None while it has no envelopes."""
-        self._report = resumed or _Report([], [], [])
-        """Settled, and not yet passed on."""
-
-    def on_batch(self, values: list[_Pack]) -> tuple[Iterable[_Report], bool]:
-        for pack in values:
-            if self._lane is None:
-                self._lane = self._lanes.lane_of(pack)
-            if self._tally is None:
-                self._tally = _Tally(self._lanes.step_id, pack.worker, self._lane.name, pack.epoch)
-            self._lane.submit(pack.envelopes, epoch=pack.epoch)
-            self._collect()
-        return self._pass_on()
-
-    def on_notify(self) -> tuple[Iterable[_Report], bool]:
-        self._collect()
-        return self._pass_on()
-
-    def on_eof(self) -> tuple[Iterable[_Report], bool]:
-        self._close_epoch()
-        return self._pass_on()
-
-    def notify_at(self) -> datetime | None:
-        if any(self._report) or (self._lane is not None and self._lane.unsettled):
-            return datetime.now(UTC) + POLL
-        # The epoch's end leaves a checkpoint, and nobody asks again then.
-        return datetime.now(UTC) + IDLE_POLL if self._tally is not None else None
-
-    def snapshot(self) -> _Report:
-        """The barrier: an epoch commits with nothing in flight; results that cannot be emitted now
-        are its state.
-        """
-        self._close_epoch()
-        oks, errs, checkpoints = self._report
-        return _Report(list(oks), list(errs), list(checkpoints))
-
-    def _close_epoch(self) -> None:
-        if self._lane is None or self._tally is None:
-            return  # nothing was submitted in this epoch, so nothing is in flight
-        self._settle_all(self._lane)
-        self._collect()
-        if not self._strict:
-            self._report.checkpoints.append(self._tally.checkpoint())
-        self._tally = None
-
-    def _settle_all(self, lane: Lane) -> None:
-        pool = self._lanes.settings.pool
-        # By then every envelope has its result: this only ends a wait that nothing will end.
-        longest = time.monotonic() + pool.delivery_timeout + pool.ack_timeout + 1
-        while not lane.wait(1, time.monotonic() + SLICE):
-            self._stop_if_unsettled(lane)
-            if time.monotonic() > longest:
-                raise SettleTimeoutError(
-                    f"{lane.unsettled} envelopes of {self._lanes.step_id} are not settled in time: see whether the "
-                    "broker answers; the epoch is not committed, and run again it is replayed"
-                )
-
-    def _collect(self) -> None:
-        if self._lane is None:
-            return  # resumed with results to pass on, and no envelope came yet
-        for delivery in self._lane.take():
-            if self._tally is not None:
-                self._tally.add(delivery)
-            if self._strict:
-                for result in delivery.errs:
-                    raise PublishError(
-                        f"envelope {result.event_id} on {result.topic} is rejected: {result.reason}"
-                    )
-            else:
-                self._report.oks.extend(delivery.oks)
-                self._report.errs.extend(delivery.errs)
-        self._stop_if_unsettled(self._lane)
-
-    def _stop_if_unsettled(self, lane: Lane) -> None:
-        if lane.stop_reason is not None:
-            raise PublishError(
-                f"{self._lanes.step_id} stops, its epoch uncommitted: {lane.stop_reason}"
-            )
-
-    def _pass_on(self) -> tuple[Iterable[_Report], bool]:
-        if not any(self._report):
-            return (), StatefulBatchLogic.RETAIN
-        report, self._report = self._report, _Report([], [], [])
-        return (report,), StatefulBatchLogic.RETAIN
-
-
-class _Tally:
-    """What became of one epoch's envelopes in one lane."""
-
-    def __init__(self, step: str, worker: int, lane: str, epoch: int) -> None:
-        self._step, self._worker, self._lane, self._epoch = step, worker, lane, epoch
-        self._stored = self._duplicates = self._rejected = 0
-        self._last_event_id = ""
-
-    def add(self, delivery: Delivery) -> None:
-        self._stored += len(delivery.oks)
-        self._duplicates += delivery.duplicates
-        self._rejected += len(delivery.errs)
-        self._last_event_id = delivery.last_event_id
-
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(
-            step=self._step,
-            worker=self._worker,
-            lane=self._lane,
-            epoch=self._epoch,
-            stored=self._stored,
-            duplicates=self._duplicates,
-            rejected=self._rejected,
-            last_event_id=self._last_event_id,
-        )
+    publish_step(step_id, up, settings, strict=True)

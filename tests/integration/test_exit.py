@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 COUNT = 10_000  # within the budget, so that the program is past its submit while nothing is settled
 PROGRAM = f"""
 import sys
+from bytewax_jetstream.dataflow.outlet import publisher_for
 from bytewax_jetstream.pool import AckPool
-from bytewax_jetstream.sinks import publisher_for
 from tests.support.lanes import jetstream, kafka
 from tests.support.streams import envelopes
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from bytewax_jetstream.dataflow.outlet import publisher_for
 from bytewax_jetstream.envelope import Envelope, PublishResult
 from bytewax_jetstream.pool.ack_pool import AckPool
 from bytewax_jetstream.pool.lane import Lane
@@ -13,7 +14,6 @@ from bytewax_jetstream.settings import (
     KafkaSettings,
     PoolSettings,
 )
-from bytewax_jetstream.sinks import publisher_for
 
 __all__ = ["Opened", "broker_of", "jetstream", "kafka", "opened", "publish", "settle"]
 

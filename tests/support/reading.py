@@ -15,7 +15,8 @@ from bytewax.testing import TestingSink
 from bytewax_jetstream.drain import DrainingPartition
 from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.feed import Feed
-from bytewax_jetstream.jetstream.source.source import JetStreamSource, State
+from bytewax_jetstream.jetstream.source.source import JetStreamSource
+from bytewax_jetstream.recovery_state import SourceState
 from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
 from tests.support.dataflows import run
 from tests.support.streams import api
@@ -95,7 +96,7 @@ class Driver:
     """
 
     def __init__(
-        self, source: JetStreamSource, *, part: str | None = None, state: State | None = None
+        self, source: JetStreamSource, *, part: str | None = None, state: SourceState | None = None
     ) -> None:
         self.part: DrainingPartition = source.build_part(
             "flow.in", part or source.list_parts()[0], state

@@ -10,11 +10,11 @@ from bytewax.dataflow import Dataflow
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from ... import operators as jop
+from ...dataflow.outlet import publisher_for
 from ...envelope import PublishResult
 from ...errors import BenchError
 from ...pool import AckPool, borrow_pool, give_back_pool
 from ...settings import BrokerSettings, JetStreamSettings, KafkaSettings, PoolSettings
-from ...sinks import publisher_for
 from ..meter import Tally, Trial
 from ..names import STREAM
 from .dataflows import LOOK, Feed, run

@@ -10,12 +10,9 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import chain
 
-__all__ = ["Ledger", "LedgerState"]
+from ...recovery_state import Ranges
 
-LedgerState = tuple[tuple[int, int, int], ...]
-"""Sequences that this epoch's commit makes due or that were due before: first, last, and the time
-in nanoseconds of the latest message among them, for a stream that is made anew numbers anew.
-"""
+__all__ = ["Ledger"]
 
 REMEMBER_SECONDS = 2.0
 """How long a confirmed ack is remembered. A server that is killed forgets the acks of its last
@@ -31,7 +28,7 @@ class Ledger:
     :arg ack_floor: Stream sequence up to which the server has all acks.
     """
 
-    def __init__(self, state: LedgerState = (), ack_floor: int = 0) -> None:
+    def __init__(self, state: Ranges = (), ack_floor: int = 0) -> None:
         self._recovered = {
             sequence: latest
             for first, last, latest in state
@@ -87,7 +84,7 @@ class Ledger:
         self._open[sequence] = reply
         return True
 
-    def close_epoch(self) -> LedgerState:
+    def close_epoch(self) -> Ranges:
         """The epoch's snapshot: what is open waits for its commit."""
         self._closed.update(self._open)
         self._open = {}
@@ -144,7 +141,7 @@ class Ledger:
         return [*self._closed.values(), *self._open.values()]
 
 
-def _ranges(sequences: Iterable[tuple[int, int]]) -> LedgerState:
+def _ranges(sequences: Iterable[tuple[int, int]]) -> Ranges:
     """Runs of sequences with the same time, from (sequence, time) in order."""
     ranges: list[tuple[int, int, int]] = []
     first = last = latest = -1

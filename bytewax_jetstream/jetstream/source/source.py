@@ -12,11 +12,18 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from ... import drain
 from ...drain import DrainingPartition
 from ...errors import SourceError
+from ...recovery_state import (
+    Ranges,
+    SourceState,
+    durable_state,
+    read_source_state,
+    sequence_state,
+)
 from ...settings import JetStreamSettings
 from ..message import JetStreamMessage, RawMessage, Start, UnreadableMessage, decode, parse_position
 from .consumers import Found, Reading, durable_consumer, sequence_consumer
 from .feed import Feed
-from .ledger import Ledger, LedgerState
+from .ledger import Ledger
 from .reader import Reader
 from .shared_connection import Link, lease, release
 
@@ -25,7 +32,6 @@ __all__ = ["JetStreamSource"]
 log = logging.getLogger(__name__)
 
 Item = JetStreamMessage | UnreadableMessage
-State = int | LedgerState
 
 IDLE = timedelta(milliseconds=2)
 """An idle source looks again so soon: while it sleeps, no other source's epoch can end."""
@@ -39,7 +45,7 @@ NAME = re.compile(r"[^\s.*>/\\]{1,255}").fullmatch
 SUBJECT = re.compile(r"(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?|>").fullmatch
 
 
-class JetStreamSource(FixedPartitionedSource[Item, State]):
+class JetStreamSource(FixedPartitionedSource[Item, SourceState]):
     """Reads every message of one or more streams, and after a crash goes on where the last epoch
     was committed.
 
@@ -131,7 +137,7 @@ class JetStreamSource(FixedPartitionedSource[Item, State]):
         return list(self._readings)
 
     def build_part(
-        self, step_id: str, for_part: str, resume_state: State | None
+        self, step_id: str, for_part: str, resume_state: SourceState | None
     ) -> DrainingPartition:
         """Connect, and find or make the consumer; what stands in the way is raised here, before any
         message.
@@ -141,27 +147,28 @@ class JetStreamSource(FixedPartitionedSource[Item, State]):
         :raises SourceError: when it cannot be read as asked.
         """
         reading = self._readings[for_part]
-        if resume_state is not None and isinstance(resume_state, int) != (reading.durable is None):
-            was = "by sequence" if isinstance(resume_state, int) else "with a durable consumer"
+        resumed = None if resume_state is None else read_source_state(resume_state, step_id)
+        if resumed is not None and isinstance(resumed, int) != (reading.durable is None):
+            was = "by sequence" if isinstance(resumed, int) else "with a durable consumer"
             raise SourceError(
                 f"{reading} was read {was} by step {step_id}: give the input another step id, or go back"
             )
         link = lease(self._settings)
         try:
-            part: StatefulSourcePartition[Item, State]
+            part: StatefulSourcePartition[Item, SourceState]
             if reading.durable is None:
-                assert not isinstance(resume_state, tuple)
-                part = _BySequence(link, reading, self._tail, self._batch_size, resume_state)
+                assert not isinstance(resumed, tuple)
+                part = _BySequence(link, reading, self._tail, self._batch_size, resumed)
             else:
-                assert not isinstance(resume_state, int)
-                part = _ByAck(link, reading, self._tail, self._batch_size, resume_state or ())
+                assert not isinstance(resumed, int)
+                part = _ByAck(link, reading, self._tail, self._batch_size, resumed or ())
         except BaseException:
             release(link)
             raise
         return DrainingPartition(part)
 
 
-class _BySequence(StatefulSourcePartition[Item, State]):
+class _BySequence(StatefulSourcePartition[Item, SourceState]):
     """Its state is the stream sequence to go on with."""
 
     def __init__(
@@ -214,8 +221,8 @@ class _BySequence(StatefulSourcePartition[Item, State]):
     def next_awake(self) -> datetime | None:
         return self._awake
 
-    def snapshot(self) -> int:
-        return self._position
+    def snapshot(self) -> SourceState:
+        return sequence_state(self._position)
 
     def close(self) -> None:
         self._poison.report()
@@ -267,11 +274,11 @@ class _BySequence(StatefulSourcePartition[Item, State]):
         return bool(info["num_pending"] == 0 and info["delivered"]["consumer_seq"] == self._number)
 
 
-class _ByAck(StatefulSourcePartition[Item, State]):
+class _ByAck(StatefulSourcePartition[Item, SourceState]):
     """Its state is what its epoch's commit makes due for acknowledgement."""
 
     def __init__(
-        self, link: Link, reading: Reading, tail: bool, batch_size: int, state: LedgerState
+        self, link: Link, reading: Reading, tail: bool, batch_size: int, state: Ranges
     ) -> None:
         self._link = link
         self._reading = reading
@@ -327,7 +334,7 @@ class _ByAck(StatefulSourcePartition[Item, State]):
     def next_awake(self) -> datetime | None:
         return self._awake
 
-    def snapshot(self) -> LedgerState:
+    def snapshot(self) -> SourceState:
         waited = 0.0 if self._oldest is None else time.monotonic() - self._oldest
         if waited > ACK_WAIT_SHARE * self._ack_wait:
             raise SourceError(
@@ -335,7 +342,7 @@ class _ByAck(StatefulSourcePartition[Item, State]):
                 f"{self._ack_wait:g} s the server delivers them again: raise ack_wait, or shorten the epoch"
             )
         self._oldest = None
-        return self._ledger.close_epoch()
+        return durable_state(self._ledger.close_epoch())
 
     def close(self) -> None:
         self._poison.report()

@@ -25,7 +25,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 import bytewax_jetstream.operators as jop
-from bytewax_jetstream import operators
+from bytewax_jetstream.dataflow import publish_step
 from bytewax_jetstream.dispatch.segment import Entry
 from bytewax_jetstream.dispatch.singles import Singles
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
@@ -63,7 +63,7 @@ PUBLISHER: Any = JetStreamPublisher
 PUBLISHER_MODULE: Any = publisher
 MAILBOX: Any = Mailbox
 SINGLES: Any = Singles
-STEP: Any = operators._PublishLogic
+STEP: Any = publish_step.PublishLogic
 
 
 @dataclass(frozen=True)
@@ -237,13 +237,14 @@ class _Watch:
                 self._settling.add(lane._mailbox)
                 self._board[Slot.CLOSING] = len(self._settling)
             state = snapshot(step)
+            _, _, oks, errs, checkpoints = state
             if lane is not None:
                 self._count(Slot.LEFT, lane.unsettled)
                 self._settling.discard(lane._mailbox)
                 self._board[Slot.CLOSING] = len(self._settling)
-            if any(state):
+            if oks or errs or checkpoints:
                 self._aimed("snapshot")
-            if state.oks and self._held is None and self._is_time("committed"):
+            if oks and self._held is None and self._is_time("committed"):
                 self._held = self._epoch
             return state
 

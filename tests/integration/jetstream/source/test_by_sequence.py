@@ -182,7 +182,7 @@ def test_a_start_that_lies_ahead_is_waited_for_and_resumed(url: str, names: Name
     with Driver(source(url, stream, tail=True, start=3)) as driver:
         driver.step()
         state = driver.part.snapshot()
-    assert state == 3
+    assert state == ("sequence", 1, 3)
 
     with Driver(source(url, stream, tail=True, start=3), state=state) as driver:
         put(url, stream, numbered(stream, 4))

@@ -163,6 +163,16 @@ def test_state_of_the_other_way_to_read_is_refused(url: str, names: Names) -> No
     )
 
 
+def test_state_of_a_newer_version_is_refused(url: str, names: Names) -> None:
+    stream = names()
+    make_stream(url, stream, stream)
+
+    error = failure(source(url, stream), state=("sequence", 2, 3))
+
+    assert isinstance(error, SourceError)
+    assert "step flow.in found recovery state of version 2" in str(error)
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

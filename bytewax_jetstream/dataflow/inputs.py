@@ -1,0 +1,98 @@
+"""The sources behind `jop.input`, and how what they yield parts into messages and the rest."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow, Stream
+from bytewax.inputs import Source
+
+from .. import drain
+from ..jetstream.message import JetStreamMessage, Start, UnreadableMessage
+from ..settings import JetStreamSettings, KafkaSettings
+
+if TYPE_CHECKING:
+    from bytewax.connectors.kafka import KafkaError, KafkaSourceMessage
+
+    from ..kafka.source import KafkaStart
+
+    KafkaMessage = KafkaSourceMessage[bytes | None, bytes | None]
+    KafkaFailure = KafkaError[bytes | None, bytes | None]
+else:  # their module loads confluent-kafka
+    KafkaMessage = KafkaFailure = KafkaStart = Any
+
+__all__ = [
+    "KafkaFailure",
+    "KafkaMessage",
+    "jetstream_source",
+    "kafka_source",
+    "read_jetstream",
+    "read_kafka",
+]
+
+M = TypeVar("M")
+
+
+def jetstream_source(
+    settings: JetStreamSettings,
+    *,
+    stream: str | Sequence[str],
+    subjects: str | Sequence[str] = (),
+    durable: str | None = None,
+    tail: bool = True,
+    start: Start = "first",
+    batch_size: int = 1000,
+) -> Source[JetStreamMessage | UnreadableMessage]:
+    """What `jop.input` reads streams with."""
+    from ..jetstream.source.source import JetStreamSource  # which loads nats-py
+
+    return JetStreamSource(
+        settings,
+        streams=stream,
+        subjects=subjects,
+        durable=durable,
+        tail=tail,
+        start=start,
+        batch_size=batch_size,
+    )
+
+
+def kafka_source(
+    settings: KafkaSettings,
+    *,
+    topics: str | Sequence[str],
+    tail: bool = True,
+    start: KafkaStart = "first",
+    batch_size: int = 1000,
+) -> Source[KafkaMessage | KafkaFailure]:
+    """What `jop.input` reads topics with."""
+    from ..kafka.source import KafkaSource  # which loads confluent-kafka
+
+    source = KafkaSource(settings, topics=topics, tail=tail, start=start, batch_size=batch_size)
+    return drain.drain_on_signal(source, timeout=settings.pool.drain_timeout)
+
+
+def read_jetstream(
+    flow: Dataflow, source: Source[JetStreamMessage | UnreadableMessage]
+) -> tuple[Stream[JetStreamMessage], Stream[UnreadableMessage]]:
+    """The messages of a source, and what cannot be read as one."""
+    return _read(flow, source, JetStreamMessage)
+
+
+def read_kafka(
+    flow: Dataflow, source: Source[KafkaMessage | KafkaFailure]
+) -> tuple[Stream[KafkaMessage], Stream[KafkaFailure]]:
+    """The messages of a source, and what its consumer reports instead of one."""
+    from bytewax.connectors.kafka import KafkaSourceMessage  # which loads confluent-kafka
+
+    return _read(flow, source, KafkaSourceMessage)
+
+
+def _read(flow: Dataflow, source: Source[Any], kind: type[M]) -> tuple[Stream[M], Stream[Any]]:
+    items: Stream[Any] = op.input("source", flow, source)
+    return (
+        op.flat_map_batch("oks", items, lambda batch: [one for one in batch if type(one) is kind]),
+        op.flat_map_batch(
+            "errs", items, lambda batch: [one for one in batch if type(one) is not kind]
+        ),
+    )

@@ -1,0 +1,199 @@
+"""A publish step in Bytewax's engine: envelopes go into the pool, reports come out, and each epoch
+ends behind a barrier.
+
+A batch travels as one item, stamped with its epoch and its worker, to the stateful step of its
+worker's lane. That step hands it to the lane and passes on what the lane has settled so far. When
+an epoch ends it waits until nothing of that epoch is in flight; what it could not pass on by then
+is its recovery state.
+"""
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import bytewax.operators as op
+from bytewax.dataflow import Stream
+from bytewax.operators import StatefulBatchLogic
+
+from ..envelope import Checkpoint, Envelope, PublishResult
+from ..errors import PublishError, SettleTimeoutError
+from ..pool import Lane
+from ..recovery_state import PublishState, Report, publish_state, read_publish_state
+from ..settings import BrokerSettings
+from .epoch_tally import EpochTally
+from .lanes import Anchor, Lanes
+
+__all__ = ["Keyed", "PublishLogic", "checkpoints_of", "errs_of", "oks_of", "publish_step"]
+
+POLL = timedelta(milliseconds=2)
+"""How long results may wait for the dataflow to look, while its upstream is idle."""
+IDLE_POLL = timedelta(milliseconds=50)
+"""How long the checkpoint of an epoch may wait after it, while its upstream is idle."""
+SLICE = 0.1
+"""Seconds the barrier waits before it looks at a signal's deadline again."""
+
+Keyed = tuple[str, Report]
+"""A report, with the name of its lane."""
+
+
+def publish_step(
+    step_id: str, up: Stream[Envelope], settings: BrokerSettings, *, strict: bool
+) -> Stream[Keyed]:
+    """The steps of a publish operator, made inside it.
+
+    Their names are part of every recovery store: a step that is renamed loses its state.
+
+    :arg step_id: The operator's full id.
+    :arg strict: Stop the run at a rejected envelope, and report nothing.
+    """
+    lanes = Lanes(step_id, settings)
+    packs = op.flat_map_batch("pack", up, _pack)
+    # The one operator that tells a step its epoch and its worker.
+    stamped = op.inspect_debug("stamp", packs, _stamp)
+    keyed = op.key_on("lane", stamped, lambda pack: lanes.key_of(pack.worker))
+    reports = op.stateful_batch(
+        "settle", keyed, lambda state: PublishLogic(lanes, state, strict=strict)
+    )
+    op.output("anchor", reports, Anchor(lanes))
+    return reports
+
+
+def oks_of(reports: list[Keyed]) -> list[PublishResult]:
+    """The stored ones."""
+    return [result for _, report in reports for result in report.oks]
+
+
+def errs_of(reports: list[Keyed]) -> list[PublishResult]:
+    """The rejected ones."""
+    return [result for _, report in reports for result in report.errs]
+
+
+def checkpoints_of(reports: list[Keyed]) -> list[Checkpoint]:
+    """The checkpoints of epochs that have ended."""
+    return [checkpoint for _, report in reports for checkpoint in report.checkpoints]
+
+
+class _Pack:
+    """Envelopes that came in one batch, with where they belong; one item for the engine instead of
+    many.
+    """
+
+    __slots__ = ("envelopes", "epoch", "worker")
+
+    def __init__(self, envelopes: list[Envelope]) -> None:
+        self.envelopes = envelopes
+        self.epoch = 0
+        self.worker = 0
+
+
+def _pack(envelopes: list[Envelope]) -> Iterable[_Pack]:
+    return [_Pack(envelopes)]
+
+
+def _stamp(step_id: str, pack: _Pack, epoch: int, worker: int) -> None:
+    pack.epoch, pack.worker = epoch, worker
+
+
+class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
+    """One lane, between its submissions and its results.
+
+    :arg resumed: The state of the last committed epoch, as the recovery store has it.
+    """
+
+    def __init__(self, lanes: Lanes, resumed: object | None, *, strict: bool) -> None:
+        self._lanes = lanes
+        self._strict = strict
+        self._lane: Lane | None = None
+        self._tally: EpochTally | None = None
+        """Of the open epoch; None while it has no envelopes."""
+        self._report = (
+            Report([], [], []) if resumed is None else read_publish_state(resumed, lanes.step_id)
+        )
+        """Settled, and not yet passed on."""
+
+    def on_batch(self, values: list[_Pack]) -> tuple[Iterable[Report], bool]:
+        """Hand envelopes to the lane, waiting while the budget is spent; pass on what is settled."""
+        for pack in values:
+            if self._lane is None:
+                self._lane = self._lanes.lane_of(pack.worker)
+            if self._tally is None:
+                self._tally = EpochTally(
+                    self._lanes.step_id, pack.worker, self._lane.name, pack.epoch
+                )
+            self._lane.submit(pack.envelopes, epoch=pack.epoch)
+            self._collect()
+        return self._pass_on()
+
+    def on_notify(self) -> tuple[Iterable[Report], bool]:
+        """Pass on what was settled while nothing came."""
+        self._collect()
+        return self._pass_on()
+
+    def on_eof(self) -> tuple[Iterable[Report], bool]:
+        """Wait for everything that is in flight, and pass it on: nothing comes after this."""
+        self._close_epoch()
+        return self._pass_on()
+
+    def notify_at(self) -> datetime | None:
+        """When to look again for results or a checkpoint; None while there can be neither."""
+        if any(self._report) or (self._lane is not None and self._lane.unsettled):
+            return datetime.now(UTC) + POLL
+        # The epoch's end leaves a checkpoint, and nobody asks again then.
+        return datetime.now(UTC) + IDLE_POLL if self._tally is not None else None
+
+    def snapshot(self) -> PublishState:
+        """The barrier: an epoch commits with nothing in flight; results that cannot be emitted now
+        are its state.
+        """
+        self._close_epoch()
+        return publish_state(self._report)
+
+    def _close_epoch(self) -> None:
+        if self._lane is None or self._tally is None:
+            return  # nothing was submitted in this epoch, so nothing is in flight
+        self._settle_all(self._lane)
+        self._collect()
+        if not self._strict:
+            self._report.checkpoints.append(self._tally.checkpoint())
+        self._tally = None
+
+    def _settle_all(self, lane: Lane) -> None:
+        pool = self._lanes.settings.pool
+        # By then every envelope has its result: this only ends a wait that nothing will end.
+        longest = time.monotonic() + pool.delivery_timeout + pool.ack_timeout + 1
+        while not lane.wait(1, time.monotonic() + SLICE):
+            self._stop_if_unsettled(lane)
+            if time.monotonic() > longest:
+                raise SettleTimeoutError(
+                    f"{lane.unsettled} envelopes of {self._lanes.step_id} are not settled in time: "
+                    "see whether the broker answers; the epoch is not committed, and run again it "
+                    "is replayed"
+                )
+
+    def _collect(self) -> None:
+        if self._lane is None:
+            return  # resumed with results to pass on, and no envelope came yet
+        for delivery in self._lane.take():
+            if self._tally is not None:
+                self._tally.add(delivery)
+            if self._strict:
+                for result in delivery.errs:
+                    raise PublishError(
+                        f"envelope {result.event_id} on {result.topic} is rejected: {result.reason}"
+                    )
+            else:
+                self._report.oks.extend(delivery.oks)
+                self._report.errs.extend(delivery.errs)
+        self._stop_if_unsettled(self._lane)
+
+    def _stop_if_unsettled(self, lane: Lane) -> None:
+        if lane.stop_reason is not None:
+            raise PublishError(
+                f"{self._lanes.step_id} stops, its epoch uncommitted: {lane.stop_reason}"
+            )
+
+    def _pass_on(self) -> tuple[Iterable[Report], bool]:
+        if not any(self._report):
+            return (), StatefulBatchLogic.RETAIN
+        report, self._report = self._report, Report([], [], [])
+        return (report,), StatefulBatchLogic.RETAIN

@@ -1,0 +1,40 @@
+import pickle
+
+import pytest
+
+from bytewax_jetstream.dataflow.lanes import Lanes
+from bytewax_jetstream.dataflow.publish_step import PublishLogic
+from bytewax_jetstream.envelope import Checkpoint
+from bytewax_jetstream.errors import JetStreamPipelineError
+from bytewax_jetstream.recovery_state import Report, publish_state
+from bytewax_jetstream.settings import JetStreamSettings
+
+PENDING = Report([], [], [Checkpoint("flow.publish", 0, "worker-0", 3, 1, 0, 0, "order-1")])
+
+
+def _logic(state: object | None) -> PublishLogic:
+    """Before any envelope came, so that it needs no lane."""
+    return PublishLogic(Lanes("flow.publish", JetStreamSettings()), state, strict=False)
+
+
+def test_a_resumed_step_soon_passes_on_what_was_pending() -> None:
+    logic = _logic(publish_state(PENDING))
+
+    assert logic.notify_at() is not None
+    assert list(logic.on_notify()[0]) == [PENDING]
+    assert logic.notify_at() is None
+    assert list(logic.on_notify()[0]) == []
+
+
+@pytest.mark.parametrize("state", [publish_state(PENDING), PENDING], ids=["version 1", "before"])
+def test_what_a_resumed_step_has_not_passed_on_is_in_its_next_state(state: object) -> None:
+    logic = _logic(pickle.loads(pickle.dumps(state)))
+
+    assert logic.snapshot() == publish_state(PENDING)
+    logic.on_notify()
+    assert logic.snapshot() == publish_state(Report([], [], []))
+
+
+def test_a_step_that_finds_a_newer_state_does_not_start() -> None:
+    with pytest.raises(JetStreamPipelineError, match=r"step flow\.publish found .* version 2"):
+        _logic(("publish", 2))
