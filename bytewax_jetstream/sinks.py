@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from . import drain
-from .envelope import Envelope, Outcome
+from .envelope import Envelope, Outcome, PublishResult
 from .errors import PublishError
 from .pool.ack_pool import AckPool
 from .pool.lane import Lane
 from .publishing.publisher import Publisher
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 
-__all__ = ["JetStreamSink", "KafkaSink", "Outlet", "publisher_for"]
+__all__ = ["JetStreamSink", "KafkaSink", "Outlet", "not_stored", "publisher_for"]
 
 
 def publisher_for(settings: BrokerSettings) -> Publisher:
@@ -24,6 +24,21 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
     from .jetstream.publisher.publisher import JetStreamPublisher
 
     return JetStreamPublisher(settings)
+
+
+def not_stored(result: PublishResult, *, step: str, lane: str) -> PublishError:
+    """What a step that must not lose this envelope raises."""
+    return PublishError(
+        f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}",
+        step=step,
+        lane=lane,
+        broker=result.broker,
+        topic=result.topic,
+        event_id=result.event_id,
+        outcome=result.outcome,
+        code=result.code,
+        reason=result.reason,
+    )
 
 
 class Outlet:
@@ -63,9 +78,8 @@ class _Sink(DynamicSink[Envelope]):
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":
         """Connect; called by Bytewax for each worker before the first message."""
-        return _SinkPartition(
-            Outlet(self._settings, lane=f"{step_id}/{worker_index}", worker=worker_index)
-        )
+        lane = f"{step_id}/{worker_index}"
+        return _SinkPartition(Outlet(self._settings, lane=lane, worker=worker_index), step_id)
 
 
 class JetStreamSink(_Sink):
@@ -102,17 +116,16 @@ class KafkaSink(_Sink):
 
 
 class _SinkPartition(StatelessSinkPartition[Envelope]):
-    def __init__(self, outlet: Outlet) -> None:
+    def __init__(self, outlet: Outlet, step_id: str) -> None:
         self._outlet = outlet
+        self._step_id = step_id
 
     def write_batch(self, items: Sequence[Envelope]) -> None:
         lane = self._outlet.lane
         lane.submit(items)
         for result in lane.flush():
             if result.outcome is not Outcome.STORED:
-                raise PublishError(
-                    f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}"
-                )
+                raise not_stored(result, step=self._step_id, lane=lane.name)
 
     def close(self) -> None:
         self._outlet.close()

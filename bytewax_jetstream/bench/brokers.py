@@ -206,7 +206,11 @@ class JetStreamBroker:
                     await asyncio.wait_for(read.wait(), SECONDS)
                 except TimeoutError:
                     raise BenchError(
-                        f"only {len(event_ids)} of {expected} stored messages could be read back"
+                        f"only {len(event_ids)} of {expected} stored messages could be read back: "
+                        "check the server's log",
+                        broker="jetstream",
+                        strategy=case.strategy,
+                        url=self.url,
                     ) from None
         return event_ids
 
@@ -233,14 +237,17 @@ class JetStreamBroker:
             client = await nats.connect(
                 self.url,
                 allow_reconnect=False,
-                max_reconnect_attempts=1,  # 0 would be for ever
+                max_reconnect_attempts=1,  # 0 would be forever
                 reconnect_time_wait=0.1,
                 connect_timeout=5,
                 error_cb=_keep_quiet,
             )
         except (OSError, nats.errors.Error) as error:
             raise BenchError(
-                f"no NATS server answers at {self.url} ({error}): start one, or leave --nats-url out"
+                f"no NATS server answers at {self.url} ({error}): start one, or leave --nats-url "
+                "out",
+                broker="jetstream",
+                url=self.url,
             ) from None
         try:
             yield client
@@ -259,7 +266,8 @@ async def _api(client: Client, subject: str, body: dict[str, Any] | None = None)
     )
     if error := answer.get("error"):
         raise BenchError(
-            f"the server answered {subject}: {error.get('description')} ({error.get('err_code')})"
+            f"the server refused {subject}: {error.get('description')} ({error.get('err_code')})",
+            broker="jetstream",
         )
     return answer
 

@@ -46,7 +46,9 @@ class KafkaBroker:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise BenchError(
-                        f"topic {topic} cannot be made at {self.url}: {error}"
+                        f"topic {topic} cannot be created at {self.url}: {error}",
+                        broker="kafka",
+                        url=self.url,
                     ) from None
         return self
 
@@ -83,10 +85,12 @@ class KafkaBroker:
             while left > 0:
                 messages = consumer.consume(min(AT_ONCE, left), SECONDS)  # which waits for as many
                 if not messages:
-                    raise BenchError(f"{left} stored messages could not be read back")
+                    raise self._unread(case, f"{left} stored messages could not be read back")
                 for message in messages:
                     if (error := message.error()) is not None:
-                        raise BenchError(f"what is stored could not be read back: {error}")
+                        raise self._unread(
+                            case, f"the stored messages could not be read back: {error}"
+                        )
                     event_ids.append(_event_id(message))
                 left -= len(messages)
         finally:
@@ -109,6 +113,14 @@ class KafkaBroker:
 
             found["kafka"] = VERSION
         return found
+
+    def _unread(self, case: Case, what: str) -> BenchError:
+        return BenchError(
+            f"{what}; check the broker's log",
+            broker="kafka",
+            strategy=case.strategy,
+            url=self.url,
+        )
 
     def _consumer(self) -> Consumer:
         return Consumer(

@@ -51,15 +51,15 @@ class Table(NamedTuple):
 def load(path: Path) -> dict[str, Any]:
     """Read a results file.
 
-    :raises BenchError: when it is none.
+    :raises BenchError: when it is not one.
     """
     try:
         results = json.loads(path.read_text())
         if not isinstance(results["rounds"], list):
-            raise TypeError("its rounds are no list")
+            raise TypeError("its rounds are not a list")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchError(
-            f"{path} is no results file ({error}): name one that --json has written"
+            f"{path} is not a results file ({error}): give one that --json wrote", file=str(path)
         ) from None
     return dict(results)
 
@@ -234,7 +234,7 @@ def _answer(page: Path, file: str, query: str) -> str:
         return _ANSWERS[kind](results, words)
     except (BenchError, KeyError, ValueError) as error:
         raise BenchError(
-            f"{page.name} asks {file} for `{query}`, which has no answer: {error}"
+            f"{page.name} asks {file} for `{query}`, which has no answer: {error}", file=str(page)
         ) from None
 
 

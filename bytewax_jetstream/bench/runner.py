@@ -53,7 +53,7 @@ class _Child:
             reason = answer.get("reason") or (
                 "its process ended" if ready else f"no answer within {PATIENCE:g} s"
             )
-            raise BenchError(f"{self._case.broker} {self._case.strategy} failed: {reason}")
+            raise self._failed(reason)
         return answer
 
     def __enter__(self) -> Self:
@@ -78,9 +78,11 @@ class _Child:
         try:
             self._process.stdin.write(line + "\n")
         except BrokenPipeError:
-            raise BenchError(
-                f"{self._case.broker} {self._case.strategy} failed: its process ended"
-            ) from None
+            raise self._failed("its process ended") from None
+
+    def _failed(self, reason: str) -> BenchError:
+        broker, strategy = self._case.broker, self._case.strategy
+        return BenchError(f"{broker} {strategy} failed: {reason}", broker=broker, strategy=strategy)
 
 
 def run(

@@ -139,7 +139,7 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> di
         from ..bench.progress import Progress
         from ..bench.runner import run
     except ImportError as error:
-        raise BenchError(f"the benchmark needs {error.name}: {EXTRA}") from None
+        raise BenchError(f"the benchmark needs {error.name}: {EXTRA}", package=error.name) from None
     used = {case.broker for group in groups for case in group}
     with ExitStack() as stack:
         brokers: dict[str, Broker] = {}
@@ -184,7 +184,7 @@ def _hand_out(results: dict[str, Any], options: argparse.Namespace) -> None:
         try:
             from ..bench.plot import draw
         except ImportError as error:
-            raise BenchError(f"a plot needs {error.name}: {EXTRA}") from None
+            raise BenchError(f"a plot needs {error.name}: {EXTRA}", package=error.name) from None
         draw(results["rounds"], options.plot)
 
 
@@ -192,7 +192,9 @@ def _show(found: Iterable[Any], text: str) -> None:
     try:
         from ..bench.progress import show_tables
     except ImportError as error:
-        raise BenchError(f"the tables need {error.name}, or --markdown: {EXTRA}") from None
+        raise BenchError(
+            f"the tables need {error.name}, or --markdown: {EXTRA}", package=error.name
+        ) from None
     show_tables(found, text)
 
 
@@ -253,7 +255,7 @@ def _names(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
 
 def _known(word: str, known: Sequence[str]) -> str:
     if word not in known:
-        raise argparse.ArgumentTypeError(f"there is no {word!r}: choose from {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"unknown value {word!r}: choose from {', '.join(known)}")
     return word
 
 
@@ -263,14 +265,14 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _count(word: str) -> int:
     if not word.isascii() or not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} is no count: give whole numbers from 1")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a count: give whole numbers from 1")
     return int(word)
 
 
 def _list(text: str, parse: Callable[[str], T]) -> tuple[T, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise argparse.ArgumentTypeError("it names nothing: give at least one value")
+        raise argparse.ArgumentTypeError("the list is empty: give at least one value")
     return tuple(dict.fromkeys(map(parse, words)))
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from bytewax.connectors.kafka import KafkaSource as BytewaxKafkaSource
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END
 
-from ..errors import StreamError
+from ..errors import TopicError
 from ..settings import KafkaSettings
 from .config import connection
 from .topics import TopicAdmin
@@ -25,7 +25,7 @@ class KafkaSource(BytewaxKafkaSource):
     Each partition of a topic is a partition of the input. Yields `KafkaSourceMessage`, and
     `KafkaError` for what could not be read. A topic that is missing, or a broker that does not
     answer within the connect timeout, is an error at the start, where Bytewax's own source waits
-    for ever.
+    forever.
 
     :arg settings: Which Kafka.
     :arg topics: Name of the topic, or of several.
@@ -66,8 +66,9 @@ class KafkaSource(BytewaxKafkaSource):
         )
         for name in self._names:
             if name not in found:
-                raise StreamError(
-                    f"there is no topic {name} to read: create it, or correct the name"
+                raise TopicError(
+                    f"there is no topic {name} to read: create it, or correct the name",
+                    topic=name,
                 )
         return [
             f"{number}-{name}"

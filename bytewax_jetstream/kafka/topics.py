@@ -21,7 +21,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from ..errors import ConnectError, StreamError
+from ..errors import ConnectError, TopicError
 from ..settings import KafkaSettings, KafkaTopicSettings
 from .config import connection
 from .producer import error_of
@@ -48,8 +48,8 @@ class Topic(NamedTuple):
     """Empty where this user may not read it."""
 
     def weakness(self, name: str, batch_bytes: int) -> str | None:
-        """Why the topic cannot keep what a report promises, whatever the settings ask; None when it
-        can.
+        """Why the topic cannot keep what a report promises, whatever the settings require; None
+        when it can.
         """
         if self.config.get(UNCLEAN) == "true":
             return (
@@ -58,8 +58,9 @@ class Topic(NamedTuple):
         limit = int(self.config.get(MAX_MESSAGE, batch_bytes))
         if limit < batch_bytes:
             return (
-                f"topic {name} takes {limit} bytes at once and a batch of this flow may have {batch_bytes}, with which "
-                f"small messages would be refused as well: set batch_bytes={limit}, or raise the topic's {MAX_MESSAGE}"
+                f"topic {name} takes batches of {limit} bytes, and this flow may send "
+                f"{batch_bytes}, so small messages would be refused too: "
+                f"set batch_bytes={limit}, or raise the topic's {MAX_MESSAGE}"
             )
         return None
 
@@ -89,12 +90,17 @@ class TopicAdmin:
             except KafkaException as error:
                 code = error.args[0].code()
                 if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                    raise StreamError(
-                        f"this user may not see topic {name}: grant DESCRIBE and WRITE on it"
+                    raise TopicError(
+                        f"this user may not see topic {name}: grant DESCRIBE and WRITE on it",
+                        topic=name,
+                        code=code,
                     ) from None
                 if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise StreamError(
-                        f"topic {name} cannot be looked up: {error.args[0].str()}"
+                    raise TopicError(
+                        f"topic {name} cannot be looked up: {error.args[0].str()} ({code}); check "
+                        "the brokers",
+                        topic=name,
+                        code=code,
                     ) from None
         configs = self._configs(list(found), deadline) if found else {}
         return {
@@ -123,9 +129,13 @@ class TopicAdmin:
         try:
             self._answer(created[wanted.name], deadline)
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise StreamError(
-                    f"topic {wanted.name} cannot be created: {error.args[0].str()}"
+            code = error.args[0].code()
+            if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicError(
+                    f"topic {wanted.name} cannot be created: {error.args[0].str()} ({code}); "
+                    "change its KafkaTopicSettings, or the brokers",
+                    topic=wanted.name,
+                    code=code,
                 ) from None
 
     def add_partitions(self, name: str, partitions: int, deadline: float) -> None:
@@ -166,8 +176,12 @@ class TopicAdmin:
         try:
             self._answer(future, deadline)
         except KafkaException as error:
-            raise StreamError(
-                f"topic {name} cannot be updated ({what}): {error.args[0].str()}"
+            code = error.args[0].code()
+            raise TopicError(
+                f"topic {name} cannot be updated ({what}): {error.args[0].str()} ({code}); "
+                "change its KafkaTopicSettings, or the topic yourself",
+                topic=name,
+                code=code,
             ) from None
 
     def _answer(self, future: "Future[Any]", deadline: float) -> Any:
@@ -182,10 +196,14 @@ class TopicAdmin:
             raise
 
     def _unreachable(self, why: str) -> ConnectError:
-        brokers = ",".join(self._settings.brokers)
+        brokers, seconds = self._settings.brokers, self._settings.connect_timeout
         return ConnectError(
-            f"Kafka at {brokers} did not answer about topics within {self._settings.connect_timeout:g} s "
-            f"({why}): see whether the brokers run"
+            f"Kafka at {','.join(brokers)} did not answer a request about topics within "
+            f"{seconds:g} s ({why}): check that the brokers are running",
+            broker="kafka",
+            servers=brokers,
+            seconds=seconds,
+            reason=why,
         )
 
 
@@ -204,7 +222,7 @@ def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -
     """Make or check the declared topics by the settings' strategy; returns them as they are.
     Blocks.
 
-    :raises StreamError: when one is missing or too weak; it says what to change.
+    :raises TopicError: when one is missing or too weak; it says what to change.
     :raises ConnectError: when no broker answers by the deadline.
     """
     strategy = settings.topic_strategy
@@ -220,10 +238,10 @@ def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -
         )
     for name in names:
         if name not in topics:
-            raise StreamError(f"there is no topic {name}: {REMEDY}")
+            raise TopicError(f"there is no topic {name}: {REMEDY}", topic=name)
         weakness = topics[name].weakness(name, settings.batch_bytes)
         if weakness is not None:
-            raise StreamError(weakness)
+            raise TopicError(weakness, topic=name, shortcomings=(weakness,))
     return topics
 
 
@@ -236,8 +254,9 @@ def _ensure_topic(
 ) -> Topic:
     if topic is None:
         if strategy == "validate":
-            raise StreamError(
-                f"topic {wanted.name} is missing: create it, or use topic_strategy=create"
+            raise TopicError(
+                f"topic {wanted.name} is missing: create it, or use topic_strategy=create",
+                topic=wanted.name,
             )
         admin.create(wanted, deadline)
         topic = _await_topic(admin, wanted.name, 1, deadline)
@@ -245,15 +264,18 @@ def _ensure_topic(
         topic = _update(admin, wanted, topic, deadline)
     shortcomings = _shortcomings(topic, wanted)
     if shortcomings:
-        raise StreamError(
-            f"topic {wanted.name} is weaker than the settings ask: {'; '.join(shortcomings.values())}: "
-            "change the topic (topic_strategy=create_or_update does it where Kafka allows) or the settings"
+        raise TopicError(
+            f"topic {wanted.name} is weaker than the settings require: "
+            f"{'; '.join(shortcomings.values())}: change the topic (topic_strategy="
+            "create_or_update does it where Kafka allows it), or the settings",
+            topic=wanted.name,
+            shortcomings=tuple(shortcomings.values()),
         )
     return topic
 
 
 def _update(admin: TopicAdmin, wanted: KafkaTopicSettings, topic: Topic, deadline: float) -> Topic:
-    """Set what falls short; whatever keeps more than the settings ask stays."""
+    """Set what falls short; whatever keeps more than the settings require stays."""
     shortcomings = _shortcomings(topic, wanted)
     changes = {key: value for key, value in _as_config(wanted).items() if key in shortcomings}
     if "partitions" in shortcomings and wanted.partitions is not None:
@@ -278,8 +300,10 @@ def _await_topic(admin: TopicAdmin, name: str, partitions: int, deadline: float)
         if topic is not None and (topic.partitions or 0) >= partitions:
             return topic
         if time.monotonic() > deadline:
-            raise StreamError(
-                f"topic {name} was changed, but no broker knows it yet: see to the cluster's controller"
+            raise TopicError(
+                f"topic {name} was created or changed, but no broker shows it yet: check the "
+                "cluster's controller",
+                topic=name,
             )
         time.sleep(PAUSE)
 
@@ -302,19 +326,21 @@ def _as_config(wanted: KafkaTopicSettings) -> dict[str, str]:
 
 
 def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
-    """In which points a topic keeps less, or for a shorter time, than the settings ask, by
-    property.
+    """In which points a topic keeps less, or for a shorter time, than the settings require,
+    by property.
     """
     found = {}
     if wanted.partitions is not None and (topic.partitions or 0) < wanted.partitions:
-        found["partitions"] = f"partitions are {topic.partitions}, asked are {wanted.partitions}"
+        found["partitions"] = (
+            f"it has {topic.partitions} partitions, the settings require {wanted.partitions}"
+        )
     if wanted.replicas is not None and topic.replicas < wanted.replicas:
-        found["replicas"] = f"replicas are {topic.replicas}, asked are {wanted.replicas}"
+        found["replicas"] = (
+            f"its replication factor is {topic.replicas}, the settings require {wanted.replicas}"
+        )
     asked = _as_config(wanted)
     if asked and not topic.config:
-        found["config"] = (
-            "its configuration may not be read by this user: grant DESCRIBE_CONFIGS on it"
-        )
+        found["config"] = "this user may not read its configuration: grant DESCRIBE_CONFIGS on it"
         return found
     if wanted.min_insync_replicas is not None:
         # Of fewer replicas than that Kafka asks no more than there are, and says nothing.
@@ -322,16 +348,17 @@ def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
         if insync < wanted.min_insync_replicas:
             found[MIN_INSYNC] = (
                 f"{MIN_INSYNC} is {topic.config.get(MIN_INSYNC)} of {topic.replicas} replicas, "
-                f"asked are {wanted.min_insync_replicas}"
+                f"the settings require {wanted.min_insync_replicas}"
             )
     if wanted.cleanup_policy is not None:
         has = set(topic.config.get(CLEANUP, "").split(","))
         if has != set(wanted.cleanup_policy.split(",")):
             found[CLEANUP] = (
-                f"{CLEANUP} is {topic.config.get(CLEANUP)}, asked is {wanted.cleanup_policy}"
+                f"{CLEANUP} is {topic.config.get(CLEANUP)}, "
+                f"the settings require {wanted.cleanup_policy}"
             )
     for key in (RETENTION, MAX_MESSAGE):
-        value = int(topic.config.get(key, -1))  # Kafka writes "for ever" as -1
+        value = int(topic.config.get(key, -1))  # Kafka writes "forever" as -1
         if key in asked and 0 <= value < int(asked[key]):
-            found[key] = f"{key} is {value}, asked is {asked[key]}"
+            found[key] = f"{key} is {value}, the settings require {asked[key]}"
     return found

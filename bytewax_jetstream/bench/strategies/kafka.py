@@ -61,14 +61,22 @@ def settle(producer: Producer) -> None:
     """
     if left := producer.flush(SECONDS):
         raise PublishError(
-            f"{left} messages have no report after {SECONDS:g} s: see whether the broker answers"
+            f"{left} messages have no report after {SECONDS:g} s: check that the broker answers",
+            broker="kafka",
+            outcome="unknown",
         )
 
 
 def failed(error: KafkaError | None, message: Message) -> None:
     """What the warm-up's reports are looked at for."""
     if error is not None:
-        raise PublishError(f"a message was not stored: {error}")
+        raise PublishError(
+            f"a message was not stored: {error}",
+            broker="kafka",
+            topic=message.topic(),
+            code=error.code(),
+            reason=error.str(),
+        )
 
 
 def warm_producer(trial: Trial) -> Producer:

@@ -145,7 +145,7 @@ class _Batch:
     async def _until_acked(self, sequence: int) -> None:
         while self._acked < sequence:
             if self._end is not None:
-                raise PublishError(f"the batch ended early: {self._end}")
+                raise PublishError(f"the batch ended early: {self._end}", broker="jetstream")
             self._news.clear()
             await asyncio.wait_for(self._news.wait(), SECONDS)
 
@@ -154,4 +154,4 @@ class _Batch:
             self._news.clear()
             await asyncio.wait_for(self._news.wait(), SECONDS)
         if "count" not in self._end or "error" in self._end:
-            raise PublishError(f"the batch was not stored: {self._end}")
+            raise PublishError(f"the batch was not stored: {self._end}", broker="jetstream")

@@ -69,7 +69,9 @@ def in_doubt(ack_pool: AckPool, until: float) -> bool:
     doubtful = any(broker.get("streams_in_doubt") for broker in ack_pool.statistics()["brokers"])
     if doubtful and time.monotonic() > until:
         raise SettleTimeoutError(
-            f"the stream is still in doubt after {DOUBT_SECONDS:g} s: see whether the broker answers"
+            f"the stream is still in doubt after {DOUBT_SECONDS:g} s: check that the broker "
+            "answers",
+            seconds=DOUBT_SECONDS,
         )
     return doubtful
 

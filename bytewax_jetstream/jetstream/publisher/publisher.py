@@ -137,12 +137,15 @@ class JetStreamPublisher:
         await self._connection.subscribe(f"{inbox}.>", self._answered)
         if self._settings.atomic and not self._connection.takes_groups:
             raise StreamError(
-                "this server cannot store groups all or none: use nats-server 2.12 or later, or atomic=False"
+                "this server cannot store groups all or none: use nats-server 2.12 or later, or "
+                "atomic=False"
             )
         try:
             await self._topics.ensure()
         except JetStreamApiError as error:
-            raise StreamError(f"the JetStream API answered: {error}") from None
+            raise StreamError(
+                f"the streams cannot be listed: {error}; check the server's log", code=error.code
+            ) from None
         self._started = True
         if self._connection.is_up:
             events.connected()
@@ -379,13 +382,13 @@ class JetStreamPublisher:
         if self._topics.is_gone(topic):
             refusal = Refusal(
                 Verdict.STOP,
-                f"no stream covers topic {topic} any more: {REMEDY}, and run again",
+                f"no stream covers topic {topic} any more: {REMEDY}, then start the flow again",
                 503,
             )
         else:
             refusal = Refusal(
                 Verdict.RETRY,
-                f"nobody listens on topic {topic}: no stream covers it, or it has no leader",
+                f"no stream answers on topic {topic}: none covers it, or its stream has no leader",
                 503,
             )
         self._events.refused(flight, place, refusal)
@@ -406,7 +409,7 @@ class JetStreamPublisher:
         while self._denied_topics:
             topic = self._denied_topics.pop()
             self._forbidden.add(topic)
-            reason = f"this user may not publish on {topic}: grant it, then publish again"
+            reason = f"this user may not publish on {topic}: allow it, then publish again"
             self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
 
     def _prepare(self, envelope: Envelope) -> bytes:
