@@ -1,5 +1,6 @@
-"""A dataflow for a process of its own, `python -m bytewax.run tests.support.child:flow`, told what
-to do by a variable.
+"""A dataflow in a process of its own, which a variable tells what to do.
+
+It is started as `python -m bytewax.run tests.support.child:flow`.
 """
 
 import json

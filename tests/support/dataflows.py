@@ -1,4 +1,4 @@
-"""Dataflows for tests: a resumable source of envelopes, and ways to run a dataflow in this process."""
+"""Dataflows that run in this process, and a resumable source of envelopes for them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ __all__ = [
     "Envelopes",
     "Ledger",
     "Publishing",
+    "by_aggregate",
     "publishing",
     "recovery_store",
     "root_cause",
@@ -97,6 +98,14 @@ class _Part(StatefulSourcePartition[Envelope, int]):
 
     def snapshot(self) -> int:
         return self._index
+
+
+def by_aggregate(batch: Sequence[Envelope], parts: int = 8) -> list[list[Envelope]]:
+    """Numbered envelopes, divided by aggregate so that the order of each is kept."""
+    return [
+        [each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part]
+        for part in range(parts)
+    ]
 
 
 class Publishing(NamedTuple):

@@ -1,4 +1,4 @@
-"""What Kafka topics hold, made and read by clients of their own: never by the code under test."""
+"""Kafka topics made and read by clients of their own, never by the code under test."""
 
 import time
 from collections.abc import Iterable

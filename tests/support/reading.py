@@ -1,23 +1,41 @@
-"""Streams filled through a bare socket, which checks nothing, and partitions driven as the engine
-drives them.
-"""
+"""Streams filled through a bare socket, and sources that a test or a dataflow reads."""
 
 import json
 import socket
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink
 
 from bytewax_jetstream.drain import DrainingPartition
 from bytewax_jetstream.jetstream.message import JetStreamError, JetStreamMessage
 from bytewax_jetstream.jetstream.source.feed import Feed
 from bytewax_jetstream.jetstream.source.source import JetStreamSource, State
 from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
+from tests.support.dataflows import run
 from tests.support.streams import api
 from tests.support.waiting import until
 
-__all__ = ["Driver", "feed_of", "numbered", "put", "settings", "write"]
+__all__ = [
+    "AMY",
+    "Driver",
+    "consumers",
+    "feed_of",
+    "numbered",
+    "put",
+    "read",
+    "settings",
+    "source",
+    "write",
+]
+
+AMY: dict[str, Any] = {"user": "amy", "password": "a"}
+"""A user who may do everything, where others may not."""
 
 
 def settings(url: str, *, outage: float = 60.0, **more: Any) -> JetStreamSettings:
@@ -51,6 +69,24 @@ def write(url: str, frames: Iterable[bytes], *, user: str = "", password: str = 
         answer = b""
         while b"PONG" not in answer:
             answer += connection.recv(65536)
+
+
+def source(url: str, *streams: str, tail: bool = False, **more: Any) -> JetStreamSource:
+    """A source of these streams."""
+    return JetStreamSource(settings(url), streams=streams, tail=tail, **more)
+
+
+def read(made: JetStreamSource, *, workers: int = 1, store: Path | None = None) -> list[Any]:
+    """Everything a source yields in a dataflow."""
+    flow, items = Dataflow("flow"), list[Any]()
+    op.output("out", op.input("in", flow, made), TestingSink(items))
+    run(flow, workers=workers, store=store)
+    return items
+
+
+def consumers(url: str, stream: str) -> list[str]:
+    """The names of a stream's consumers."""
+    return list(api(url, f"CONSUMER.NAMES.{stream}")["consumers"] or ())
 
 
 class Driver:

@@ -1,6 +1,4 @@
-"""What streams hold, made and read by nats-py on connections of its own: never by the code under
-test.
-"""
+"""Streams made and read by nats-py on connections of its own, never by the code under test."""
 
 import asyncio
 import contextlib
@@ -21,16 +19,22 @@ from bytewax_jetstream.envelope import Envelope
 __all__ = [
     "FLAWLESS",
     "Audit",
+    "Names",
     "Stored",
     "api",
     "audit",
+    "change_stream",
     "envelopes",
     "make_stream",
+    "message_ids",
     "remake_stream",
     "stored",
 ]
 
 T = TypeVar("T")
+
+Names = Callable[[], str]
+"""Makes names for streams that no other test uses."""
 
 
 class Stored(NamedTuple):
@@ -83,6 +87,12 @@ def remake_stream(url: str, name: str, *subjects: str, **config: Any) -> None:
     make_stream(url, name, *subjects, **config)
 
 
+def change_stream(url: str, name: str, **changes: Any) -> None:
+    """Update a stream; what is not named stays as it is."""
+    config = api(url, f"STREAM.INFO.{name}")["config"]
+    api(url, f"STREAM.UPDATE.{name}", {**config, **changes})
+
+
 def api(
     url: str, subject: str, body: object = None, *, seconds: float = 5, **credentials: Any
 ) -> dict[str, Any]:
@@ -130,6 +140,11 @@ def stored(url: str, stream: str, **credentials: Any) -> list[Stored]:
         ):  # nobody leads at the moment
             if time.monotonic() > until:
                 raise
+
+
+def message_ids(url: str, stream: str) -> list[str]:
+    """The message ids of a stream, by sequence."""
+    return [message.headers["Nats-Msg-Id"] for message in stored(url, stream)]
 
 
 def audit(url: str, stream: str, wanted: Iterable[Envelope]) -> Audit:

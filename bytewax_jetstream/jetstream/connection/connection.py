@@ -6,7 +6,7 @@ ago, and does not notice a dead reader (`README.md`, "Design"). Here a lost clie
 its socket aborted with whatever it still held, and a new one takes its place.
 
 Every private field of nats-py that this package touches is touched in this module, and
-`tests/unit/test_nats_contract.py` fails when one is gone.
+`tests/unit/jetstream/connection/test_nats_contract.py` fails when one is gone.
 """
 
 import asyncio

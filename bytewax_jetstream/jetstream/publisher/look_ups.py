@@ -143,7 +143,7 @@ class LookUps:
 
         The server looks for the id first; if it does not know it, it finds that it cannot make
         anything of the other header (tried against single servers and clusters:
-        `tests/integration/test_groups.py`).
+        `tests/integration/jetstream/test_groups.py`).
         """
         line = message_id(envelope.event_id).partition(b"\r\n")[0].decode()
         name, _, value = line.partition(": ")

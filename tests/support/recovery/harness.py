@@ -1,6 +1,4 @@
-"""A dataflow in a process of its own, killed and started again on one recovery directory until it
-ends by itself.
-"""
+"""A dataflow in a process of its own, killed and resumed until it ends by itself."""
 
 import pickle
 import signal

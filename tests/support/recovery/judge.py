@@ -1,6 +1,4 @@
-"""What went wrong and what was put to the test, from the stream, the kept results and the recovery
-store alone.
-"""
+"""Judges a killed dataflow by the stream, the kept results and the recovery store alone."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

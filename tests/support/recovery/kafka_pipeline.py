@@ -1,4 +1,4 @@
-"""The killed dataflow with Kafka as its broker: at least once, so what is replayed is stored again."""
+"""The killed dataflow with Kafka as its broker, where a replay is stored again."""
 
 from hashlib import sha256
 from typing import Any, ClassVar

@@ -1,6 +1,4 @@
-"""What the killed dataflows publish: rows that are the same at every replay, and that the judge
-knows too.
-"""
+"""The rows that the killed dataflows publish, the same at every replay."""
 
 from bytewax_jetstream.envelope import Envelope
 

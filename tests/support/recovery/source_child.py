@@ -1,6 +1,6 @@
-"""A dataflow from a stream into a file, to be killed: `python -m
-tests.support.recovery.source_child ORDERS`.
+"""A dataflow from a stream into a file, to be killed.
 
+It is started as `python -m tests.support.recovery.source_child ORDERS`.
 The file gets what an epoch read when the epoch ends, so a message that the source lets go of
 earlier is missing in it."""
 

@@ -29,6 +29,7 @@ from tests.support.dataflows import Envelopes, publishing, root_cause, run
 from tests.support.kafka import audit, make_topic, new_topic, records
 from tests.support.lanes import kafka, opened, publish, settle
 from tests.support.streams import FLAWLESS, envelopes
+from tests.support.ways import both_ways, publish_by
 
 CANARY = "canary-51ce07"
 USERS = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_amy="amy" user_bob="bob";'
@@ -78,7 +79,7 @@ BAD_ENVELOPES = [
 ]
 
 
-@pytest.mark.parametrize("way", ["pool", "dataflow"])
+@both_ways
 def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(
     kafka_address: str, way: str
 ) -> None:
@@ -90,14 +91,7 @@ def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(
     ]
     mixed = [each for pair in zip(fine, wrong, strict=True) for each in pair]
 
-    if way == "pool":
-        with opened(kafka(kafka_address)) as (_, lane):
-            lane.submit(mixed)
-            results = lane.flush()
-    else:
-        made = publishing(Envelopes(mixed), kafka(kafka_address))
-        run(made.flow)
-        results = made.oks + made.errs
+    results = publish_by(way, kafka(kafka_address), mixed)
 
     assert len(results) == len(mixed)
     rejected = {
@@ -135,7 +129,7 @@ def test_a_topic_whose_limit_is_below_a_batch_would_refuse_small_messages_and_is
     assert {each.outcome for each in results.values()} == {Outcome.STORED}
 
 
-@pytest.mark.parametrize("way", ["pool", "dataflow"])
+@both_ways
 def test_a_broker_that_is_not_there_is_named_within_the_connect_timeout(way: str) -> None:
     settings = kafka("127.0.0.1:1", connect_timeout=1)
     began = time.monotonic()

@@ -10,26 +10,26 @@ from contextlib import ExitStack
 import pytest
 from bytewax.errors import BytewaxRuntimeError
 
-from bytewax_jetstream.envelope import Envelope, Outcome
+from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.errors import PublishError, StreamError
 from bytewax_jetstream.kafka import config
 from bytewax_jetstream.kafka import producer as client
 from bytewax_jetstream.kafka.producer import Client
 from bytewax_jetstream.settings import KafkaTopicSettings
 from bytewax_jetstream.testing import KafkaServer
-from tests.support.dataflows import Envelopes, publishing, recovery_store, root_cause, run
+from tests.support.dataflows import (
+    Envelopes,
+    by_aggregate,
+    publishing,
+    recovery_store,
+    root_cause,
+    run,
+)
 from tests.support.kafka import audit, new_topic, records
 from tests.support.lanes import broker_of, kafka, opened, publish, settle
 from tests.support.proxy import Proxy
 from tests.support.streams import FLAWLESS, envelopes
 from tests.support.waiting import until
-
-
-def _parts(batch: list[Envelope], parts: int = 4) -> list[list[Envelope]]:
-    return [
-        [each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part]
-        for part in range(parts)
-    ]
 
 
 def _kill(server: KafkaServer) -> None:
@@ -82,7 +82,7 @@ def test_a_broker_that_ends_and_is_back_under_a_dataflow_costs_nothing(
                 _kill(server)
 
     made = publishing(
-        Envelopes(*_parts(batch), batch_size=50, before=before), kafka(server.bootstrap)
+        Envelopes(*by_aggregate(batch, 4), batch_size=50, before=before), kafka(server.bootstrap)
     )
 
     run(made.flow, workers=2)

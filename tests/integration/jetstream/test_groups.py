@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -12,26 +11,16 @@ import pytest
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
 from bytewax_jetstream.jetstream.publisher.publisher import JetStreamPublisher
 from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
-from bytewax_jetstream.testing import NatsCluster, NatsServer
+from bytewax_jetstream.testing import NatsServer
 from tests.support.lanes import broker_of, jetstream, opened, settle
-from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, message_ids, stored
 from tests.support.waiting import until
 
 LARGE = b"1" * 500
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[NatsCluster]:
-    with NatsCluster(3) as cluster:
-        yield cluster
-
-
 def _settings(url: str, **more: Any) -> JetStreamSettings:
     return jetstream(url, atomic=True, **more)
-
-
-def _ids(url: str, stream: str) -> list[str]:
-    return [message.headers["Nats-Msg-Id"] for message in stored(url, stream)]
 
 
 def _outcomes(results: dict[str, PublishResult]) -> set[Outcome]:
@@ -79,7 +68,7 @@ def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(
     refused = {f"e-{at}" for at in range(15) if at % 3 == 8 % 3}
     assert {id_ for id_, result in results.items() if result.outcome is Outcome.REJECTED} == refused
     assert {results[event_id].code for event_id in refused} == {10054}
-    assert set(_ids(nats_server.url, "ALLORNONE")) == set(results) - refused
+    assert set(message_ids(nats_server.url, "ALLORNONE")) == set(results) - refused
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,16 @@ from bytewax_jetstream.testing import NatsCluster, NatsServer
 from tests.support.child import Child, Told
 from tests.support.lanes import broker_of, jetstream, opened, settle
 from tests.support.simulation import Believing
-from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.streams import (
+    FLAWLESS,
+    api,
+    audit,
+    change_stream,
+    envelopes,
+    make_stream,
+    message_ids,
+    stored,
+)
 from tests.support.waiting import until
 
 SMALL, LARGE = b"1", b"1" * 500
@@ -37,10 +46,6 @@ def _batch(*payloads: bytes, topic: str) -> list[Envelope]:
 
 def _outcomes(results: dict[str, PublishResult]) -> list[str]:
     return [str(results[f"e-{at}"].outcome) for at in range(len(results))]
-
-
-def _placed(url: str, stream: str) -> list[str]:
-    return [message.headers["Nats-Msg-Id"] for message in stored(url, stream)]
 
 
 def test_a_batch_goes_whole_and_is_acknowledged_as_one(nats_server: NatsServer) -> None:
@@ -77,7 +82,7 @@ def test_what_is_refused_is_rejected_alone_wherever_in_the_flight_it_is(
     assert counts["whole_flights"] > 0
     assert _outcomes(results) == ["rejected" if at in bad else "stored" for at in range(20)]
     assert all("10054" in str(results[f"e-{at}"].reason) for at in bad)
-    assert _placed(nats_server.url, stream) == [f"e-{at}" for at in range(20) if at not in bad]
+    assert message_ids(nats_server.url, stream) == [f"e-{at}" for at in range(20) if at not in bad]
 
 
 @pytest.mark.parametrize("dedupe", [True, False])
@@ -111,8 +116,7 @@ def test_a_full_stream_takes_the_rest_when_there_is_room(nats_server: NatsServer
         lane.submit(batch)
         until(lambda: broker_of(pool)["retries"] > 0)
         assert lane.unsettled == 10
-        config = api(nats_server.url, "STREAM.INFO.BRIMFUL")["config"]
-        api(nats_server.url, "STREAM.UPDATE.BRIMFUL", {**config, "max_msgs": 100})
+        change_stream(nats_server.url, "BRIMFUL", max_msgs=100)
         results = lane.flush()
 
     assert {result.outcome for result in results} | {Outcome.STORED} == {Outcome.STORED}
@@ -133,7 +137,7 @@ def test_a_replay_is_stored_once_wherever_the_known_ones_are(
         results = settle(lane, batch)
 
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
-    found = _placed(nats_server.url, stream)
+    found = message_ids(nats_server.url, stream)
     assert sorted(found) == sorted(envelope.event_id for envelope in batch)
 
 
@@ -148,7 +152,7 @@ def test_what_has_options_goes_alone_in_its_place_in_the_order(nats_server: Nats
 
     assert results["e-10"].sequence == 11
     assert results["e-20"].outcome is Outcome.REJECTED
-    assert _placed(nats_server.url, "OPTIONS") == [f"e-{at}" for at in range(30) if at != 20]
+    assert message_ids(nats_server.url, "OPTIONS") == [f"e-{at}" for at in range(30) if at != 20]
 
 
 def test_topics_of_two_streams_go_in_a_flight_each(nats_server: NatsServer) -> None:
@@ -174,8 +178,7 @@ def test_a_stream_that_takes_no_flights_any_more_is_published_to_one_by_one_and_
     make_stream(nats_server.url, "TURNED", "turned", allow_batched=True)
     with caplog.at_level(logging.WARNING), opened(jetstream(nats_server.url)) as (pool, lane):
         settle(lane, envelopes(100, "turned"))
-        config = api(nats_server.url, "STREAM.INFO.TURNED")["config"]
-        api(nats_server.url, "STREAM.UPDATE.TURNED", {**config, "allow_batched": False})
+        change_stream(nats_server.url, "TURNED", allow_batched=False)
         for first in (100, 200, 300):
             settle(lane, envelopes(100, "turned", first=first))
         counts = broker_of(pool)
@@ -257,12 +260,6 @@ def test_no_flight_lies_open_until_the_server_forgets_it(narrow_server: NatsServ
 
 
 # The false ack
-
-
-@pytest.fixture
-def own_cluster() -> Iterator[NatsCluster]:
-    with NatsCluster(3) as cluster:
-        yield cluster
 
 
 @pytest.mark.parametrize("believing", [False, True])
@@ -347,7 +344,7 @@ class Roles(NamedTuple):
         for follower in self.followers:
             follower.start()
         until(lambda: self._stream_leader() in self.followers, 30)
-        found = set(_placed(self.followers[0].url, "DOUBT"))
+        found = set(message_ids(self.followers[0].url, "DOUBT"))
         self.leader.start()
         return found
 

@@ -4,7 +4,6 @@ nor never.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,12 @@ from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import recovery_store, root_cause, run
 from tests.support.proxy import Proxy
-from tests.support.reading import Driver, numbered, put, settings, write
-from tests.support.streams import api, make_stream
+from tests.support.reading import AMY, Driver, numbered, put, settings, write
+from tests.support.streams import Names, api, make_stream
 from tests.support.waiting import until
 
-Names = Callable[[], str]
 SOON = timedelta(seconds=1)
 """An ack_wait that a test can wait for."""
-AMY: dict[str, Any] = {"user": "amy", "password": "a"}
-
-
-@pytest.fixture
-def url(nats_server: NatsServer) -> str:
-    return nats_server.url
 
 
 def source(

@@ -4,7 +4,7 @@ whole dataflow.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from bytewax_jetstream.testing import NatsCluster, NatsServer
 from tests.support.dataflows import (
     Envelopes,
     Publishing,
+    by_aggregate,
     publishing,
     recovery_store,
     root_cause,
@@ -27,18 +28,9 @@ from tests.support.dataflows import (
 from tests.support.lanes import broker_of, jetstream, opened, publish
 from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
 from tests.support.waiting import until
-
-workers_1_2 = pytest.mark.parametrize("workers", [1, 2])
-
+from tests.support.ways import workers_1_2
 
 pytestmark = pytest.mark.usefixtures("whole")
-
-
-def _parts(batch: list[Envelope], parts: int = 8) -> list[list[Envelope]]:
-    return [
-        [each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part]
-        for part in range(parts)
-    ]
 
 
 class _Faults:
@@ -89,7 +81,7 @@ def test_a_server_that_ends_and_comes_back_costs_nothing(
     make_stream(server.url, "ENDS", "ends")
     batch = envelopes(16_000, "ends", aggregates=800)
     faults = _Faults({index: lambda: fault(server) for index in (200, 600, 1_000, 1_400)})
-    source = Envelopes(*_parts(batch), batch_size=50, before=faults)
+    source = Envelopes(*by_aggregate(batch), batch_size=50, before=faults)
     made = publishing(source, jetstream(server.url))
 
     run(made.flow, workers=workers)
@@ -113,7 +105,7 @@ def test_a_server_that_is_paused_costs_nothing(own_nats_server: NatsServer, seco
             timers.callback(timer.join)
 
         faults = _Faults({200: pause})
-        source = Envelopes(*_parts(batch), batch_size=50, before=faults)
+        source = Envelopes(*by_aggregate(batch), batch_size=50, before=faults)
         made = publishing(source, jetstream(server.url, ack_timeout=0.4))
 
         run(made.flow, workers=2)
@@ -157,7 +149,7 @@ def test_a_server_that_does_not_come_back_stops_the_run_and_the_next_one_replays
         asked.append(index)
 
     settings = jetstream(server.url, ack_timeout=0.3, delivery_timeout=1)
-    made = publishing(Envelopes(*_parts(batch), batch_size=20, before=before), settings)
+    made = publishing(Envelopes(*by_aggregate(batch), batch_size=20, before=before), settings)
 
     with pytest.raises(BytewaxRuntimeError) as stopped:
         run(made.flow, workers=workers, store=store)
@@ -175,12 +167,6 @@ def test_a_server_that_does_not_come_back_stops_the_run_and_the_next_one_replays
     assert min(asked) <= last
     assert audit(server.url, "GONE", batch) == FLAWLESS
     assert {result.event_id for result in made.oks} == {envelope.event_id for envelope in batch}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[NatsCluster]:
-    with NatsCluster() as cluster:
-        yield cluster
 
 
 def _leader(cluster: NatsCluster, stream: str) -> str:
@@ -220,7 +206,7 @@ def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(
     faults = _Faults(
         {100: step_down, 200: step_down, 300: step_down, 400: kill_leader, 600: bring_back}
     )
-    source = Envelopes(*_parts(batch), batch_size=20, before=faults)
+    source = Envelopes(*by_aggregate(batch), batch_size=20, before=faults)
     made = publishing(source, jetstream(cluster.url))
 
     run(made.flow, workers=2)

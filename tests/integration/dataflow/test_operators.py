@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -26,6 +26,7 @@ from tests.support.dataflows import (
     CrashError,
     Envelopes,
     Ledger,
+    by_aggregate,
     publishing,
     recovery_store,
     root_cause,
@@ -33,35 +34,29 @@ from tests.support.dataflows import (
 )
 from tests.support.lanes import jetstream
 from tests.support.proxy import Proxy
-from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
+from tests.support.streams import (
+    FLAWLESS,
+    Names,
+    api,
+    audit,
+    envelopes,
+    make_stream,
+    message_ids,
+    stored,
+)
 from tests.support.waiting import until
+from tests.support.ways import workers_1_2
 
 EVERY_BATCH = timedelta(0)
 """An epoch for each batch of the source."""
 
-workers_1_2 = pytest.mark.parametrize("workers", [1, 2])
-
 
 @pytest.fixture
-def proxy(nats_server: NatsServer) -> Iterator[Proxy]:
-    with Proxy(nats_server.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def stream(nats_server: NatsServer, names: Callable[[], str]) -> str:
+def stream(nats_server: NatsServer, names: Names) -> str:
     """A stream for the test's own messages, on the subject of its name."""
     name = names()
     make_stream(nats_server.url, name, name, f"{name}.>")
     return name
-
-
-def _parts(batch: list[Envelope], parts: int = 8) -> list[list[Envelope]]:
-    """By aggregate, so that the order of each is kept."""
-    return [
-        [each for each in batch if int(str(each.aggregate_id)[2:]) % parts == part]
-        for part in range(parts)
-    ]
 
 
 @workers_1_2
@@ -73,7 +68,7 @@ def test_every_envelope_comes_back_once_in_the_right_stream(
         Envelope("", b"", event_id=f"bad-{number}", aggregate_id=f"a-{number}")
         for number in range(100)
     ]
-    made = publishing(Envelopes(*_parts([*good, *bad])), jetstream(nats_server.url))
+    made = publishing(Envelopes(*by_aggregate([*good, *bad])), jetstream(nats_server.url))
 
     run(made.flow, workers=workers)
 
@@ -86,7 +81,9 @@ def test_every_envelope_comes_back_once_in_the_right_stream(
 
 
 def test_every_worker_publishes(nats_server: NatsServer, stream: str) -> None:
-    made = publishing(Envelopes(*_parts(envelopes(2_000, stream))), jetstream(nats_server.url))
+    made = publishing(
+        Envelopes(*by_aggregate(envelopes(2_000, stream))), jetstream(nats_server.url)
+    )
 
     run(made.flow, workers=2)
 
@@ -107,7 +104,7 @@ def test_there_is_one_checkpoint_for_each_lane_and_epoch_with_what_became_of_it(
         for number in range(50)
     ]
     run(publishing(Envelopes(good[:stored_before]), settings).flow)
-    made = publishing(Envelopes(*_parts([*good, *bad]), batch_size=5), settings)
+    made = publishing(Envelopes(*by_aggregate([*good, *bad]), batch_size=5), settings)
 
     run(made.flow, workers=workers, epoch=EVERY_BATCH)
 
@@ -192,7 +189,7 @@ def test_results_and_checkpoints_survive_crashes_at_the_commit_of_an_epoch(
             raise CrashError(str(index))
 
     flow = Dataflow("flow")
-    source = Envelopes(*_parts(batch), batch_size=3, before=before)
+    source = Envelopes(*by_aggregate(batch), batch_size=3, before=before)
     out = jop.publish("publish", op.input("in", flow, source), jetstream(proxy.url))
     results, checkpoints = Ledger(), Ledger()
     op.output("results", op.map("id", out.oks, lambda result: ("all", result.event_id)), results)
@@ -234,7 +231,7 @@ def test_a_crash_at_any_batch_loses_and_doubles_nothing(
             raise CrashError(str(index))
 
     flow = Dataflow("flow")
-    source = Envelopes(*_parts(batch), before=before)
+    source = Envelopes(*by_aggregate(batch), before=before)
     out = jop.publish("publish", op.input("in", flow, source), jetstream(nats_server.url))
     results = Ledger()
     op.output("results", op.map("id", out.oks, lambda result: ("all", result.event_id)), results)
@@ -268,7 +265,7 @@ def test_a_small_budget_does_not_stall_two_publish_steps_in_series(
     batch = envelopes(500, stream)
     flow = Dataflow("series")
     first = jop.publish(
-        "first", op.input("in", flow, Envelopes(*_parts(batch), batch_size=25)), settings
+        "first", op.input("in", flow, Envelopes(*by_aggregate(batch), batch_size=25)), settings
     )
     second = jop.publish("second", op.map("again", first.oks, _again), settings)
     oks: list[PublishResult] = []
@@ -291,7 +288,7 @@ def test_a_small_budget_does_not_stall_two_publish_steps_side_by_side(
 ) -> None:
     batch = envelopes(500, stream)
     flow = Dataflow("side-by-side")
-    up = op.input("in", flow, Envelopes(*_parts(batch), batch_size=25))
+    up = op.input("in", flow, Envelopes(*by_aggregate(batch), batch_size=25))
     oks: list[PublishResult] = []
     for number, name in enumerate(clients):
         settings = jetstream(nats_server.url, name=name, pool={"budget_messages": 10})
@@ -304,7 +301,7 @@ def test_a_small_budget_does_not_stall_two_publish_steps_side_by_side(
 
     wanted = {f"{number}-{envelope.event_id}" for number in range(2) for envelope in batch}
     assert {result.event_id for result in oks} == wanted
-    assert {message.headers["Nats-Msg-Id"] for message in stored(nats_server.url, stream)} == wanted
+    assert set(message_ids(nats_server.url, stream)) == wanted
 
 
 def _to_output(source: Envelopes, settings: JetStreamSettings) -> Dataflow:
@@ -332,7 +329,10 @@ def test_an_output_stores_everything(
 ) -> None:
     batch = envelopes(2_000, stream)
 
-    run(to(Envelopes(*_parts(batch), batch_size=50), jetstream(nats_server.url)), workers=workers)
+    run(
+        to(Envelopes(*by_aggregate(batch), batch_size=50), jetstream(nats_server.url)),
+        workers=workers,
+    )
 
     assert audit(nats_server.url, stream, batch) == FLAWLESS
 
@@ -378,14 +378,14 @@ def _left() -> tuple[int, int, bool]:
 
 @pytest.mark.parametrize("store", [False, True], ids=["without recovery", "with recovery"])
 def test_dataflows_run_one_after_the_other_in_one_process_and_leave_nothing(
-    nats_server: NatsServer, names: Callable[[], str], tmp_path: Path, *, store: bool
+    nats_server: NatsServer, names: Names, tmp_path: Path, *, store: bool
 ) -> None:
     before = _left()
     for number, workers in enumerate((1, 2, 1, 2)):
         stream = names()
         make_stream(nats_server.url, stream, stream)
         batch = envelopes(500, stream)
-        made = publishing(Envelopes(*_parts(batch)), jetstream(nats_server.url))
+        made = publishing(Envelopes(*by_aggregate(batch)), jetstream(nats_server.url))
 
         run(
             made.flow,
@@ -448,7 +448,7 @@ def test_streams_that_nobody_uses_may_be_left_open(nats_server: NatsServer, stre
     batch = envelopes(1_000, stream)
     flow = Dataflow("flow")
     jop.publish(
-        "publish", op.input("in", flow, Envelopes(*_parts(batch))), jetstream(nats_server.url)
+        "publish", op.input("in", flow, Envelopes(*by_aggregate(batch))), jetstream(nats_server.url)
     )
 
     run(flow, workers=2)

@@ -12,15 +12,11 @@ from bytewax_jetstream.testing import NatsServer
 from tests.support.child import Child, Told
 from tests.support.dataflows import recovery_store
 from tests.support.proxy import Proxy
-from tests.support.streams import FLAWLESS, audit, make_stream, stored
+from tests.support.streams import FLAWLESS, audit, make_stream, message_ids
 from tests.support.waiting import until
+from tests.support.ways import workers_1_2
 
 signals = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-workers_1_2 = pytest.mark.parametrize("workers", [1, 2])
-
-
-def _stored_ids(server: NatsServer) -> set[str]:
-    return {message.headers["Nats-Msg-Id"] for message in stored(server.url, "CHILD")}
 
 
 def _runs_to_its_end(told: Told, workers: int, store: Path | None) -> None:
@@ -43,7 +39,7 @@ def test_a_signal_settles_everything_that_was_emitted_and_commits_it(
         assert child.wait(20) == 0, child.log
     emitted = told.emitted
     assert 500 < len(emitted) < told.messages, "the signal did not come in the middle"
-    assert _stored_ids(own_nats_server) == set(emitted)
+    assert set(message_ids(own_nats_server.url, "CHILD")) == set(emitted)
     assert sorted(each for each, _, _ in told.results) == sorted(emitted)
 
     _runs_to_its_end(told, workers, store)
@@ -67,7 +63,7 @@ def test_a_source_without_partitions_drains_too(
         assert child.wait(20) == 0, child.log
 
     assert 200 < len(told.emitted) < told.messages
-    assert _stored_ids(own_nats_server) == set(told.emitted)
+    assert set(message_ids(own_nats_server.url, "CHILD")) == set(told.emitted)
     assert sorted(each for each, _, _ in told.results) == sorted(told.emitted)
 
 
@@ -83,7 +79,7 @@ def test_a_source_that_sleeps_for_an_hour_is_woken_by_the_signal(
         child.signal(signal.SIGTERM)
         assert child.wait(20) == 0, child.log
 
-    assert _stored_ids(own_nats_server) == set(told.emitted)
+    assert set(message_ids(own_nats_server.url, "CHILD")) == set(told.emitted)
 
 
 @workers_1_2
@@ -149,7 +145,7 @@ def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
         assert child.wait(15) > 0, child.log
         assert "are not settled in time: see whether the broker answers" in child.log
     server.resume()
-    unsettled = set(told.emitted) - _stored_ids(server)
+    unsettled = set(told.emitted) - set(message_ids(server.url, "CHILD"))
     first = len(told.emitted)
 
     _runs_to_its_end(told, workers, store)

@@ -1,0 +1,189 @@
+"""A bad envelope is rejected with what to do, and every other envelope is stored."""
+
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
+from bytewax_jetstream.testing import NatsServer
+from tests.support.dataflows import Envelopes, publishing, recovery_store, run
+from tests.support.lanes import broker_of, jetstream, opened, settle
+from tests.support.proxy import Proxy
+from tests.support.streams import FLAWLESS, audit, envelopes, make_stream, stored
+from tests.support.ways import both_ways, publish_by
+
+HEADER = b"NATS/1.0\r\nNats-Msg-Id: e-1\r\n\r\n"
+
+
+def _bad(**fields: Any) -> Envelope:
+    return Envelope(**{"topic": "bad.x", "payload": b"", "event_id": "bad", **fields})
+
+
+BAD_ENVELOPES = [
+    (_bad(topic=""), "the topic is empty"),
+    (_bad(topic=None), "the topic is a NoneType: give a str"),
+    (_bad(topic=7), "the topic is a int: give a str"),
+    (_bad(topic="bad.*"), "has a wildcard, white space or a control character: replace it"),
+    (_bad(topic="bad.>"), "has a wildcard"),
+    (_bad(topic="bad x"), "white space"),
+    (_bad(topic="bad\tx"), "white space"),
+    (_bad(topic="bad.\x00"), "control character"),
+    (_bad(topic="bad.\x0b"), "control character"),
+    (_bad(topic="bad.\x7f"), "control character"),
+    (_bad(topic="bad.x\r\nPUB evil 0"), "control character"),
+    (_bad(topic="bad.\u2028x"), "cannot be printed: replace them"),
+    (_bad(topic="bad.\ud800"), "cannot be printed: replace them"),
+    (_bad(topic="bad." + "x" * 4_996), "has 5000 characters, allowed are 1024: shorten it"),
+    (_bad(topic="bad..x"), "has an empty token: remove the surplus dot"),
+    (_bad(topic=".bad"), "has an empty token"),
+    (
+        _bad(topic="$JS.API.STREAM.DELETE.BAD"),
+        "belongs to the server: choose one without leading $",
+    ),
+    (_bad(topic="_INBOX.x"), "belongs to the server"),
+    (_bad(payload="text"), "the payload is a str: give bytes"),
+    (_bad(payload=None), "the payload is a NoneType: give bytes"),
+    (_bad(payload=bytearray(b"x")), "the payload is a bytearray: give bytes"),
+    (_bad(payload=memoryview(b"x")), "the payload is a memoryview: give bytes"),
+    (_bad(event_id=""), "the event id is missing"),
+    (_bad(event_id=None), "the event id is missing"),
+    (_bad(event_id=7), "the event id is a int: give a str"),
+    (_bad(event_id="a\r\nb"), "has control characters or blanks at an end: remove them"),
+    (_bad(event_id="a "), "blanks at an end"),
+    (_bad(event_id="x" * 70_000), "allowed are 65535: shorten them"),
+    (_bad(aggregate_id="a\r\nNats-Rollup: all"), "control characters"),
+    (_bad(aggregate_id=7), "Aggregate-Id is a int: give a str"),
+    (_bad(aggregate_id=["a"]), ": give a str"),
+    (_bad(event_type="a\x00"), "control characters"),
+    (
+        _bad(headers={"Nats-Rollup": "all"}),
+        "header Nats-Rollup is reserved: use the envelope's fields",
+    ),
+    (_bad(headers={"nats-msg-id": "x"}), "header nats-msg-id is reserved"),
+    (_bad(headers={"Event-Id": "x"}), "header Event-Id is reserved"),
+    (_bad(headers={"Status": "503"}), "header Status is reserved"),
+    (_bad(headers={"a\r\nb": "x"}), "is not one: use letters, digits and dashes"),
+    (_bad(headers={"": "x"}), "is not one"),
+    (_bad(headers={7: "x"}), "is not one"),
+    (_bad(headers={"a": "b\r\nNats-Rollup: all"}), "control characters"),
+    (_bad(headers={"a": " b"}), "blanks at an end"),
+    (_bad(headers={"a": 7}), "header a is a int: give a str"),
+    (_bad(headers={"a": "x" * 70_000}), "shorten them"),
+    (_bad(headers=["a"]), "the headers are a list: give a mapping"),
+    (_bad(options=PublishOptions(ttl=timedelta(seconds=0.5))), "give whole seconds, at least 1"),
+    (_bad(options=PublishOptions(expected_last_sequence=-1)), "give 0 or a stream sequence"),
+    (_bad(options={"ttl": 1}), "the options are a dict: give PublishOptions"),
+    (_bad(payload=b"x" * (1024 * 1024)), "split the message or raise the server's max_payload"),
+    (
+        _bad(topic="uncovered.x"),
+        "no stream covers topic uncovered.x: add it to the subjects of a stream",
+    ),
+]
+
+
+@both_ways
+def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(
+    nats_server: NatsServer, way: str
+) -> None:
+    stream = f"BAD-{way}"
+    make_stream(nats_server.url, stream, f"{stream}.>")
+    make_stream(nats_server.url, "BAD", "bad.>", "evil", allow_rollup_hdrs=True)
+    good = envelopes(len(BAD_ENVELOPES), f"{stream}.good")
+    mixed = [
+        each for pair in zip(good, (bad for bad, _ in BAD_ENVELOPES), strict=True) for each in pair
+    ]
+
+    with Proxy(nats_server.url) as proxy:
+        results = publish_by(way, jetstream(proxy.url), mixed)
+
+        assert proxy.connections == 1, "a bad envelope cost the connection"
+        assert proxy.requests.messages_to(b"bad") == proxy.requests.messages_to(b"evil") == 0
+    assert len(results) == len(mixed)
+    rejected = {
+        str(result.envelope): result for result in results if result.outcome is Outcome.REJECTED
+    }
+    for bad, says in BAD_ENVELOPES:
+        payload: object = bad.payload
+        shown = (
+            bad._replace(payload=b"x") if isinstance(payload, memoryview) else bad
+        )  # it cannot be pickled
+        result = rejected.pop(str(shown))
+        assert says in str(result.reason)
+        assert len(str(result.reason)) < 300
+        assert result.attempts == 0
+    assert not rejected
+    assert audit(nats_server.url, stream, good) == FLAWLESS
+
+
+def test_rejected_envelopes_of_any_kind_survive_in_the_recovery_store(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    make_stream(nats_server.url, "PICKLED", "pickled")
+    unpicklable = [
+        Envelope("pickled", cast(bytes, payload), event_id=f"bad-{number}")
+        for number, payload in enumerate(
+            (memoryview(b"x"), threading.Lock(), iter("x"), lambda: b"x")
+        )
+    ]
+    good = envelopes(10, "pickled")
+    made = publishing(Envelopes([*good, *unpicklable], batch_size=100), jetstream(nats_server.url))
+
+    run(made.flow, store=recovery_store(tmp_path / "store"), epoch=timedelta(0))
+
+    assert [result.event_id for result in made.errs] == [
+        envelope.event_id for envelope in unpicklable
+    ]
+    assert audit(nats_server.url, "PICKLED", good) == FLAWLESS
+
+
+@both_ways
+def test_a_payload_may_fill_the_servers_limit_to_the_byte_and_no_further(way: str) -> None:
+    with NatsServer(config="max_payload: 10000") as server, Proxy(server.url) as proxy:
+        make_stream(server.url, "LIMIT", "limit")
+        most = 10_000 - len(HEADER)
+        full = Envelope("limit", b"x" * most, event_id="e-1")
+        over = Envelope("limit", b"x" * (most + 1), event_id="e-2")
+
+        results = {
+            result.event_id: result
+            for result in publish_by(way, jetstream(proxy.url), [over, full])
+        }
+
+        assert results["e-1"].outcome is Outcome.STORED
+        assert results["e-2"].outcome is Outcome.REJECTED
+        assert str(results["e-2"].reason).startswith(
+            "payload and headers have 10001 bytes, the server allows 10000"
+        )
+        assert proxy.connections == 1
+        assert [len(message.payload) for message in stored(server.url, "LIMIT")] == [most]
+
+
+def test_a_message_that_a_stream_finds_too_large_is_rejected_alone(nats_server: NatsServer) -> None:
+    make_stream(nats_server.url, "SMALL", "small", max_msg_size=100)
+    with opened(jetstream(nats_server.url)) as (pool, lane):
+        large = Envelope("small", b"x" * 101, event_id="large")
+
+        results = settle(lane, [large, *envelopes(100, "small")])
+
+        assert broker_of(pool)["reconnects"] == 0
+    result = results.pop("large")
+    assert (result.outcome, result.code, result.envelope) == (Outcome.REJECTED, 10054, large)
+    assert "message size exceeds maximum allowed" in str(result.reason)
+    assert {result.outcome for result in results.values()} == {Outcome.STORED}
+
+
+@both_ways
+def test_a_repeated_event_id_is_stored_once_and_called_a_duplicate(
+    nats_server: NatsServer, way: str
+) -> None:
+    stream = f"REPEATED-{way}"
+    make_stream(nats_server.url, stream, stream)
+    batch = [Envelope(stream, b"%d" % number, event_id="same") for number in range(3)]
+
+    results = publish_by(way, jetstream(nats_server.url), batch)
+
+    assert [(result.outcome, result.sequence, result.duplicate) for result in results] == [
+        (Outcome.STORED, 1, False), (Outcome.STORED, 1, True), (Outcome.STORED, 1, True),
+    ]  # fmt: skip
+    assert [message.payload for message in stored(nats_server.url, stream)] == [b"0"]

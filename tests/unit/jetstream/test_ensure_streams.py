@@ -1,0 +1,249 @@
+"""Streams made, checked and changed by strategy, against an API that answers from memory."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from bytewax_jetstream.errors import StreamError
+from bytewax_jetstream.jetstream.connection.connection import JetStreamApiError
+from bytewax_jetstream.jetstream.streams import (
+    REMEDY,
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    Coverage,
+    ensure_streams,
+    read_coverage,
+)
+from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
+from tests.support.stream_configs import MINUTE, ON_THE_SERVER, wanted
+
+
+class Api:
+    """Answers as a server with these streams, and keeps what it was asked."""
+
+    takes_batches = False
+
+    def __init__(self, *configs: dict[str, Any], page: int = 256) -> None:
+        self.streams = {config["name"]: config for config in configs}
+        self.asked: list[tuple[str, dict[str, Any] | None]] = []
+        self.refusals: dict[str, JetStreamApiError] = {}
+        self._page = page
+
+    async def request(
+        self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
+    ) -> dict[str, Any]:
+        self.asked.append((subject, body))
+        verb, name = subject.split(".")[1], subject.split(".")[-1]
+        if subject in self.refusals:
+            raise self.refusals.pop(subject)
+        if verb == "LIST":
+            assert body is not None
+            some = list(self.streams.values())[body["offset"] : body["offset"] + self._page]
+            return {
+                "total": len(self.streams),
+                "streams": [{"config": config} for config in some] or None,
+            }
+        if verb == "INFO" and name not in self.streams:
+            raise JetStreamApiError(STREAM_NOT_FOUND, "stream not found")
+        if verb in ("CREATE", "UPDATE"):
+            assert body is not None
+            self.streams[name] = body
+        return {"config": self.streams[name]}
+
+    @property
+    def verbs(self) -> list[str]:
+        return [subject.split(".")[1] for subject, _ in self.asked]
+
+
+def ensure(api: Api, *streams: StreamSettings, **fields: Any) -> Coverage | None:
+    return asyncio.run(ensure_streams(api, JetStreamSettings(streams=streams, **fields)))
+
+
+def refusal(api: Api, *streams: StreamSettings, **fields: Any) -> str:
+    with pytest.raises(StreamError) as caught:
+        ensure(api, *streams, **fields)
+    return str(caught.value)
+
+
+def test_a_missing_stream_is_made_with_what_the_settings_say_and_nothing_else() -> None:
+    api = Api()
+    coverage = ensure(
+        api, wanted(max_age=timedelta(days=1), allow_message_ttl=True), topics=("orders.new",)
+    )
+
+    assert api.asked[1] == (
+        "STREAM.CREATE.ORDERS",
+        {
+            "name": "ORDERS",
+            "subjects": ["orders.>"],
+            "storage": "file",
+            "num_replicas": 1,
+            "retention": "limits",
+            "duplicate_window": 2 * MINUTE,
+            "max_age": 24 * 60 * MINUTE,
+            "allow_msg_ttl": True,
+        },
+    )
+    assert coverage is not None
+    assert coverage.of("orders.new") is not None
+
+
+def test_an_update_is_merged_into_what_the_server_has() -> None:
+    api = Api({**ON_THE_SERVER, "duplicate_window": MINUTE})
+    ensure(api, wanted(discard="new"), stream_strategy="create_or_update")
+
+    assert api.verbs == ["INFO", "UPDATE", "LIST"]
+    assert api.asked[1][1] == {**ON_THE_SERVER, "duplicate_window": 2 * MINUTE, "discard": "new"}
+
+
+@pytest.mark.parametrize("strategy", ["create", "validate"])
+def test_without_the_strategy_for_it_nothing_is_updated(strategy: str) -> None:
+    api = Api({**ON_THE_SERVER, "duplicate_window": MINUTE, "storage": "memory"})
+    reason = refusal(api, wanted(), stream_strategy=strategy)
+
+    assert reason.startswith(
+        "stream ORDERS is weaker than the settings ask: storage is memory, asked is file; duplicate"
+    )
+    assert "stream_strategy=create_or_update" in reason
+    assert api.verbs == ["INFO"]
+
+
+def test_what_the_server_did_not_change_is_still_too_weak() -> None:
+    class Stubborn(Api):
+        async def request(
+            self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
+        ) -> dict[str, Any]:
+            if ".UPDATE." in subject:
+                return {"config": self.streams["ORDERS"]}
+            return await super().request(subject, body, seconds)
+
+    api = Stubborn({**ON_THE_SERVER, "discard": "old"})
+
+    assert "discard is old" in refusal(
+        api, wanted(discard="new"), stream_strategy="create_or_update"
+    )
+
+
+def test_what_the_server_refuses_to_change_is_named() -> None:
+    api = Api({**ON_THE_SERVER, "storage": "memory"})
+    api.refusals["STREAM.UPDATE.ORDERS"] = JetStreamApiError(
+        10052, "stream configuration update can not change storage"
+    )
+
+    assert refusal(api, wanted(), stream_strategy="create_or_update") == (
+        "stream ORDERS cannot be updated (storage): stream configuration update can not change storage (10052)"
+    )
+
+
+def test_validate_does_not_make_what_is_missing() -> None:
+    assert refusal(Api(), wanted(), stream_strategy="validate") == (
+        "stream ORDERS is missing: create it, or use stream_strategy=create"
+    )
+
+
+def test_skip_asks_nothing() -> None:
+    api = Api()
+
+    assert ensure(api, wanted(), topics=("bills",), stream_strategy="skip") is None
+    assert api.asked == []
+
+
+def test_a_stream_another_process_made_meanwhile_is_checked_like_any_other() -> None:
+    class Late(Api):
+        async def request(
+            self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
+        ) -> dict[str, Any]:
+            if ".CREATE." in subject:
+                self.streams["ORDERS"] = {**ON_THE_SERVER, "storage": "memory"}
+                raise JetStreamApiError(STREAM_NAME_IN_USE, "stream name already in use")
+            return await super().request(subject, body, seconds)
+
+    assert "storage is memory" in refusal(Late(), wanted())
+
+
+def test_a_stream_that_cannot_be_looked_up_or_made_says_why() -> None:
+    api = Api()
+    api.refusals["STREAM.INFO.ORDERS"] = JetStreamApiError(10118, "stream is offline")
+    assert refusal(api, wanted()) == "stream ORDERS cannot be looked up: stream is offline (10118)"
+
+    api.refusals["STREAM.CREATE.ORDERS"] = JetStreamApiError(
+        10065, "subjects overlap with an existing stream"
+    )
+    assert refusal(api, wanted()) == (
+        "stream ORDERS cannot be created: subjects overlap with an existing stream (10065)"
+    )
+
+
+def test_a_declared_topic_needs_a_stream_that_covers_it() -> None:
+    assert (
+        refusal(Api(ON_THE_SERVER), topics=("orders.new", "bills"))
+        == f"no stream covers topic bills: {REMEDY}"
+    )
+
+
+def test_a_declared_topic_needs_a_stream_that_keeps_what_an_ack_promises() -> None:
+    api = Api({**ON_THE_SERVER, "sealed": True})
+
+    assert refusal(api, topics=("orders.new",)).startswith(
+        "topic orders.new: stream ORDERS is sealed"
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5])
+def test_all_pages_of_the_streams_are_read_and_no_more(count: int) -> None:
+    api = Api(
+        *({"name": f"S{number}", "subjects": [f"s.{number}"]} for number in range(count)), page=2
+    )
+    coverage = asyncio.run(read_coverage(api))
+
+    assert set(coverage.configs) == {f"S{number}" for number in range(count)}
+    assert len(api.asked) == max(1, (count + 1) // 2)
+
+
+def test_a_stream_deleted_between_two_pages_does_not_keep_us_reading() -> None:
+    class Shrinking(Api):
+        async def request(
+            self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
+        ) -> dict[str, Any]:
+            page = await super().request(subject, body, seconds)
+            self.streams.popitem()
+            return {**page, "total": 99}
+
+    api = Shrinking(*({"name": f"S{number}"} for number in range(4)), page=2)
+    asyncio.run(read_coverage(api))
+
+    assert len(api.asked) <= 3
+
+
+def test_a_stream_that_has_no_leader_for_now_still_covers_what_it_covered() -> None:
+    """As a cluster of nats-server 2.15.1 lists it: by name, in `missing`."""
+
+    class Leaderless(Api):
+        async def request(
+            self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
+        ) -> dict[str, Any]:
+            self.asked.append((subject, body))
+            return {
+                "total": 2,
+                "offset": 0,
+                "limit": 256,
+                "streams": [],
+                "missing": ["ORDERS", "OTHER"],
+            }
+
+    api = Leaderless()
+    known = Coverage({"ORDERS": {"name": "ORDERS", "subjects": ["orders.>"]}})
+    coverage = asyncio.run(read_coverage(api, known))
+
+    assert [subject for subject, _ in api.asked] == ["STREAM.LIST"]
+    covered = coverage.of("orders.new")
+    assert covered is not None
+    assert covered.stream == "ORDERS"
+    assert coverage.silent == {"OTHER"}
+    assert coverage.knows("OTHER")
+    assert not coverage.lacks("bills"), "OTHER may cover it"
+    assert refusal(api, topics=("bills",)).startswith(
+        "no stream covers topic bills (no leader answers for ORDERS, OTHER): "
+    )

@@ -1,0 +1,42 @@
+"""What the settings of the pool accept."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
+from tests.support.settings import PREFIX, dotenv
+
+
+def test_the_pool_has_a_prefix_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PREFIX + "POOL_BUDGET_MESSAGES", "10")
+    dotenv(f"{PREFIX}POOL_DELIVERY_TIMEOUT=30")
+
+    assert PoolSettings().budget_messages == 10
+    assert JetStreamSettings().pool == PoolSettings()
+    assert JetStreamSettings(pool=PoolSettings(budget_messages=7)).pool.budget_messages == 7
+    assert JetStreamSettings().pool.delivery_timeout == 30
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ack_workers": 0},
+        {"budget_messages": -1},
+        {"budget_bytes": "many"},
+        {"ack_timeout": 0},
+        {"delivery_timeout": float("inf")},
+        {"drain_timeout": float("nan")},
+    ],
+)
+def test_a_size_or_deadline_that_cannot_work_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        PoolSettings(**fields)
+
+
+def test_ack_workers_are_twice_the_cpus_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert PoolSettings().ack_workers == 12
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert PoolSettings().ack_workers == 2
