@@ -207,7 +207,7 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> boo
             changed = ", ".join(changes)
             raise StreamError(
                 f"stream {wanted.name} cannot be updated ({changed}): {error}; "
-                "change its StreamSettings, or the stream yourself",
+                "change its StreamSettings, or the stream",
                 stream=wanted.name,
                 shortcomings=tuple(_shortcomings(config, wanted).values()),
                 code=error.code,

@@ -179,7 +179,7 @@ class TopicAdmin:
             code = error.args[0].code()
             raise TopicError(
                 f"topic {name} cannot be updated ({what}): {error.args[0].str()} ({code}); "
-                "change its KafkaTopicSettings, or the topic yourself",
+                "change its KafkaTopicSettings, or the topic",
                 topic=name,
                 code=code,
             ) from None

@@ -265,9 +265,9 @@ def _option_lines(options: PublishOptions) -> bytes:
     ):
         if value is not None:
             if type(value) is not int or not 0 <= value <= MAX_SEQUENCE:
+                # Without the value: Python refuses to print an integer of thousands of digits.
                 raise EnvelopeError(
-                    f"invalid expected last sequence {value!r:.40}: give 0 or a stream sequence",
-                    field="options",
+                    "invalid expected last sequence: give 0 or a stream sequence", field="options"
                 )
             lines += b"%s: %d\r\n" % (name, value)
     return lines

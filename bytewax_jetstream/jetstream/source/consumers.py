@@ -214,9 +214,9 @@ def _conflicts(config: dict[str, Any], reading: Reading) -> list[str]:
         )
     if (deliveries := config.get("max_deliver", -1)) > 0:
         found.append(
-            f"its max_deliver is {deliveries}, so it gives up a message after as many crashes: "
-            "set it to -1"
+            f"its max_deliver is {deliveries}, so it gives up a message after as many crashes "
+            "(set it to -1)"
         )
     if config.get("headers_only"):
-        found.append("it delivers headers only: set headers_only to false")
+        found.append("it delivers headers only (set headers_only to false)")
     return found

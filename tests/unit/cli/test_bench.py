@@ -62,12 +62,18 @@ def results(folder: Path, *rounds: dict[str, Any]) -> str:
     [
         (
             ["--scenarios", "tiny"],
-            "argument --scenarios: there is no 'tiny': choose from low, medium, high, extreme",
+            "argument --scenarios: unknown value 'tiny': choose from low, medium, high, extreme",
         ),
-        (["--strategies", ","], "argument --strategies: it names nothing: give at least one value"),
-        (["--ids", "none"], "argument --ids: there is no 'none': choose from msgid, header"),
-        (["--batch", "10,zero"], "argument --batch: 'zero' is no count: give whole numbers from 1"),
-        (["--rounds", "0"], "argument --rounds: '0' is no count: give whole numbers from 1"),
+        (
+            ["--strategies", ","],
+            "argument --strategies: the list is empty: give at least one value",
+        ),
+        (["--ids", "none"], "argument --ids: unknown value 'none': choose from msgid, header"),
+        (
+            ["--batch", "10,zero"],
+            "argument --batch: 'zero' is not a count: give whole numbers from 1",
+        ),
+        (["--rounds", "0"], "argument --rounds: '0' is not a count: give whole numbers from 1"),
         (
             ["--plot", "plot.gif"],
             "--plot: plot.gif is neither .png nor .svg: name a file that ends so",
