@@ -10,6 +10,18 @@ confluent-kafka.
 """
 
 from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
+from .errors import (
+    BenchError,
+    ConnectError,
+    EnvelopeError,
+    JetStreamPipelineError,
+    PoolClosedError,
+    PublishError,
+    SettleTimeoutError,
+    SourceError,
+    StreamError,
+    TopicError,
+)
 from .pool import AckPool, Lane
 from .settings import (
     JetStreamSettings,
@@ -21,15 +33,25 @@ from .settings import (
 
 __all__ = [
     "AckPool",
+    "BenchError",
     "Checkpoint",
+    "ConnectError",
     "Envelope",
+    "EnvelopeError",
+    "JetStreamPipelineError",
     "JetStreamSettings",
     "KafkaSettings",
     "KafkaTopicSettings",
     "Lane",
     "Outcome",
+    "PoolClosedError",
     "PoolSettings",
+    "PublishError",
     "PublishOptions",
     "PublishResult",
+    "SettleTimeoutError",
+    "SourceError",
+    "StreamError",
     "StreamSettings",
+    "TopicError",
 ]

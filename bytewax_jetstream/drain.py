@@ -76,7 +76,7 @@ class _Drain:
         elif self.requested:
             self.deadline = 0.0  # ends the waits of other threads
             raise KeyboardInterrupt(
-                "a second signal, or the drain took too long: what is in flight is replayed"
+                "a second signal came, or the drain took too long: the next start replays the epoch"
             )
         else:
             self.deadline = time.monotonic() + self.timeout
@@ -140,7 +140,8 @@ def drain_on_signal(source: Source[X], *, timeout: float = 20.0) -> Source[X]:
     if isinstance(source, DynamicSource):
         return _DrainingDynamic(source)
     raise TypeError(
-        f"{type(source).__name__} is neither a FixedPartitionedSource nor a DynamicSource"
+        "drain_on_signal needs a FixedPartitionedSource or a DynamicSource, "
+        f"not {type(source).__name__}"
     )
 
 

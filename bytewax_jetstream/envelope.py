@@ -40,7 +40,7 @@ class PublishOptions(NamedTuple):
 class Envelope(NamedTuple):
     """One message a pipeline wants published; nothing is checked until a lane accepts it.
 
-    A bad envelope harms nobody else's: it comes back as a rejected result that says what to mend.
+    A bad envelope harms nobody else's: it comes back as a rejected result that says what to fix.
     """
 
     topic: str
@@ -95,7 +95,7 @@ class Outcome(StrEnum):
     STORED = "stored"
     """The broker has it."""
     REJECTED = "rejected"
-    """It is surely not stored, and sending it again as it is would not help."""
+    """It is definitely not stored, and sending it again as it is would not help."""
     UNKNOWN = "unknown"
     """It may be stored, now or later: nobody could say until the delivery timeout."""
 

@@ -25,13 +25,18 @@ class LoopThread:
     """Runs coroutines and callbacks for other threads; an error in a callback ends its usefulness.
 
     asyncio only logs an exception that escapes a callback, and whoever waits for that callback's
-    effect waits for ever. Here it is kept in `crash`, for every waiter to look at.
+    effect waits forever. Here it is kept in `crash`, for every waiter to look at.
     """
 
     def __init__(self, name: str) -> None:
         self.crash: BaseException | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def name(self) -> str:
+        """The thread's name."""
+        return self._thread.name
 
     @property
     def alive(self) -> bool:
@@ -50,9 +55,7 @@ class LoopThread:
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
-            raise PoolClosedError(
-                f"thread {self._thread.name} has ended: restart the flow"
-            ) from None
+            raise self._ended() from None
 
     def run(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
         """Run a coroutine and wait for its result.
@@ -64,9 +67,7 @@ class LoopThread:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:
             coroutine.close()
-            raise PoolClosedError(
-                f"thread {self._thread.name} has ended: restart the flow"
-            ) from None
+            raise self._ended() from None
         until = time.monotonic() + seconds
         while self.alive and not futures.wait([future], min(SLICE, seconds)).done:
             if time.monotonic() > until:
@@ -74,7 +75,7 @@ class LoopThread:
                 raise TimeoutError
         if future.done() and not future.cancelled():
             return future.result()
-        raise PoolClosedError(f"thread {self._thread.name} has ended: restart the flow")
+        raise self._ended()
 
     def create_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Start a task whose failure is a crash; to be called on the loop's own thread."""
@@ -96,6 +97,10 @@ class LoopThread:
                 self._thread.name,
                 STOP_SECONDS,
             )
+
+    def _ended(self) -> PoolClosedError:
+        name = self._thread.name
+        return PoolClosedError(f"thread {name} has ended: start the flow again", thread=name)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
-from .dataflow.outlet import Outlet
+from .dataflow.outlet import Outlet, not_stored
 from .envelope import Envelope, Outcome
-from .errors import PublishError
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 
 __all__ = ["JetStreamSink", "KafkaSink"]
@@ -18,9 +17,8 @@ class _Sink(DynamicSink[Envelope]):
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":
         """Connect; called by Bytewax for each worker before the first message."""
-        return _SinkPartition(
-            Outlet(self._settings, lane=f"{step_id}/{worker_index}", worker=worker_index)
-        )
+        lane = f"{step_id}/{worker_index}"
+        return _SinkPartition(Outlet(self._settings, lane=lane, worker=worker_index), step_id)
 
 
 class JetStreamSink(_Sink):
@@ -57,17 +55,16 @@ class KafkaSink(_Sink):
 
 
 class _SinkPartition(StatelessSinkPartition[Envelope]):
-    def __init__(self, outlet: Outlet) -> None:
+    def __init__(self, outlet: Outlet, step_id: str) -> None:
         self._outlet = outlet
+        self._step_id = step_id
 
     def write_batch(self, items: Sequence[Envelope]) -> None:
         lane = self._outlet.lane
         lane.submit(items)
         for result in lane.flush():
             if result.outcome is not Outcome.STORED:
-                raise PublishError(
-                    f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}"
-                )
+                raise not_stored(result, step=self._step_id, lane=lane.name)
 
     def close(self) -> None:
         self._outlet.close()

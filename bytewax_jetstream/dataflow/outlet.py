@@ -1,11 +1,13 @@
 """A worker's way out of the dataflow: its lane in the process's shared pool."""
 
 from .. import drain
+from ..envelope import PublishResult
+from ..errors import PublishError
 from ..pool import Lane, borrow_pool, give_back_pool
 from ..publishing import Publisher
 from ..settings import BrokerSettings, KafkaSettings
 
-__all__ = ["Outlet", "publisher_for"]
+__all__ = ["Outlet", "not_stored", "publisher_for"]
 
 
 def publisher_for(settings: BrokerSettings) -> Publisher:
@@ -17,6 +19,21 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
     from ..jetstream.publisher import JetStreamPublisher
 
     return JetStreamPublisher(settings)
+
+
+def not_stored(result: PublishResult, *, step: str, lane: str) -> PublishError:
+    """The error of a step that must not lose this envelope."""
+    return PublishError(
+        f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}",
+        step=step,
+        lane=lane,
+        broker=result.broker,
+        topic=result.topic,
+        event_id=result.event_id,
+        outcome=result.outcome,
+        code=result.code,
+        reason=result.reason,
+    )
 
 
 class Outlet:

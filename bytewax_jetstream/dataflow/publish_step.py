@@ -22,6 +22,7 @@ from ..recovery_state import PublishState, Report, publish_state, read_publish_s
 from ..settings import BrokerSettings
 from .epoch_tally import EpochTally
 from .lanes import Anchor, Lanes
+from .outlet import not_stored
 
 __all__ = ["Keyed", "PublishLogic", "checkpoints_of", "errs_of", "oks_of", "publish_step"]
 
@@ -160,14 +161,19 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
     def _settle_all(self, lane: Lane) -> None:
         pool = self._lanes.settings.pool
         # By then every envelope has its result: this only ends a wait that nothing will end.
-        longest = time.monotonic() + pool.delivery_timeout + pool.ack_timeout + 1
+        seconds = pool.delivery_timeout + pool.ack_timeout + 1
+        until = time.monotonic() + seconds
         while not lane.wait(1, time.monotonic() + SLICE):
             self._stop_if_unsettled(lane)
-            if time.monotonic() > longest:
+            if time.monotonic() > until:
                 raise SettleTimeoutError(
-                    f"{lane.unsettled} envelopes of {self._lanes.step_id} are not settled in time: "
-                    "see whether the broker answers; the epoch is not committed, and run again it "
-                    "is replayed"
+                    f"{self._lanes.step_id}: {lane.unsettled} envelopes were not settled within "
+                    f"{seconds:g} s: check that the broker answers, then start the flow again; the "
+                    "epoch is not committed, so it is replayed",
+                    step=self._lanes.step_id,
+                    lane=lane.name,
+                    unsettled=lane.unsettled,
+                    seconds=seconds,
                 )
 
     def _collect(self) -> None:
@@ -178,9 +184,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
                 self._tally.add(delivery)
             if self._strict:
                 for result in delivery.errs:
-                    raise PublishError(
-                        f"envelope {result.event_id} on {result.topic} is rejected: {result.reason}"
-                    )
+                    raise not_stored(result, step=self._lanes.step_id, lane=self._lane.name)
             else:
                 self._report.oks.extend(delivery.oks)
                 self._report.errs.extend(delivery.errs)
@@ -189,7 +193,10 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
     def _stop_if_unsettled(self, lane: Lane) -> None:
         if lane.stop_reason is not None:
             raise PublishError(
-                f"{self._lanes.step_id} stops, its epoch uncommitted: {lane.stop_reason}"
+                f"{self._lanes.step_id} stops without committing its epoch: {lane.stop_reason}",
+                step=self._lanes.step_id,
+                lane=lane.name,
+                reason=lane.stop_reason,
             )
 
     def _pass_on(self) -> tuple[Iterable[Report], bool]:

@@ -85,7 +85,7 @@ def parse_headers(block: bytes) -> dict[str, str]:
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name:
-            raise ValueError(f"its header block has a line that is no header: {line[:80]!r}")
+            raise ValueError(f"its header block has a malformed line: {line[:80]!r}")
         headers[name] = value.strip()
     return headers
 

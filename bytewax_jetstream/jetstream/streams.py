@@ -100,13 +100,19 @@ def weakness_of(config: Mapping[str, Any]) -> str | None:
     """Why a stream takes no messages, or could lose one it acknowledged; None when it is safe."""
     name = config.get("name")
     if config.get("no_ack"):
-        return f"stream {name} has no_ack set and never says what it stored: set no_ack to false"
+        return (
+            f"stream {name} has no_ack set, so it never confirms what it stored: "
+            "set no_ack to false"
+        )
     if config.get("sealed"):
-        return f"stream {name} is sealed and takes nothing: publish to another stream"
+        return f"stream {name} is sealed and accepts no messages: publish to another stream"
     if config.get("persist_mode") == "async":
-        return f"stream {name} acknowledges before it writes (persist_mode async): use the default persist mode"
+        return (
+            f"stream {name} acknowledges before it writes (persist_mode async): "
+            "use the default persist mode"
+        )
     if config.get("mirror"):
-        return f"stream {name} is a mirror and takes nothing: publish to its origin"
+        return f"stream {name} is a mirror and accepts no messages: publish to its origin stream"
     return None
 
 
@@ -153,13 +159,21 @@ async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | No
                 if coverage.silent
                 else ""
             )
-            raise StreamError(f"no stream covers topic {topic}{silent}: {REMEDY}")
+            raise StreamError(f"no stream covers topic {topic}{silent}: {REMEDY}", topic=topic)
         if covered.weakness is not None:
-            raise StreamError(f"topic {topic}: {covered.weakness}")
+            raise StreamError(
+                f"topic {topic}: {covered.weakness}",
+                stream=covered.stream,
+                topic=topic,
+                shortcomings=(covered.weakness,),
+            )
     return coverage
 
 
-REMEDY = "add it to the subjects of a stream, or declare a StreamSettings for it with stream_strategy=create"
+REMEDY = (
+    "add it to the subjects of a stream, or declare a StreamSettings for it with "
+    "stream_strategy=create"
+)
 
 
 async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> bool:
@@ -169,10 +183,16 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> boo
         info = await api.request(f"STREAM.INFO.{wanted.name}")
     except JetStreamApiError as error:
         if error.code != STREAM_NOT_FOUND:
-            raise StreamError(f"stream {wanted.name} cannot be looked up: {error}") from None
+            raise StreamError(
+                f"stream {wanted.name} cannot be looked up: {error}; check the server's log",
+                stream=wanted.name,
+                code=error.code,
+            ) from None
         if strategy == "validate":
             raise StreamError(
-                f"stream {wanted.name} is missing: create it, or use stream_strategy=create"
+                f"stream {wanted.name} is missing: create it, or use stream_strategy=create",
+                stream=wanted.name,
+                code=error.code,
             ) from None
         info = await _create(api, wanted)
         created = True
@@ -183,14 +203,21 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> boo
         except JetStreamApiError as error:
             changed = ", ".join(changes)
             raise StreamError(
-                f"stream {wanted.name} cannot be updated ({changed}): {error}"
+                f"stream {wanted.name} cannot be updated ({changed}): {error}; "
+                "change its StreamSettings, or the stream",
+                stream=wanted.name,
+                shortcomings=tuple(_shortcomings(config, wanted).values()),
+                code=error.code,
             ) from None
         config = info["config"]
     shortcomings = _shortcomings(config, wanted)
     if shortcomings:
         raise StreamError(
-            f"stream {wanted.name} is weaker than the settings ask: {'; '.join(shortcomings.values())}: "
-            "change the stream (stream_strategy=create_or_update does it where the server allows) or the settings"
+            f"stream {wanted.name} is weaker than the settings require: "
+            f"{'; '.join(shortcomings.values())}: change the stream (stream_strategy="
+            "create_or_update does it where the server allows it), or the settings",
+            stream=wanted.name,
+            shortcomings=tuple(shortcomings.values()),
         )
     return created
 
@@ -204,7 +231,12 @@ async def _create(api: Api, wanted: StreamSettings) -> dict[str, Any]:
         if error.code == STREAM_NAME_IN_USE:
             # Another process was faster: its stream is checked like any other.
             return await api.request(f"STREAM.INFO.{wanted.name}")
-        raise StreamError(f"stream {wanted.name} cannot be created: {error}") from None
+        raise StreamError(
+            f"stream {wanted.name} cannot be created: {error}; change its StreamSettings, or the "
+            "server",
+            stream=wanted.name,
+            code=error.code,
+        ) from None
 
 
 def _nanoseconds(duration: timedelta) -> int:
@@ -270,31 +302,36 @@ def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str
     ]
     if missing:
         found["subjects"] = "; ".join(
-            f"subject {subject} is not among its subjects ({', '.join(have)})"
+            f"subject {subject} is not among the stream's subjects ({', '.join(have)})"
             for subject in missing
         )
     if STORAGE_STRENGTH.get(config.get("storage", ""), 0) < STORAGE_STRENGTH[wanted.storage]:
-        found["storage"] = f"storage is {config.get('storage')}, asked is {wanted.storage}"
+        found["storage"] = (
+            f"storage is {config.get('storage')}, the settings require {wanted.storage}"
+        )
     if config.get("num_replicas", 1) < wanted.replicas:
         found["num_replicas"] = (
-            f"replicas are {config.get('num_replicas')}, asked are {wanted.replicas}"
+            f"num_replicas is {config.get('num_replicas')}, the settings require {wanted.replicas}"
         )
     if config.get("retention", "limits") != wanted.retention:
-        found["retention"] = f"retention is {config.get('retention')}, asked is {wanted.retention}"
+        found["retention"] = (
+            f"retention is {config.get('retention')}, the settings require {wanted.retention}"
+        )
     if wanted.discard == "new" and config.get("discard") != "new":
         found["discard"] = (
-            "discard is old, which drops stored messages when the stream is full; asked is new"
+            "discard is old, which drops stored messages when the stream is full; "
+            "the settings require new"
         )
     if config.get("duplicate_window", 0) < _nanoseconds(wanted.duplicate_window):
         window = timedelta(microseconds=config.get("duplicate_window", 0) / 1000)
         found["duplicate_window"] = (
-            f"duplicate_window is {window}, asked is {wanted.duplicate_window}"
+            f"duplicate_window is {window}, the settings require {wanted.duplicate_window}"
         )
     if wanted.allow_message_ttl and not config.get("allow_msg_ttl"):
-        found["allow_msg_ttl"] = "allow_msg_ttl is off, asked is on"
+        found["allow_msg_ttl"] = "allow_msg_ttl is off, the settings require it on"
     if wanted.allow_atomic and not config.get("allow_atomic"):
         found["allow_atomic"] = (
-            "allow_atomic is off, asked is on (nats-server 2.12 and later have it)"
+            "allow_atomic is off, the settings require it on (nats-server 2.12 or later)"
         )
     limits = {
         "max_msgs": wanted.max_messages,
@@ -304,10 +341,11 @@ def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str
     for key, asked in limits.items():
         has = config.get(key, -1)  # -1 is the server's "no limit"
         if asked is not None and 0 < has < asked:
-            found[key] = f"{key} is {has}, asked is {asked}"
+            found[key] = f"{key} is {has}, the settings require {asked}"
     age = config.get("max_age", 0)  # and so is 0 for an age
     if wanted.max_age is not None and 0 < age < _nanoseconds(wanted.max_age):
         found["max_age"] = (
-            f"max_age is {timedelta(microseconds=age / 1000)}, asked is {wanted.max_age}"
+            f"max_age is {timedelta(microseconds=age / 1000)}, "
+            f"the settings require {wanted.max_age}"
         )
     return found

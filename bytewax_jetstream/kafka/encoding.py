@@ -52,17 +52,24 @@ def check_topic(topic: object) -> None:
     :raises EnvelopeError: with what is wrong and what to do.
     """
     if not isinstance(topic, str):
-        raise EnvelopeError(f"the topic is a {type(topic).__name__}: give a str")
+        raise EnvelopeError(f"the topic must be a str, not {type(topic).__name__}", field="topic")
     if not topic:
-        raise EnvelopeError("the topic is empty: give the envelope a Kafka topic")
+        raise EnvelopeError("the topic is empty: give the envelope a Kafka topic", field="topic")
     shown = ascii(topic if len(topic) <= 80 else topic[:77] + "...")
     if len(topic) > MAX_TOPIC:
         raise EnvelopeError(
-            f"topic {shown} has {len(topic)} characters, allowed are {MAX_TOPIC}: shorten it"
+            f"topic {shown} has {len(topic)} characters, the limit is {MAX_TOPIC}: shorten it",
+            field="topic",
+            topic=topic,
+            size=len(topic),
+            limit=MAX_TOPIC,
         )
     if not TOPIC(topic) or topic in (".", ".."):
         raise EnvelopeError(
-            f"topic {shown} is no name of a Kafka topic: use letters, digits, dots, dashes and _ only"
+            f"topic {shown} is not a valid Kafka topic name: use only letters, digits, dots, "
+            "dashes and underscores",
+            field="topic",
+            topic=topic,
         )
 
 
@@ -109,10 +116,10 @@ def encode(envelope: Envelope) -> Record:
     :raises EnvelopeError: with what is wrong and what to do.
     """
     topic, payload, event_id, aggregate_id, event_type, headers, partition, options = envelope
-    if type(payload) is not bytes:
-        raise EnvelopeError(f"the payload is a {type(payload).__name__}: give bytes")
     if type(event_id) is not str or not event_id:
         raise _bad_event_id(event_id)
+    if type(payload) is not bytes:
+        raise _bad(envelope, "payload", f"the payload must be bytes, not {type(payload).__name__}")
     lines: Headers = [(EVENT_ID, event_id.encode())]
     try:
         # A key that was read from Kafka may have been bytes that are not text.
@@ -120,48 +127,65 @@ def encode(envelope: Envelope) -> Record:
         if event_type is not None:
             lines.append((EVENT_TYPE, event_type.encode()))
     except AttributeError:
-        raise EnvelopeError("the aggregate id or the event type is not a str: give a str") from None
+        words = "the aggregate id and the event type must each be a str or None"
+        raise _bad(envelope, "aggregate_id", words) from None
     if headers is not None:
         lines += _user_lines(headers)
     if partition is None:
         partition = ANY
     elif type(partition) is not int or not 0 <= partition <= MAX_PARTITION:
-        raise EnvelopeError(
-            f"partition {partition!r:.40} is not one: give 0 or more, or None for the aggregate's own"
+        words = (
+            f"invalid partition {partition!r:.40}: give 0 or more, or None to use the aggregate id"
         )
+        raise _bad(envelope, "partition", words)
     if options is not None:
-        raise EnvelopeError("the options are for JetStream, Kafka has none of them: leave them out")
+        words = "PublishOptions are for JetStream only: leave the options out for Kafka"
+        raise _bad(envelope, "options", words)
     return Record(topic, payload, key, partition, lines)
 
 
 def _bad_event_id(event_id: object) -> EnvelopeError:
     if event_id is None or event_id == "":
         return EnvelopeError(
-            "the event id is missing: without it nobody could tell a repeated message"
+            "the event id is missing: give one, or a repeated message cannot be recognized",
+            field="event_id",
         )
-    return EnvelopeError(f"the event id is a {type(event_id).__name__}: give a str")
+    return EnvelopeError(
+        f"the event id must be a str, not {type(event_id).__name__}", field="event_id"
+    )
+
+
+def _bad(envelope: Envelope, field: str, words: str) -> EnvelopeError:
+    return EnvelopeError(words, field=field, topic=envelope.topic, event_id=envelope.event_id)
 
 
 def _user_lines(headers: Mapping[str, str]) -> Headers:
     if not isinstance(headers, Mapping):
         raise EnvelopeError(
-            f"the headers are a {type(headers).__name__}: give a mapping of str to str"
+            f"the headers must be a mapping of str to str, not {type(headers).__name__}",
+            field="headers",
         )
     try:
         items: list[tuple[object, object]] = list(dict(headers).items())
     except Exception as error:  # the user's own mapping may raise anything
         raise EnvelopeError(
-            f"the headers cannot be read ({type(error).__name__}): give a dict of str to str"
+            f"the headers cannot be read ({type(error).__name__}): give a dict of str to str",
+            field="headers",
         ) from None
     lines: Headers = []
     for name, value in items:
         if not isinstance(name, str) or not name or "\0" in name:
             raise EnvelopeError(
-                f"header name {name!r:.80} is not one: give a str that is not empty"
+                f"invalid header name {name!r:.80}: give a str that is not empty and has no NUL",
+                field="headers",
             )
         if name.lower() in RESERVED:
-            raise EnvelopeError(f"header {name:.80} is reserved: use the envelope's fields")
+            raise EnvelopeError(
+                f"header {name:.80} is reserved: use the envelope's fields", field="headers"
+            )
         if not isinstance(value, str):
-            raise EnvelopeError(f"header {name:.80} is a {type(value).__name__}: give a str")
+            raise EnvelopeError(
+                f"header {name:.80} must be a str, not {type(value).__name__}", field="headers"
+            )
         lines.append((name, value.encode("utf-8", "surrogateescape")))
     return lines

@@ -95,7 +95,10 @@ class Client:
             )
         except (KafkaException, TypeError, ValueError) as error:
             raise ConnectError(
-                f"librdkafka does not take the settings ({error}): correct them"
+                f"librdkafka does not accept the settings ({error}): correct them",
+                broker="kafka",
+                servers=settings.brokers,
+                reason=str(error),
             ) from None
         self.produce = self._producer.produce
         self._thread = threading.Thread(
@@ -182,7 +185,8 @@ class Client:
             log.error("the producer failed", exc_info=error)
             reason = error_of(error) or repr(error)
             self._on_failure(
-                f"the Kafka producer has failed ({reason}): see to the brokers, then run again"
+                f"the Kafka producer has failed ({reason}): check the brokers, then start the "
+                "flow again"
             )
 
     def _on_error(self, error: KafkaError) -> None:

@@ -17,7 +17,7 @@ from typing import Any, cast
 from confluent_kafka import KafkaError, KafkaException
 
 from ..envelope import Envelope
-from ..errors import ConnectError, EnvelopeError, StreamError
+from ..errors import ConnectError, EnvelopeError, TopicError
 from ..publishing import (
     Outgoing,
     Policy,
@@ -118,7 +118,7 @@ class KafkaPublisher:
         """Reach a broker, make or check the topics.
 
         :raises ConnectError: when no broker answers within the connect timeout.
-        :raises StreamError: when a declared topic is missing or too weak.
+        :raises TopicError: when a declared topic is missing or too weak.
         """
         self._events = events
         loop = asyncio.get_running_loop()
@@ -245,17 +245,27 @@ class KafkaPublisher:
                 return
             except KafkaException as error:
                 last, found = client.last_error, error_of(error)
-                brokers = ",".join(self._settings.brokers)
+                brokers = self._settings.brokers
+                shown = ",".join(brokers)
                 if last is not None and last.code() in FINAL_AT_START:
                     raise ConnectError(
-                        f"no connection to Kafka at {brokers} ({last.str()}): {STOP_CODES[last.code()]}"
+                        f"no connection to Kafka at {shown} ({last.str()}): "
+                        f"{STOP_CODES[last.code()]}",
+                        broker="kafka",
+                        servers=brokers,
+                        reason=last.str(),
                     ) from None
                 if time.monotonic() > deadline:
                     told = last or found
                     why = told.str() if told is not None else str(error)
+                    seconds = self._settings.connect_timeout
                     raise ConnectError(
-                        f"no connection to Kafka at {brokers} within {self._settings.connect_timeout:g} s ({why}): "
-                        "see whether the brokers run, and whether they ask for TLS or a password"
+                        f"no connection to Kafka at {shown} within {seconds:g} s ({why}): check "
+                        "that the brokers are running, and whether they require TLS or a password",
+                        broker="kafka",
+                        servers=brokers,
+                        seconds=seconds,
+                        reason=why,
                     ) from None
 
     # Sending what is not plain
@@ -290,7 +300,8 @@ class KafkaPublisher:
                 )
         elif found.fatal():
             self._events.failed(
-                f"the Kafka producer has failed ({found.str()}): see to the brokers, then run again"
+                f"the Kafka producer has failed ({found.str()}): check the brokers, then start the "
+                "flow again"
             )
         else:
             self._events.refused(
@@ -306,7 +317,10 @@ class KafkaPublisher:
         self._reported()
 
     def _refuse_partition(self, number: int, index: int, wire: Record, partitions: int) -> None:
-        reason = f"topic {wire.topic} has no partition {wire.partition}: give one of 0 to {partitions - 1}, or None"
+        reason = (
+            f"topic {wire.topic} has no partition {wire.partition}: "
+            f"give 0 to {partitions - 1}, or None"
+        )
         self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
         since, _ = self._refused.get(wire.topic, (0.0, ""))
         if since < time.monotonic():  # it may have grown since it was looked up
@@ -343,7 +357,7 @@ class KafkaPublisher:
             return
         until, reason = self._refused.get(topic, (0.0, ""))
         if reason and time.monotonic() < until:
-            raise EnvelopeError(reason)
+            raise EnvelopeError(reason, field="topic", topic=topic)
 
     def _park(self, topic: str, number: int, index: int) -> None:
         """Keep a message until its topic is looked up, away from the pool's thread."""
@@ -364,7 +378,7 @@ class KafkaPublisher:
                 try:
                     found |= await asyncio.to_thread(self._admin.describe, [name], deadline)
                     reasons[name] = f"there is no topic {name}: {REMEDY}"
-                except StreamError as error:
+                except TopicError as error:
                     reasons[name] = str(error)
                 except ConnectError as error:
                     log.warning("a topic could not be looked up, and is again: %s", error)

@@ -9,7 +9,7 @@ from typing import Literal
 from bytewax.connectors.kafka import KafkaSource as BytewaxKafkaSource
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END
 
-from ..errors import StreamError
+from ..errors import TopicError
 from ..settings import KafkaSettings
 from .config import connection
 from .topics import TopicAdmin
@@ -67,8 +67,9 @@ class KafkaSource(BytewaxKafkaSource):
         )
         for name in self._names:
             if name not in found:
-                raise StreamError(
-                    f"there is no topic {name} to read: create it, or correct the name"
+                raise TopicError(
+                    f"there is no topic {name} to read: create it, or correct the name",
+                    topic=name,
                 )
         return [
             f"{number}-{name}"

@@ -21,7 +21,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from ..errors import ConnectError, StreamError
+from ..errors import ConnectError, TopicError
 from ..settings import KafkaSettings, KafkaTopicSettings
 from .config import connection
 from .producer import error_of
@@ -59,8 +59,9 @@ class Topic(NamedTuple):
         limit = int(self.config.get(MAX_MESSAGE, batch_bytes))
         if limit < batch_bytes:
             return (
-                f"topic {name} takes {limit} bytes at once and a batch of this flow may have {batch_bytes}, with which "
-                f"small messages would be refused as well: set batch_bytes={limit}, or raise the topic's {MAX_MESSAGE}"
+                f"topic {name} takes batches of {limit} bytes, and this flow may send "
+                f"{batch_bytes}, so small messages would be refused too: "
+                f"set batch_bytes={limit}, or raise the topic's {MAX_MESSAGE}"
             )
         return None
 
@@ -89,12 +90,17 @@ class TopicAdmin:
             except KafkaException as error:
                 code = error.args[0].code()
                 if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                    raise StreamError(
-                        f"this user may not see topic {name}: grant DESCRIBE and WRITE on it"
+                    raise TopicError(
+                        f"this user may not see topic {name}: grant DESCRIBE and WRITE on it",
+                        topic=name,
+                        code=code,
                     ) from None
                 if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise StreamError(
-                        f"topic {name} cannot be looked up: {error.args[0].str()}"
+                    raise TopicError(
+                        f"topic {name} cannot be looked up: {error.args[0].str()} ({code}); check "
+                        "the brokers",
+                        topic=name,
+                        code=code,
                     ) from None
         configs = self._configs(list(found), deadline) if found else {}
         return {
@@ -123,9 +129,13 @@ class TopicAdmin:
         try:
             self._answer(created[wanted.name], deadline)
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise StreamError(
-                    f"topic {wanted.name} cannot be created: {error.args[0].str()}"
+            code = error.args[0].code()
+            if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise TopicError(
+                    f"topic {wanted.name} cannot be created: {error.args[0].str()} ({code}); "
+                    "change its KafkaTopicSettings, or the brokers",
+                    topic=wanted.name,
+                    code=code,
                 ) from None
 
     def add_partitions(self, name: str, partitions: int, deadline: float) -> None:
@@ -164,8 +174,12 @@ class TopicAdmin:
         try:
             self._answer(future, deadline)
         except KafkaException as error:
-            raise StreamError(
-                f"topic {name} cannot be updated ({what}): {error.args[0].str()}"
+            code = error.args[0].code()
+            raise TopicError(
+                f"topic {name} cannot be updated ({what}): {error.args[0].str()} ({code}); "
+                "change its KafkaTopicSettings, or the topic",
+                topic=name,
+                code=code,
             ) from None
 
     def _answer(self, future: "Future[Any]", deadline: float) -> Any:
@@ -180,10 +194,14 @@ class TopicAdmin:
             raise
 
     def _unreachable(self, why: str) -> ConnectError:
-        brokers = ",".join(self._settings.brokers)
+        brokers, seconds = self._settings.brokers, self._settings.connect_timeout
         return ConnectError(
-            f"Kafka at {brokers} did not answer about topics within {self._settings.connect_timeout:g} s "
-            f"({why}): see whether the brokers run"
+            f"Kafka at {','.join(brokers)} did not answer a request about topics within "
+            f"{seconds:g} s ({why}): check that the brokers are running",
+            broker="kafka",
+            servers=brokers,
+            seconds=seconds,
+            reason=why,
         )
 
 
@@ -201,7 +219,7 @@ UNREACHABLE = frozenset(
 def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -> dict[str, Topic]:
     """Create, update or check the declared topics, as `topic_strategy` says; returns them. Blocks.
 
-    :raises StreamError: when one is missing or too weak; it says what to change.
+    :raises TopicError: when one is missing or too weak; it says what to change.
     :raises ConnectError: when no broker answers by the deadline.
     """
     strategy = settings.topic_strategy
@@ -217,10 +235,10 @@ def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -
         )
     for name in names:
         if name not in topics:
-            raise StreamError(f"there is no topic {name}: {REMEDY}")
+            raise TopicError(f"there is no topic {name}: {REMEDY}", topic=name)
         weakness = topics[name].weakness(name, settings.batch_bytes)
         if weakness is not None:
-            raise StreamError(weakness)
+            raise TopicError(weakness, topic=name, shortcomings=(weakness,))
     return topics
 
 
@@ -233,8 +251,9 @@ def _ensure_topic(
 ) -> Topic:
     if topic is None:
         if strategy == "validate":
-            raise StreamError(
-                f"topic {wanted.name} is missing: create it, or use topic_strategy=create"
+            raise TopicError(
+                f"topic {wanted.name} is missing: create it, or use topic_strategy=create",
+                topic=wanted.name,
             )
         admin.create(wanted, deadline)
         topic = _await_topic(admin, wanted.name, 1, deadline)
@@ -242,9 +261,12 @@ def _ensure_topic(
         topic = _update(admin, wanted, topic, deadline)
     shortcomings = _shortcomings(topic, wanted)
     if shortcomings:
-        raise StreamError(
-            f"topic {wanted.name} is weaker than the settings ask: {'; '.join(shortcomings.values())}: "
-            "change the topic (topic_strategy=create_or_update does it where Kafka allows) or the settings"
+        raise TopicError(
+            f"topic {wanted.name} is weaker than the settings require: "
+            f"{'; '.join(shortcomings.values())}: change the topic (topic_strategy="
+            "create_or_update does it where Kafka allows it), or the settings",
+            topic=wanted.name,
+            shortcomings=tuple(shortcomings.values()),
         )
     return topic
 
@@ -275,8 +297,10 @@ def _await_topic(admin: TopicAdmin, name: str, partitions: int, deadline: float)
         if topic is not None and (topic.partitions or 0) >= partitions:
             return topic
         if time.monotonic() > deadline:
-            raise StreamError(
-                f"topic {name} was changed, but no broker knows it yet: see to the cluster's controller"
+            raise TopicError(
+                f"topic {name} was created or changed, but no broker shows it yet: check the "
+                "cluster's controller",
+                topic=name,
             )
         time.sleep(PAUSE)
 
@@ -302,14 +326,16 @@ def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
     """Where a topic is weaker than the settings require: a sentence for each such property."""
     found = {}
     if wanted.partitions is not None and (topic.partitions or 0) < wanted.partitions:
-        found["partitions"] = f"partitions are {topic.partitions}, asked are {wanted.partitions}"
+        found["partitions"] = (
+            f"it has {topic.partitions} partitions, the settings require {wanted.partitions}"
+        )
     if wanted.replicas is not None and topic.replicas < wanted.replicas:
-        found["replicas"] = f"replicas are {topic.replicas}, asked are {wanted.replicas}"
+        found["replicas"] = (
+            f"its replication factor is {topic.replicas}, the settings require {wanted.replicas}"
+        )
     asked = _as_config(wanted)
     if asked and not topic.config:
-        found["config"] = (
-            "its configuration may not be read by this user: grant DESCRIBE_CONFIGS on it"
-        )
+        found["config"] = "this user may not read its configuration: grant DESCRIBE_CONFIGS on it"
         return found
     if wanted.min_insync_replicas is not None:
         # A topic with 2 replicas and min.insync.replicas=3 is written to 2, without an error.
@@ -317,16 +343,17 @@ def _shortcomings(topic: Topic, wanted: KafkaTopicSettings) -> dict[str, str]:
         if insync < wanted.min_insync_replicas:
             found[MIN_INSYNC] = (
                 f"{MIN_INSYNC} is {topic.config.get(MIN_INSYNC)} of {topic.replicas} replicas, "
-                f"asked are {wanted.min_insync_replicas}"
+                f"the settings require {wanted.min_insync_replicas}"
             )
     if wanted.cleanup_policy is not None:
         has = set(topic.config.get(CLEANUP, "").split(","))
         if has != set(wanted.cleanup_policy.split(",")):
             found[CLEANUP] = (
-                f"{CLEANUP} is {topic.config.get(CLEANUP)}, asked is {wanted.cleanup_policy}"
+                f"{CLEANUP} is {topic.config.get(CLEANUP)}, "
+                f"the settings require {wanted.cleanup_policy}"
             )
     for key in (RETENTION, MAX_MESSAGE):
         value = int(topic.config.get(key, -1))  # -1 is Kafka's "forever"
         if key in asked and 0 <= value < int(asked[key]):
-            found[key] = f"{key} is {value}, asked is {asked[key]}"
+            found[key] = f"{key} is {value}, the settings require {asked[key]}"
     return found

@@ -47,7 +47,10 @@ class Budget:
                 elif time.monotonic() - since > patience:
                     raise SettleTimeoutError(
                         f"the budget of {self.messages} messages is used up and nothing was "
-                        f"settled for {patience:g} s: check whether the broker answers"
+                        f"settled for {patience:g} s: check that the broker answers",
+                        unsettled=self.used_messages,
+                        seconds=patience,
+                        limit=self.messages,
                     )
             self._take(messages, size)
 

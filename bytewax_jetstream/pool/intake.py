@@ -84,14 +84,19 @@ class Intake:
             return
         if not self.is_own_process:
             raise PoolClosedError(
-                f"this pool belongs to process {self._pid}: make a new one after a fork"
+                f"this pool belongs to process {self._pid}: make a new one after a fork",
+                process=self._pid,
             )
         if self._thread.crash is not None:
             raise PoolClosedError(
                 f"the pool's thread has died of {self._thread.crash!r}: restart the flow, "
-                "the epoch is replayed"
+                "the epoch is replayed",
+                state=str(self.state),
+                thread=self._thread.name,
             ) from self._thread.crash
-        raise PoolClosedError(f"the pool is {self.state}: it takes no envelopes any more")
+        raise PoolClosedError(
+            f"the pool is {self.state}: it takes no envelopes any more", state=str(self.state)
+        )
 
     def hand_over(
         self,

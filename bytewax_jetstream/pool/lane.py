@@ -136,15 +136,18 @@ class Lane:
         if not self.wait(1, time.monotonic() + seconds):
             raise SettleTimeoutError(
                 f"{self.unsettled} envelopes of lane {self.name} are not settled after {seconds:g} "
-                "s: check whether the broker answers; they are published again when the epoch is "
-                "replayed"
+                "s: check that the broker answers; they are published again when the epoch is "
+                "replayed",
+                lane=self.name,
+                unsettled=self.unsettled,
+                seconds=seconds,
             )
         return self.collect()
 
     def check(self) -> None:
         """Raise when nothing can be submitted any more."""
         if self._closed:
-            raise PoolClosedError(f"lane {self.name} is closed: open another")
+            raise PoolClosedError(f"lane {self.name} is closed: open another", lane=self.name)
         self._check_deadline()
         self._intake.check()
 
@@ -161,7 +164,9 @@ class Lane:
         if time.monotonic() > self._deadline():
             raise SettleTimeoutError(
                 f"{self.unsettled} envelopes of lane {self.name} are not settled in time: check "
-                "whether the broker answers; they are published again when the epoch is replayed"
+                "that the broker answers; they are published again when the epoch is replayed",
+                lane=self.name,
+                unsettled=self.unsettled,
             )
 
 

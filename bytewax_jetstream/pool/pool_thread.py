@@ -66,7 +66,9 @@ class PoolThread:
         except TimeoutError:
             raise ConnectError(
                 f"opening a connection took longer than {OPEN_SECONDS:g} s: "
-                "check whether the broker answers"
+                "check that the broker answers",
+                broker=publisher.broker,
+                seconds=OPEN_SECONDS,
             ) from None
 
     def drain(self, seconds: float, patience: float) -> None:

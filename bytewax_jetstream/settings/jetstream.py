@@ -75,7 +75,7 @@ class JetStreamSettings(Settings):
     """Topics known beforehand: the run fails at start unless a stream covers each."""
     streams: tuple[StreamSettings, ...] = ()
     stream_strategy: StreamStrategy = "create"
-    """`create` makes what is missing and checks what is there; `create_or_update` also mends it;
+    """`create` makes what is missing and checks what is there; `create_or_update` also fixes it;
     `validate` only checks; `skip` asks the server nothing (for users without that permission)."""
     dedupe: bool = True
     """Whether the server is to know event ids (`Nats-Msg-Id`) and drop what it has already.
@@ -110,7 +110,9 @@ class JetStreamSettings(Settings):
             except ValueError:  # whose words may contain what was written
                 complete = False
             if not complete or scheme not in ("nats", "tls"):
-                raise ValueError("a server is written nats://host:port or tls://host:port")
+                raise ValueError(
+                    "invalid server address: write nats://host:port or tls://host:port"
+                )
         return servers
 
     @model_validator(mode="after")
@@ -118,12 +120,13 @@ class JetStreamSettings(Settings):
         ways = [self.user, self.token, self.nkey_seed, self.credentials_file]
         if sum(way is not None for way in ways) > 1:
             raise ValueError(
-                "give one way to authenticate: user and password, token, nkey_seed or credentials_file"
+                "give only one way to authenticate: user and password, token, nkey_seed or "
+                "credentials_file"
             )
         if (self.user is None) != (self.password is None):
-            raise ValueError("user and password go together")
+            raise ValueError("user and password go together: give both or neither")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file go together")
+            raise ValueError("tls_cert_file and tls_key_file go together: give both or neither")
         if self.domain is not None and self.api_prefix is not None:
             raise ValueError("give domain or api_prefix, not both")
         lacking = [
@@ -131,14 +134,15 @@ class JetStreamSettings(Settings):
         ]
         if lacking:
             raise ValueError(
-                f"atomic needs allow_atomic of stream {', '.join(lacking)}: set it there, too"
+                f"atomic needs allow_atomic on stream {', '.join(lacking)}: set it there too"
             )
         window = timedelta(seconds=self.pool.delivery_timeout)
         for stream in self.streams:
             if stream.duplicate_window < window:
                 raise ValueError(
-                    f"duplicate_window of stream {stream.name} ({stream.duplicate_window}) is below the delivery "
-                    f"timeout ({window}), so a late retry could be stored twice: raise the one or lower the other"
+                    f"duplicate_window of stream {stream.name} ({stream.duplicate_window}) is "
+                    f"below the delivery timeout ({window}), so a late retry could be stored "
+                    "twice: raise the one or lower the other"
                 )
         return self
 

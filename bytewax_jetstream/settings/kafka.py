@@ -59,7 +59,9 @@ class KafkaTopicSettings(BaseModel):
     def _possible(self) -> Self:
         if self.replicas is not None and (self.min_insync_replicas or 1) > self.replicas:
             raise ValueError(
-                f"min_insync_replicas of topic {self.name} is above its replicas, so it could not take a message"
+                f"min_insync_replicas of topic {self.name} ({self.min_insync_replicas}) is above "
+                f"its replicas ({self.replicas}), so it could not store a message: lower the one "
+                "or raise the other"
             )
         return self
 
@@ -104,10 +106,11 @@ class KafkaSettings(Settings):
     """Topics known beforehand: the run fails at start unless each is there."""
     topic_settings: tuple[KafkaTopicSettings, ...] = ()
     topic_strategy: StreamStrategy = "create"
-    """`create` makes what is missing and checks what is there; `create_or_update` also mends it;
+    """`create` makes what is missing and checks what is there; `create_or_update` also fixes it;
     `validate` only checks; `skip` asks the brokers nothing (for users without that permission)."""
     add_config: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
-    """Any other property of librdkafka, by its own name; those that promises stand on are refused.
+    """Any other property of librdkafka, by its own name; those that guarantees depend on are
+    refused.
     """
     pool: PoolSettings = Field(default_factory=PoolSettings)
 
@@ -130,7 +133,7 @@ class KafkaSettings(Settings):
                 complete = False
             if not complete:
                 raise ValueError(
-                    "a broker is written host:port; whether it speaks TLS is the field tls"
+                    "invalid broker address: write host:port; for TLS set the field tls"
                 )
         return brokers
 
@@ -142,29 +145,33 @@ class KafkaSettings(Settings):
         kept = sorted(name for name in config if name in KAFKA_OWN or name.endswith("_cb"))
         if kept:
             raise ValueError(
-                f"{', '.join(kept)} in add_config would break a promise of this package: use its fields, or leave it"
+                f"{', '.join(kept)} in add_config would break a guarantee of this package: use the "
+                "fields of KafkaSettings, or leave it out"
             )
         return config
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("tls_cert_file and tls_key_file go together")
+            raise ValueError("tls_cert_file and tls_key_file go together: give both or neither")
         oauth = (self.oauth_token_url, self.oauth_client_id, self.oauth_client_secret)
         if self.sasl == "OAUTHBEARER":
             if None in oauth or self.user is not None or self.password is not None:
                 raise ValueError(
-                    "OAUTHBEARER takes oauth_token_url, oauth_client_id and oauth_client_secret only"
+                    "OAUTHBEARER needs oauth_token_url, oauth_client_id and oauth_client_secret, "
+                    "and neither user nor password"
                 )
         elif any(oauth) or self.oauth_scope:
             raise ValueError("the oauth_… fields need sasl=OAUTHBEARER")
         elif (self.sasl is None) != (self.user is None) or (self.user is None) != (
             self.password is None
         ):
-            raise ValueError("sasl, user and password go together")
+            raise ValueError("sasl, user and password go together: give all or none")
         if self.linger >= self.pool.delivery_timeout / 2:
             raise ValueError(
-                "linger is not below half the pool's delivery_timeout: messages would be given up unsent"
+                f"linger ({self.linger:g} s) must be below half of the pool's delivery_timeout "
+                f"({self.pool.delivery_timeout:g} s), or messages would be given up unsent: "
+                "lower it"
             )
         return self
 

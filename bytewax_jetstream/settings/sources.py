@@ -104,7 +104,7 @@ def _checked_secrets_dir(env_file: Any) -> Path | None:
     secrets = Path(named).expanduser() if named else None
     if secrets is not None and not secrets.is_dir():
         raise ValueError(
-            f"{SECRETS_DIR} is {secrets}, which is no directory: make it, or correct the path"
+            f"{SECRETS_DIR} is {secrets}, which is not a directory: create it, or correct the path"
         )
     names = (
         [*written, *(file.name for file in secrets.iterdir())]
@@ -116,6 +116,7 @@ def _checked_secrets_dir(env_file: Any) -> Path | None:
     )
     if unknown:
         raise ValueError(
-            f"unknown setting {', '.join(unknown)}: correct the name or remove it; known are {', '.join(sorted(known))}"
+            f"unknown setting {', '.join(unknown)}: correct the name or remove it; the known "
+            f"settings are {', '.join(sorted(known))}"
         )
     return secrets

@@ -13,6 +13,7 @@ import tempfile
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,12 +115,30 @@ log.segment.bytes=67108864
 """
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class KafkaServerError(JetStreamPipelineError):
-    """No Kafka broker where one was needed; what was stored before is untouched."""
+    """No Kafka broker is running where one is needed; what was stored before is untouched.
+
+    :ivar seconds: How long a step of its start was waited for.
+    :ivar log: The end of the broker's log, or of the failed command's output.
+
+    Do what the message says, then start the broker again: it keeps its ports and its data.
+    """
+
+    seconds: float | None = None
+    log: str | None = None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class KafkaUnavailableError(KafkaServerError):
-    """What it takes to run a broker is not on this machine."""
+    """A program that a Kafka broker needs is not on this machine; nothing was started.
+
+    :ivar program: The program that is missing, `java` or `mvn`.
+
+    Install it, or use a broker that is running already; tests may skip.
+    """
+
+    program: str | None = None
 
 
 class Ports(NamedTuple):
@@ -174,12 +193,16 @@ def await_ready(run: Run, scratch: Path, start: int = 0) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while READY not in _log_from(scratch, start):
         if dead(run, within=0.02):
+            log = log_tail(scratch)
             raise KafkaServerError(
-                f"the Kafka broker ended before it was ready, its log:\n{log_tail(scratch)}"
+                f"the Kafka broker ended before it was ready; its log:\n{log}", log=log
             )
         if time.monotonic() > deadline:
+            log = log_tail(scratch)
             raise KafkaServerError(
-                f"the Kafka broker was not ready within {START_TIMEOUT:g} s:\n{log_tail(scratch)}"
+                f"the Kafka broker was not ready within {START_TIMEOUT:g} s; its log:\n{log}",
+                seconds=START_TIMEOUT,
+                log=log,
             )
 
 
@@ -207,8 +230,9 @@ def _find(program: str) -> str:
     found = shutil.which(program)
     if found is None:
         raise KafkaUnavailableError(
-            f"no {program} here: a Kafka broker of one's own takes Java 17 or later and, the first time, Maven; "
-            "or name another broker"
+            f"{program} is not installed: to run a Kafka broker here, install Java 17 or later "
+            "and, for the first start, Maven; or use a broker that is running already",
+            program=program,
         )
     return found
 
@@ -303,12 +327,12 @@ def _checked(command: list[str], what: str) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=FETCH_TIMEOUT)
     except subprocess.CalledProcessError as error:
-        raise KafkaServerError(
-            f"{what} failed: {(error.stdout + error.stderr).strip()[-1000:]}"
-        ) from None
+        log = (error.stdout + error.stderr).strip()[-1000:]
+        raise KafkaServerError(f"{what} failed: {log}", log=log) from None
     except subprocess.TimeoutExpired:
         raise KafkaServerError(
-            f"{what} took longer than {FETCH_TIMEOUT:g} s: see to the network"
+            f"{what} took longer than {FETCH_TIMEOUT:g} s: check the network",
+            seconds=FETCH_TIMEOUT,
         ) from None
 
 

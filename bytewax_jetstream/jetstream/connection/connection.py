@@ -23,14 +23,14 @@ import ssl
 import time
 from collections.abc import Callable
 from random import uniform
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
-from ...errors import ConnectError
+from ...errors import ConnectError, JetStreamPipelineError
 from ...settings import JetStreamSettings
 from .parser import BulkReader, MessageHandler, Parser
 
@@ -50,13 +50,22 @@ MOST_DENIALS = 1_000
 """Most denials that are logged, each once; the server repeats a denial for every message."""
 
 
-class JetStreamApiError(Exception):
-    """The server answered a JetStream API request with an error."""
+class JetStreamApiError(JetStreamPipelineError):
+    """The server refused a JetStream API request, and changed nothing.
+
+    :ivar code: The server's own error code.
+    :ivar description: The server's own words.
+
+    Users meet it as a `StreamError` or a `SourceError` with the same code.
+    """
 
     def __init__(self, code: int, description: str) -> None:
         super().__init__(f"{description} ({code})")
         self.code = code
         self.description = description
+
+    def __reduce__(self) -> tuple[type[Self], tuple[int, str]]:
+        return type(self), (self.code, self.description)
 
 
 class _Client(Client):
@@ -247,14 +256,18 @@ class Connection:
                 break
             except Exception as error:  # of many types: each means that there is no connection
                 reason, remedy = _words(error), _remedy(error)
+                servers = ", ".join(self._settings.servers)
                 if remedy is not None:
-                    raise ConnectError(
-                        f"no connection to {', '.join(self._settings.servers)} ({reason}): {remedy}"
+                    raise self._failure(
+                        f"no connection to {servers} ({reason}): {remedy}", reason=reason
                     ) from None
                 if time.monotonic() + pause >= deadline:
-                    raise ConnectError(
-                        f"no connection to {', '.join(self._settings.servers)} within "
-                        f"{self._settings.connect_timeout:g} s ({reason}): see whether the server runs there"
+                    seconds = self._settings.connect_timeout
+                    raise self._failure(
+                        f"no connection to {servers} within {seconds:g} s ({reason}): "
+                        "check that the server is running there",
+                        seconds=seconds,
+                        reason=reason,
                     ) from None
             await asyncio.sleep(pause)
             pause = min(2 * pause, 0.5)
@@ -292,13 +305,19 @@ class Connection:
         try:
             await client.flush(timeout=cast(int, self._settings.connect_timeout))
         except (NatsError, OSError) as error:
-            raise ConnectError(
-                f"the server did not take the subscription within {self._settings.connect_timeout:g} s "
-                f"({_words(error)}): see whether it is overloaded"
+            seconds, reason = self._settings.connect_timeout, _words(error)
+            raise self._failure(
+                f"the server did not confirm a subscription within {seconds:g} s ({reason}): "
+                "check whether it is overloaded",
+                seconds=seconds,
+                reason=reason,
+                subject=subject,
             ) from None
         if self._last_denied is not None:
-            raise ConnectError(
-                f"{self._last_denied}: let this user subscribe to {subject.split('.')[0]}.>"
+            raise self._failure(
+                f"{self._last_denied}: allow this user to subscribe to {subject.split('.')[0]}.>",
+                reason=self._last_denied,
+                subject=subject,
             )
 
     def unsubscribe(self, subject: str) -> None:
@@ -338,18 +357,27 @@ class Connection:
             both: set[asyncio.Future[Any]] = {asked, denied}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if denied.done():
-                raise ConnectError(
-                    f"{denied.result()}: grant this user the JetStream API, or use stream_strategy=skip"
+                raise self._failure(
+                    f"{denied.result()}: allow this user to use the JetStream API, or use "
+                    "stream_strategy=skip",
+                    reason=denied.result(),
+                    subject=full,
                 )
             message = asked.result()
         except NoRespondersError:
-            raise ConnectError(
-                f"nobody answers {full}: JetStream is off on this server or for this account, or domain and "
-                "api_prefix are wrong"
+            raise self._failure(
+                f"nothing answers {full}: enable JetStream on this server and for this account, or "
+                "correct domain or api_prefix in the settings",
+                subject=full,
             ) from None
         except (NatsTimeoutError, NatsError, OSError) as error:
-            raise ConnectError(
-                f"no answer to {full} within {seconds:g} s ({_words(error)}): see whether the server is overloaded"
+            reason = _words(error)
+            raise self._failure(
+                f"no answer to {full} within {seconds:g} s ({reason}): check whether the server is "
+                "overloaded",
+                seconds=seconds,
+                reason=reason,
+                subject=full,
             ) from None
         finally:
             asked.cancel()
@@ -371,7 +399,13 @@ class Connection:
         try:
             answer = await self._live().request(topic, b"", timeout=seconds, headers=headers)
         except (NatsError, OSError) as error:
-            raise ConnectError(f"no answer within {seconds:g} s ({_words(error)})") from None
+            reason = _words(error)
+            raise self._failure(
+                f"no answer on {topic} within {seconds:g} s ({reason})",
+                seconds=seconds,
+                reason=reason,
+                subject=topic,
+            ) from None
         return cast(dict[str, Any], json.loads(answer.data))
 
     def permission_denied(self, message: str) -> None:
@@ -395,8 +429,25 @@ class Connection:
 
     def _live(self) -> _Client:
         if self._client is None:
-            raise ConnectError("not connected to NATS at the moment")
+            raise self._failure("not connected to NATS at the moment")
         return self._client
+
+    def _failure(
+        self,
+        message: str,
+        *,
+        seconds: float | None = None,
+        reason: str | None = None,
+        subject: str | None = None,
+    ) -> ConnectError:
+        return ConnectError(
+            message,
+            broker="jetstream",
+            servers=self._settings.servers,
+            seconds=seconds,
+            reason=reason,
+            subject=subject,
+        )
 
     async def _keep(self) -> None:
         while True:
@@ -512,7 +563,9 @@ def _remedy(error: Exception) -> str | None:
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
         return "correct the path in the settings"
     if isinstance(error, ssl.SSLError) or "does not offer tls" in words:
-        return "see whether the server speaks TLS the way the settings say, and whether the certificates fit"
+        return (
+            "check that the server speaks TLS as the settings say, and that the certificates match"
+        )
     if "authorization" in words or "authentication" in words:
         return "correct the credentials in the settings"
     if not isinstance(error, OSError | NatsError):

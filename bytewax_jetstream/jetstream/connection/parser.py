@@ -104,7 +104,9 @@ class Parser:
                     needed = stop + 2 - at
                     break
                 if not data.startswith(b"\r\n", stop):
-                    raise ProtocolError(f"a message is longer than it says: {line[:80]!r}")
+                    raise ProtocolError(
+                        f"a message is longer than its first line says: {line[:80]!r}"
+                    )
                 header = data[start : start + header_size] if header_size else None
                 payload = data[start + header_size : stop]
                 at = stop + 2

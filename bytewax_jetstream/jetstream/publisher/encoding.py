@@ -44,26 +44,36 @@ def check_topic(topic: object) -> None:
     :raises EnvelopeError: with what is wrong and what to do.
     """
     if not isinstance(topic, str):
-        raise EnvelopeError(f"the topic is a {type(topic).__name__}: give a str")
+        raise EnvelopeError(f"the topic must be a str, not {type(topic).__name__}", field="topic")
     if not topic:
-        raise EnvelopeError("the topic is empty: give the envelope a subject")
-    shown = repr(topic if len(topic) <= 80 else topic[:77] + "...")
-    if len(topic) > MAX_TOPIC or len(topic.encode("utf-8", "replace")) > MAX_TOPIC:
+        raise EnvelopeError("the topic is empty: give the envelope a subject", field="topic")
+    size = len(topic.encode("utf-8", "replace"))
+    if size > MAX_TOPIC:
         raise EnvelopeError(
-            f"topic {shown} has {len(topic)} characters, allowed are {MAX_TOPIC}: shorten it"
+            f"topic {_shown(topic)} has {size} bytes, the limit is {MAX_TOPIC}: shorten it",
+            field="topic",
+            topic=topic,
+            size=size,
+            limit=MAX_TOPIC,
         )
     if BAD_TOPIC(topic):
-        raise EnvelopeError(
-            f"topic {shown} has a wildcard, white space or a control character: replace it"
-        )
+        raise _bad_topic(topic, "has a wildcard, white space or a control character: replace it")
     if not topic.isprintable():
-        raise EnvelopeError(f"topic {shown} has characters that cannot be printed: replace them")
+        raise _bad_topic(topic, "has characters that cannot be printed: replace them")
     if "" in topic.split("."):
-        raise EnvelopeError(f"topic {shown} has an empty token: remove the surplus dot")
+        raise _bad_topic(topic, "has an empty token: remove the extra dot")
     if topic.startswith(("$", "_INBOX")):
-        raise EnvelopeError(
-            f"topic {shown} belongs to the server: choose one without leading $ or _INBOX"
+        raise _bad_topic(
+            topic, "is reserved for the server: choose one that does not start with $ or _INBOX"
         )
+
+
+def _bad_topic(topic: str, what: str) -> EnvelopeError:
+    return EnvelopeError(f"topic {_shown(topic)} {what}", field="topic", topic=topic)
+
+
+def _shown(topic: str) -> str:
+    return repr(topic if len(topic) <= 80 else topic[:77] + "...")
 
 
 def message_id(event_id: object, *, dedupe: bool = True) -> bytes:
@@ -76,14 +86,18 @@ def message_id(event_id: object, *, dedupe: bool = True) -> bytes:
     :arg dedupe: If False, only the `Event-Id` line, which the server ignores.
     """
     if event_id is not None and not isinstance(event_id, str):
-        raise EnvelopeError(f"the event id is a {type(event_id).__name__}: give a str")
+        raise EnvelopeError(
+            f"the event id must be a str, not {type(event_id).__name__}", field="event_id"
+        )
     if not event_id:
-        raise EnvelopeError("the event id is missing: without it a retry would be stored twice")
+        raise EnvelopeError(
+            "the event id is missing: give one, or a retry would be stored twice", field="event_id"
+        )
     if not dedupe:
-        return b"Event-Id: %s\r\n" % _value("event id", event_id)
+        return b"Event-Id: %s\r\n" % _value("the event id", event_id, "event_id")
     if PLAIN_ID(event_id):
         return b"Nats-Msg-Id: %s\r\n" % event_id.encode()
-    value = _value("event id", event_id)
+    value = _value("the event id", event_id, "event_id")
     return b"Nats-Msg-Id: ~%s\r\nEvent-Id: %s\r\n" % (sha256(value).hexdigest().encode(), value)
 
 
@@ -141,14 +155,15 @@ def encode(envelope: Envelope, max_payload: int, *, dedupe: bool = True) -> byte
     :returns: The frame from behind the reply subject to the end.
     :raises EnvelopeError: with what is wrong and what to do.
     """
+    lines = message_id(envelope.event_id, dedupe=dedupe)
     payload = envelope.payload
     if type(payload) is not bytes:
-        raise EnvelopeError(f"the payload is a {type(payload).__name__}: give bytes")
-    lines = message_id(envelope.event_id, dedupe=dedupe)
+        raise _bad(envelope, "payload", f"the payload must be bytes, not {type(payload).__name__}")
     try:
         lines += _known_lines(envelope.aggregate_id, envelope.event_type)
     except TypeError:  # from the cache: one of them cannot be hashed
-        raise EnvelopeError("the aggregate id or the event type is not a str: give a str") from None
+        words = "the aggregate id and the event type must each be a str or None"
+        raise _bad(envelope, "aggregate_id", words) from None
     if envelope.headers is not None:
         lines += _user_lines(envelope.headers)
     if envelope.options is not None:
@@ -156,15 +171,22 @@ def encode(envelope: Envelope, max_payload: int, *, dedupe: bool = True) -> byte
     header_size = len(HEADER_LINE) + len(lines) + 2
     size = header_size + len(payload)
     if header_size > MAX_HEADERS:
-        raise EnvelopeError(
-            f"the headers have {header_size} bytes, allowed are {MAX_HEADERS}: shorten them"
-        )
+        words = f"the headers have {header_size} bytes, the limit is {MAX_HEADERS}: shorten them"
+        raise _bad(envelope, "headers", words, header_size, MAX_HEADERS)
     if size > max_payload:
-        raise EnvelopeError(
-            f"payload and headers have {size} bytes, the server allows {max_payload}: "
+        words = (
+            f"payload and headers have {size} bytes, the server's limit is {max_payload}: "
             "split the message or raise the server's max_payload"
         )
+        raise _bad(envelope, "payload", words, size, max_payload)
     return b" %d %d\r\n%s%s\r\n%s\r\n" % (header_size, size, HEADER_LINE, lines, payload)
+
+
+def _bad(
+    envelope: Envelope, field: str, words: str, size: int | None = None, limit: int | None = None
+) -> EnvelopeError:
+    topic, event_id = envelope.topic, envelope.event_id
+    return EnvelopeError(words, field=field, topic=topic, event_id=event_id, size=size, limit=limit)
 
 
 @lru_cache(maxsize=65_536)
@@ -172,18 +194,19 @@ def _known_lines(aggregate_id: str | None, event_type: str | None) -> bytes:
     """The header lines of an aggregate id and an event type; cached, because both recur."""
     lines = b""
     if aggregate_id is not None:
-        lines += b"Aggregate-Id: %s\r\n" % _value("Aggregate-Id", aggregate_id)
+        lines += b"Aggregate-Id: %s\r\n" % _value("the aggregate id", aggregate_id, "aggregate_id")
     if event_type is not None:
-        lines += b"Event-Type: %s\r\n" % _value("Event-Type", event_type)
+        lines += b"Event-Type: %s\r\n" % _value("the event type", event_type, "event_type")
     return lines
 
 
-def _value(what: str, value: object) -> bytes:
+def _value(what: str, value: object, field: str) -> bytes:
     if not isinstance(value, str):
-        raise EnvelopeError(f"{what} is a {type(value).__name__}: give a str")
+        raise EnvelopeError(f"{what} must be a str, not {type(value).__name__}", field=field)
     if not value.isprintable() or value != value.strip():
         raise EnvelopeError(
-            f"{what} {value[:80]!r} has control characters or blanks at an end: remove them"
+            f"{what} {value[:80]!r} has control characters, or spaces at either end: remove them",
+            field=field,
         )
     return value.encode()
 
@@ -191,38 +214,49 @@ def _value(what: str, value: object) -> bytes:
 def _user_lines(headers: Mapping[str, str]) -> bytes:
     if not isinstance(headers, Mapping):
         raise EnvelopeError(
-            f"the headers are a {type(headers).__name__}: give a mapping of str to str"
+            f"the headers must be a mapping of str to str, not {type(headers).__name__}",
+            field="headers",
         )
     try:
         items: list[tuple[object, object]] = list(dict(headers).items())
     except Exception as error:  # the user's own mapping may raise anything
         raise EnvelopeError(
-            f"the headers cannot be read ({type(error).__name__}): give a dict of str to str"
+            f"the headers cannot be read ({type(error).__name__}): give a dict of str to str",
+            field="headers",
         ) from None
     lines = []
     for name, value in items:
         if not isinstance(name, str) or not HEADER_NAME(name):
             raise EnvelopeError(
-                f"header name {name!r:.80} is not one: use letters, digits and dashes"
+                f"invalid header name {name!r:.80}: use letters, digits and dashes",
+                field="headers",
             )
         if RESERVED(name):
             raise EnvelopeError(
-                f"header {name:.80} is reserved: use the envelope's fields or PublishOptions"
+                f"header {name:.80} is reserved: use the envelope's fields or PublishOptions",
+                field="headers",
             )
-        lines.append(b"%s: %s\r\n" % (name.encode(), _value(f"header {name:.80}", value)))
+        lines.append(
+            b"%s: %s\r\n" % (name.encode(), _value(f"header {name:.80}", value, "headers"))
+        )
     return b"".join(lines)
 
 
 def _option_lines(options: PublishOptions) -> bytes:
     if not isinstance(options, PublishOptions):
-        raise EnvelopeError(f"the options are a {type(options).__name__}: give PublishOptions")
+        raise EnvelopeError(
+            f"the options must be PublishOptions, not {type(options).__name__}", field="options"
+        )
     lines, ttl = b"", options.ttl
     if ttl is not None:
         if not isinstance(ttl, timedelta):
-            raise EnvelopeError(f"the ttl is a {type(ttl).__name__}: give a timedelta")
+            raise EnvelopeError(
+                f"the ttl must be a timedelta, not {type(ttl).__name__}", field="options"
+            )
         if not timedelta(seconds=1) <= ttl <= MAX_TTL or ttl.microseconds:
             raise EnvelopeError(
-                f"a ttl of {ttl} is not possible: give whole seconds, at least 1, at most 200 years"
+                f"invalid ttl {ttl}: give whole seconds, at least 1 and at most 200 years",
+                field="options",
             )
         lines += b"Nats-TTL: %d\r\n" % (ttl // timedelta(seconds=1))
     for name, value in (
@@ -231,8 +265,9 @@ def _option_lines(options: PublishOptions) -> bytes:
     ):
         if value is not None:
             if type(value) is not int or not 0 <= value <= MAX_SEQUENCE:
+                # Without the value: Python refuses to print an integer of thousands of digits.
                 raise EnvelopeError(
-                    "the expected last sequence is not one: give 0 or a stream sequence"
+                    "invalid expected last sequence: give 0 or a stream sequence", field="options"
                 )
             lines += b"%s: %d\r\n" % (name, value)
     return lines

@@ -39,7 +39,10 @@ def reject_impossible(
         if reason is not None:
             for index in indexes:
                 if type(wires[index]) is not EnvelopeError:
-                    wires[index] = EnvelopeError(reason)
+                    envelope = envelopes[index]
+                    wires[index] = EnvelopeError(
+                        reason, topic=envelope.topic, event_id=envelope.event_id
+                    )
 
 
 def _why_not(
@@ -47,21 +50,22 @@ def _why_not(
 ) -> str | None:
     if len(group) > MOST:
         return (
-            f"{len(group)} envelopes of its aggregate came at once, and {MOST} can be stored all or none: "
-            "emit them in smaller batches"
+            f"its group has {len(group)} envelopes, and the limit for storing all or none is "
+            f"{MOST}: emit the aggregate's envelopes in smaller batches"
         )
     for envelope, wire in group:
         if type(wire) is EnvelopeError:
-            return f"envelope {envelope.event_id!r:.80} of its group cannot be stored: {wire}"
+            return f"envelope {envelope.event_id!r:.80} of the same group cannot be stored: {wire}"
         if len(wire) + LINES > max_payload:
             return (
-                f"envelope {envelope.event_id!r:.80} of its group has {len(wire)} bytes, and in a group the server's "
-                f"max_payload of {max_payload} allows {max_payload - LINES}: shorten it or raise that"
+                f"envelope {envelope.event_id!r:.80} of the same group has {len(wire)} bytes, and "
+                f"in a group the limit is {max_payload - LINES}: shorten it or raise the server's "
+                f"max_payload of {max_payload}"
             )
     if len(streams) > 1:
         return (
-            f"its group goes to streams {' and '.join(sorted(map(str, streams)))}, and only one stream can store it "
-            "all or none: have one cover its topics"
+            f"its group goes to streams {' and '.join(sorted(map(str, streams)))}, and only one "
+            "stream can store it all or none: let one stream cover all its topics"
         )
     return None
 

@@ -89,7 +89,7 @@ class LookUps:
                 else:
                     found = await self._own_message(doubt, envelopes[0])
             except (ConnectError, JetStreamApiError) as error:
-                reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
+                reason = _in_doubt(doubt.refusal, error)
                 found = Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code)
             if isinstance(found, Receipt):
                 self._events.acked(doubt.flight, doubt.index, found)
@@ -131,7 +131,7 @@ class LookUps:
         try:
             answers = await asyncio.gather(*map(self._ask_for, envelopes))
         except ConnectError as error:  # asking changed nothing, so it can be asked again
-            reason = f"{doubt.refusal.reason}; whether it was stored before could not be looked up: {error}"
+            reason = _in_doubt(doubt.refusal, error)
             return Refusal(Verdict.RETRY, reason, DUPLICATE_IN_GROUP)
         unknown = [answer["error"] for answer in answers if "error" in answer]
         for error_reply in unknown:
@@ -147,7 +147,10 @@ class LookUps:
             # The ids have left the duplicate window since the refusal.
             return doubt.refusal._replace(verdict=Verdict.RETRY)
         known = len(answers) - len(unknown)
-        reason = f"{doubt.refusal.reason}; {known} of the {len(answers)} of its group are stored before, the others not"
+        reason = (
+            f"{doubt.refusal.reason}; {known} of the {len(answers)} envelopes of its group were "
+            "stored before, the others were not"
+        )
         return doubt.refusal._replace(reason=reason)
 
     async def _ask_for(self, envelope: Envelope) -> dict[str, Any]:
@@ -162,3 +165,7 @@ class LookUps:
         return await self._connection.ask(
             envelope.topic, {name: value, "Nats-Rollup": "none"}, self._seconds
         )
+
+
+def _in_doubt(refusal: Refusal, error: Exception) -> str:
+    return f"{refusal.reason}; the server could not say whether it was stored before: {error}"

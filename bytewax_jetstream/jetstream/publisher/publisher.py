@@ -151,7 +151,9 @@ class JetStreamPublisher:
         try:
             await self._topics.ensure()
         except JetStreamApiError as error:
-            raise StreamError(f"the JetStream API answered: {error}") from None
+            raise StreamError(
+                f"the streams cannot be listed: {error}; check the server's log", code=error.code
+            ) from None
         self._started = True
         if self._connection.is_up:
             events.connected()
@@ -401,9 +403,9 @@ class JetStreamPublisher:
             return
         topic = envelopes[0].topic
         if self._topics.is_gone(topic):
-            reason = f"no stream covers topic {topic} any more: {REMEDY}, and run again"
+            reason = f"no stream covers topic {topic} any more: {REMEDY}, then start the flow again"
             refusal = Refusal(Verdict.STOP, reason, 503)
         else:
-            reason = f"nobody listens on topic {topic}: no stream covers it, or it has no leader"
+            reason = f"no stream answers on topic {topic}: none covers it, or it has no leader"
             refusal = Refusal(Verdict.RETRY, reason, 503)
         self._events.refused(number, index, refusal)

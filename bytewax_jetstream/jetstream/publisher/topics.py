@@ -67,9 +67,13 @@ class Topics:
             if covered is None:
                 self.read_again()
                 if self._coverage.lacks(topic):
-                    raise EnvelopeError(f"no stream covers topic {topic}: {REMEDY}")
+                    raise EnvelopeError(
+                        f"no stream covers topic {topic}: {REMEDY}", field="topic", topic=topic
+                    )
             elif covered.weakness is not None:
-                raise EnvelopeError(f"topic {topic}: {covered.weakness}")
+                raise EnvelopeError(
+                    f"topic {topic}: {covered.weakness}", field="topic", topic=topic
+                )
         if len(self.checked) >= KNOWN_TOPICS:
             self.checked.clear()
             self._routes.clear()

@@ -63,14 +63,15 @@ async def sequence_consumer(
     :raises StreamError: when the stream is missing.
     :raises SourceError: when reading by sequence would miss or repeat messages.
     """
-    info = await _info(
-        api, f"STREAM.INFO.{reading.stream}", f"{reading} is missing: create it, then run again"
-    )
+    info = await _info(api, f"STREAM.INFO.{reading.stream}", reading)
     retention, state = info["config"].get("retention", "limits"), info["state"]
     if retention != "limits":
         raise SourceError(
-            f"stream {reading.stream} has {retention} retention, which removes what its consumers acknowledge, and "
-            "reading by sequence acknowledges nothing: name a consumer with durable="
+            f"stream {reading.stream} has {retention} retention, which removes what its consumers "
+            "acknowledge, and reading by sequence acknowledges nothing: name a consumer with "
+            "durable=",
+            stream=reading.stream,
+            subject=reading.subject,
         )
     renewed = created is not None and info["created"] != created
     # A start the user chose may lie ahead; a place that was reached by reading cannot.
@@ -79,8 +80,12 @@ async def sequence_consumer(
     ):
         read = (position or 1) - 1
         raise SourceError(
-            f"stream {reading.stream} was read to sequence {read} and ends at {state['last_seq']}, or was made anew: "
-            "to read what it has now from the start, give the input another step id"
+            f"stream {reading.stream} was read to sequence {read} and now ends at "
+            f"{state['last_seq']}, or was created again: to read it from its start, give the input "
+            "another step id",
+            stream=reading.stream,
+            subject=reading.subject,
+            sequence=read,
         )
     config: dict[str, Any] = {
         "ack_policy": "none",
@@ -103,14 +108,17 @@ async def durable_consumer(api: Api, reading: Reading, *, may_create: bool) -> F
     assert name is not None
     try:
         what = f"CONSUMER.INFO.{reading.stream}.{name}"
-        answer = await _info(api, what, f"{reading} is missing: create it, then run again")
+        answer = await _info(api, what, reading)
     except JetStreamApiError as error:
         if error.code != CONSUMER_NOT_FOUND:
             raise
         if not may_create:
             raise StreamError(
-                f"durable consumer {name} of stream {reading.stream} was deleted while it was read: run again to make "
-                "it anew"
+                f"durable consumer {name} of stream {reading.stream} was deleted while it was "
+                "read: start the flow again, which creates it again",
+                stream=reading.stream,
+                consumer=name,
+                code=error.code,
             ) from None
         config: dict[str, Any] = {
             "durable_name": name,
@@ -123,18 +131,27 @@ async def durable_consumer(api: Api, reading: Reading, *, may_create: bool) -> F
     conflicts = _conflicts(answer["config"], reading)
     if conflicts:
         raise SourceError(
-            f"durable consumer {name} of stream {reading.stream} cannot be used: {'; '.join(conflicts)}: change the "
-            "consumer or what is asked, or name another with durable="
+            f"durable consumer {name} of stream {reading.stream} cannot be used: "
+            f"{'; '.join(conflicts)}: change the consumer or the source, or name another consumer "
+            "with durable=",
+            stream=reading.stream,
+            subject=reading.subject,
+            consumer=name,
+            shortcomings=tuple(conflicts),
         )
     return _found(answer)
 
 
-async def _info(api: Api, request: str, missing: str) -> dict[str, Any]:
+async def _info(api: Api, request: str, reading: Reading) -> dict[str, Any]:
     try:
         return await api.request(request)
     except JetStreamApiError as error:
         if error.code == STREAM_NOT_FOUND:
-            raise StreamError(missing) from None
+            raise StreamError(
+                f"{reading} is missing: create it, then start the flow again",
+                stream=reading.stream,
+                code=error.code,
+            ) from None
         raise
 
 
@@ -178,24 +195,28 @@ def _conflicts(config: dict[str, Any], reading: Reading) -> list[str]:
     """In which points a consumer acknowledges, delivers or keeps less than this source relies on."""
     found = []
     if config.get("deliver_subject"):
-        found.append("it is a push consumer, asked is a pull consumer")
+        found.append("it is a push consumer, the source requires a pull consumer")
     if config.get("ack_policy") != "explicit":
-        found.append(f"its ack policy is {config.get('ack_policy')}, asked is explicit")
+        found.append(f"its ack_policy is {config.get('ack_policy')}, the source requires explicit")
     subjects = config.get("filter_subjects") or [config.get("filter_subject") or None]
     if subjects != [reading.subject]:
         found.append(
-            f"it delivers {', '.join(each or 'all' for each in subjects)}, asked is {reading.subject or 'all'}"
+            f"it delivers {', '.join(each or 'all subjects' for each in subjects)}, "
+            f"the source requires {reading.subject or 'all subjects'}"
         )
     wait = timedelta(microseconds=config.get("ack_wait", 0) / 1000)
     if wait < reading.ack_wait:
-        found.append(f"its ack_wait is {wait}, asked is {reading.ack_wait}")
+        found.append(f"its ack_wait is {wait}, the source requires {reading.ack_wait}")
     pending = config.get("max_ack_pending", 0)
     if 0 < pending < reading.max_ack_pending:
-        found.append(f"its max_ack_pending is {pending}, asked are {reading.max_ack_pending}")
+        found.append(
+            f"its max_ack_pending is {pending}, the source requires {reading.max_ack_pending}"
+        )
     if (deliveries := config.get("max_deliver", -1)) > 0:
         found.append(
-            f"it gives a message up after max_deliver {deliveries}, and each crash counts: set -1"
+            f"its max_deliver is {deliveries}, so it gives up a message after as many crashes "
+            "(set it to -1)"
         )
     if config.get("headers_only"):
-        found.append("it delivers headers only")
+        found.append("it delivers headers only (set headers_only to false)")
     return found

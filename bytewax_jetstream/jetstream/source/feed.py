@@ -268,7 +268,7 @@ class Feed:
     def denied(self, message: str) -> None:
         """End when what this user may not do is ours."""
         if f".{self._reading.stream}.{self.found.name}".lower() in message.lower():
-            self.forbidden = f"{message}: grant this user that subject"
+            self.forbidden = f"{message}: allow this user to use that subject"
             self.end(self.forbidden)
 
     def _ack_confirmed(

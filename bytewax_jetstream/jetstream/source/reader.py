@@ -65,12 +65,20 @@ class Reader:
             self._feed = self._link.loop.run(self._attempt(position), SETUP_SECONDS)
         except JetStreamApiError as error:
             raise SourceError(
-                f"{self._reading} cannot be read: the server refused the consumer: {error}"
+                f"{self._reading} cannot be read: the server refused the consumer: {error}",
+                stream=self._reading.stream,
+                subject=self._reading.subject,
+                consumer=self._reading.durable,
+                code=error.code,
             ) from None
         except (NatsError, OSError, TimeoutError) as error:
             why = str(error) or type(error).__name__
             raise ConnectError(
-                f"{self._reading} cannot be read: the connection failed ({why}): run again"
+                f"{self._reading} cannot be read: the connection failed ({why}): start the flow "
+                "again",
+                broker="jetstream",
+                servers=self._link.settings.servers,
+                reason=why,
             ) from None
         return self._feed.found
 
@@ -83,7 +91,12 @@ class Reader:
         if self._failure is not None:
             raise self._failure
         if self._feed is not None and self._feed.forbidden is not None:
-            raise SourceError(f"{self._reading} cannot be read: {self._feed.forbidden}")
+            raise SourceError(
+                f"{self._reading} cannot be read: {self._feed.forbidden}",
+                stream=self._reading.stream,
+                subject=self._reading.subject,
+                consumer=self._reading.durable,
+            )
         return self._feed
 
     def reopen(self, position: int, reason: str) -> None:
@@ -137,7 +150,13 @@ class Reader:
             failing = now - self._failing_since
             if failing > limit or (gone_since is not None and now - gone_since > GONE_SECONDS):
                 self._failure = SourceError(
-                    f"{self._reading} could not be read for {failing:.0f} s: {reason}"
+                    f"{self._reading} could not be read for {failing:.0f} s: {reason}",
+                    stream=self._reading.stream,
+                    subject=self._reading.subject,
+                    consumer=self._reading.durable,
+                    sequence=position - 1,
+                    seconds=failing,
+                    limit=limit,
                 )
                 return
             self._pause = min(2 * self._pause, 1.0)

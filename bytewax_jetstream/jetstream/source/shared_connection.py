@@ -65,14 +65,19 @@ class Link:
         :raises StreamError: when a declared stream is missing or too weak.
         """
         self.loop.start()
+        seconds = self.settings.connect_timeout + SETUP_SECONDS
         try:
-            self.loop.run(self._open(), self.settings.connect_timeout + SETUP_SECONDS)
+            self.loop.run(self._open(), seconds)
         except BaseException as error:
             self.close()
             if isinstance(error, TimeoutError):
                 servers = ", ".join(self.settings.servers)
                 raise ConnectError(
-                    f"{servers} did not get the streams ready in time: see the server's log"
+                    f"the streams at {servers} were not ready within {seconds:g} s: "
+                    "check the server's log",
+                    broker="jetstream",
+                    servers=self.settings.servers,
+                    seconds=seconds,
                 ) from None
             raise
 
@@ -90,7 +95,7 @@ class Link:
         """
         if self.loop.crash is not None or not self.loop.alive:
             raise SourceError(
-                f"the source's thread has failed ({self.loop.crash!r}): restart the flow"
+                f"the source's thread has failed ({self.loop.crash!r}): start the flow again"
             )
 
     async def _open(self) -> None:
@@ -99,7 +104,10 @@ class Link:
             try:
                 await ensure_streams(self.connection, self.settings)
             except JetStreamApiError as error:
-                raise StreamError(f"the JetStream API answered: {error}") from None
+                raise StreamError(
+                    f"the streams cannot be listed: {error}; check the server's log",
+                    code=error.code,
+                ) from None
         self.loop.create_task(self._tick(), name="jetstream-source-tick")
 
     async def _tick(self) -> None:

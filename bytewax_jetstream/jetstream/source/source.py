@@ -114,7 +114,7 @@ class JetStreamSource(FixedPartitionedSource[Item, SourceState]):
                 raise ValueError(f"start {start} has no time zone: add one, such as datetime.UTC")
         elif start not in ("first", "new") and (type(start) is not int or start < 1):
             raise ValueError(
-                f"start {start!r} is not possible: give 'first', 'new', a sequence from 1, or a time"
+                f"invalid start {start!r}: give 'first', 'new', a sequence from 1, or a time"
             )
         drain.install(settings.pool.drain_timeout)
         self._settings = settings
@@ -144,14 +144,19 @@ class JetStreamSource(FixedPartitionedSource[Item, SourceState]):
 
         :raises ConnectError: when the server is not there or does not let this user in.
         :raises StreamError: when the stream is missing.
-        :raises SourceError: when it cannot be read as asked.
+        :raises SourceError: when it cannot be read like this.
         """
         reading = self._readings[for_part]
         resumed = None if resume_state is None else read_source_state(resume_state, step_id)
         if resumed is not None and isinstance(resumed, int) != (reading.durable is None):
             was = "by sequence" if isinstance(resumed, int) else "with a durable consumer"
             raise SourceError(
-                f"{reading} was read {was} by step {step_id}: give the input another step id, or go back"
+                f"{reading} was read {was} by step {step_id} before: give the input another step "
+                "id, or read it as before",
+                step=step_id,
+                stream=reading.stream,
+                subject=reading.subject,
+                consumer=reading.durable,
             )
         link = lease(self._settings)
         try:
@@ -247,7 +252,7 @@ class _BySequence(StatefulSourcePartition[Item, SourceState]):
             try:
                 sequence, its_number, nanoseconds = parse_position(raw[1])
             except ValueError as error:
-                log.warning("%s: ignored what is no message of it: %s", self._reading, error)
+                log.warning("%s: ignored a malformed message: %s", self._reading, error)
                 continue
             gap = its_number != number + 1
             if gap:
@@ -338,8 +343,14 @@ class _ByAck(StatefulSourcePartition[Item, SourceState]):
         waited = 0.0 if self._oldest is None else time.monotonic() - self._oldest
         if waited > ACK_WAIT_SHARE * self._ack_wait:
             raise SourceError(
-                f"{self._reading}: messages waited {waited:.1f} s for the end of their epoch, and after an ack_wait of "
-                f"{self._ack_wait:g} s the server delivers them again: raise ack_wait, or shorten the epoch"
+                f"{self._reading}: messages waited {waited:.1f} s for the end of their epoch, and "
+                f"after an ack_wait of {self._ack_wait:g} s the server delivers them again: raise "
+                "ack_wait, or shorten the epoch",
+                stream=self._reading.stream,
+                subject=self._reading.subject,
+                consumer=self._reading.durable,
+                seconds=waited,
+                limit=self._ack_wait,
             )
         self._oldest = None
         return durable_state(self._ledger.close_epoch())
@@ -361,7 +372,7 @@ class _ByAck(StatefulSourcePartition[Item, SourceState]):
             try:
                 sequence, _, nanoseconds = parse_position(raw[1])
             except ValueError as error:
-                log.warning("%s: ignored what is no message of it: %s", self._reading, error)
+                log.warning("%s: ignored a malformed message: %s", self._reading, error)
                 continue
             self._position = sequence + 1
             if not take(sequence, nanoseconds, raw[1]):
@@ -383,7 +394,13 @@ class _ByAck(StatefulSourcePartition[Item, SourceState]):
         limit = self._link.settings.pool.delivery_timeout
         if now - ledger.sent_since(now) > limit:
             raise SourceError(
-                f"{self._reading}: the server confirmed no acknowledgement for {limit:g} s: see its log"
+                f"{self._reading}: the server confirmed no acknowledgement for {limit:g} s: "
+                "check its log",
+                stream=self._reading.stream,
+                subject=self._reading.subject,
+                consumer=self._reading.durable,
+                seconds=now - ledger.sent_since(now),
+                limit=limit,
             )
 
     def _wait(self, feed: Feed) -> None:
@@ -438,17 +455,20 @@ def _check_names(streams: Sequence[str], subjects: Sequence[str], durable: str |
     for name in (*streams, *((durable,) if durable is not None else ())):
         if not NAME(name):
             raise ValueError(
-                f"{name!r} is no name of a stream or consumer: no blanks, dots, wildcards or slashes"
+                f"{name!r} is not a valid name of a stream or consumer: "
+                "use no spaces, dots, wildcards or slashes"
             )
     for at, subject in enumerate(subjects):
         if not SUBJECT(subject):
             raise ValueError(
-                f"{subject!r} is no subject: words with dots between them, * for one, > for the rest"
+                f"{subject!r} is not a valid subject: use words with dots between them, * for one "
+                "word, > for the rest"
             )
         for other in subjects[:at]:
             if _overlap(subject, other):
                 raise ValueError(
-                    f"subjects {other} and {subject} overlap: a message on both would come twice"
+                    f"subjects {other} and {subject} overlap, so a message on both would come "
+                    "twice: leave one out"
                 )
 
 

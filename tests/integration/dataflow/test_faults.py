@@ -156,7 +156,7 @@ def test_a_server_that_does_not_come_back_stops_the_run_and_the_next_one_replays
 
     cause = root_cause(stopped.value)
     assert isinstance(cause, PublishError)
-    assert str(cause).startswith("flow.publish stops, its epoch uncommitted: envelope e-")
+    assert str(cause).startswith("flow.publish stops without committing its epoch: envelope e-")
     assert "is unknown: not settled within 1 s" in str(cause)
     assert "\n" not in str(cause)
     assert not made.errs, "an unknown result left the dataflow"

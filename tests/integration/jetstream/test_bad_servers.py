@@ -29,7 +29,7 @@ def test_a_server_that_is_not_there_is_named_within_the_connect_timeout(way: str
     began = time.monotonic()
 
     with pytest.raises(
-        ConnectError, match=rf"^no connection to {server.url} within 1 s .*: see whether the server"
+        ConnectError, match=rf"^no connection to {server.url} within 1 s .*: check that the server"
     ):
         publish_by(way, settings, envelopes(10, "x"))
 
@@ -117,7 +117,7 @@ def test_a_subject_without_permission_is_rejected_and_the_others_are_stored(
     assert {results[each.event_id].outcome for each in denied} == {Outcome.REJECTED}
     assert (
         results["d-0"].reason
-        == "this user may not publish on open.Denied.x: grant it, then publish again"
+        == "this user may not publish on open.Denied.x: allow it, then publish again"
     )
     assert len(stored(guarded.url, "OPEN", user="all", password="all")) == len(fine)
 
@@ -140,7 +140,8 @@ def test_a_user_who_may_hear_no_answers_is_told_so_at_the_start(
 ) -> None:
     with pytest.raises(
         ConnectError,
-        match=r'^Permissions Violation for Subscription to "_INBOX.*": let this user subscribe to _INBOX\.>$',
+        match=r'^Permissions Violation for Subscription to "_INBOX.*": '
+        r"allow this user to subscribe to _INBOX\.>$",
     ):
         publish_by(way, _as("deaf", guarded), envelopes(10, "open.x"))
 
@@ -173,7 +174,7 @@ def test_an_unmet_expectation_that_cannot_be_looked_up_is_unknown(guarded: NatsS
     result = publish(settings, expecting)["e"]
 
     assert (result.outcome, result.code) == (Outcome.UNKNOWN, 10071)
-    assert "whether it was stored before could not be looked up: Permissions Violation" in str(
+    assert "the server could not say whether it was stored before: Permissions Violation" in str(
         result.reason
     )
 
@@ -184,7 +185,8 @@ def test_a_server_without_jetstream_is_one_sentence(way: str) -> None:
         NatsServer(jetstream=False) as server,
         pytest.raises(
             ConnectError,
-            match=r"^nobody answers \$JS\.API\.\S+: JetStream is off on this server or for this account, or",
+            match=r"^nothing answers \$JS\.API\.\S+: "
+            r"enable JetStream on this server and for this account, or",
         ),
     ):
         publish_by(way, jetstream(server.url), envelopes(10, "x"))

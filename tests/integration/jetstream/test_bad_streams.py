@@ -58,8 +58,8 @@ def test_a_declared_topic_without_a_stream_is_one_sentence(
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({"no_ack": True}, "no_ack set and never says what it stored: set no_ack to false"),
-        ({"sealed": True}, "is sealed and takes nothing: publish to another stream"),
+        ({"no_ack": True}, "no_ack set, so it never confirms what it stored: set no_ack to false"),
+        ({"sealed": True}, "is sealed and accepts no messages: publish to another stream"),
         ({"persist_mode": "async"}, "acknowledges before it writes"),
     ],
     ids=["no_ack", "sealed", "async"],
@@ -138,7 +138,8 @@ def test_a_full_stream_stops_a_dataflow_and_its_epoch_is_replayed(
     cause = root_cause(stopped.value)
     assert isinstance(cause, PublishError)
     assert re.match(
-        r"flow\.publish stops, its epoch uncommitted: envelope e-\d+ on fullflow is unknown: .*make room in",
+        r"flow\.publish stops without committing its epoch: "
+        r"envelope e-\d+ on fullflow is unknown: .*make room in",
         str(cause),
     )
 
@@ -213,7 +214,7 @@ def test_a_stream_that_goes_while_a_dataflow_runs_stops_it_with_its_epoch_uncomm
 
     assert time.monotonic() - began < 20
     assert re.search(says, str(root_cause(stopped.value)))
-    assert "its epoch uncommitted" in str(root_cause(stopped.value))
+    assert "stops without committing its epoch" in str(root_cause(stopped.value))
     assert not made.errs, "a whole dataflow dead-lettered"
     if gone.is_set() and harm is _delete:
         make_stream(nats_server.url, stream, stream)

@@ -76,11 +76,11 @@ def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(
     [
         (
             {"payload": "text"},
-            "envelope 'e-4' of its group cannot be stored: the payload is a str: give bytes",
+            "envelope 'e-4' of the same group cannot be stored: the payload must be bytes, not str",
         ),
         (
             {"topic": "nowhere"},
-            "envelope 'e-4' of its group cannot be stored: no stream covers topic nowhere",
+            "envelope 'e-4' of the same group cannot be stored: no stream covers topic nowhere",
         ),
         (
             {"topic": "elsewhere"},
@@ -88,7 +88,7 @@ def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(
         ),
         (
             {"payload": b"1" * (1024 * 1024 - 150)},
-            "in a group the server's max_payload of 1048576 allows 1048416",
+            "in a group the limit is 1048416: shorten it or raise the server's max_payload of 1048576",
         ),
     ],
 )
@@ -122,7 +122,7 @@ def test_a_group_of_more_than_a_thousand_is_rejected_and_one_of_a_thousand_is_no
         results = settle(lane, more)
 
     assert _outcomes(results) == {Outcome.REJECTED}
-    assert "1001 envelopes of its aggregate came at once, and 1000 can be stored" in str(
+    assert "its group has 1001 envelopes, and the limit for storing all or none is 1000" in str(
         results["e-5000"].reason
     )
 
@@ -188,8 +188,9 @@ def test_a_group_of_which_ids_are_known_is_stored_if_all_are_and_else_rejected_a
     else:
         number = known.stop - known.start
         assert _outcomes(results) == {Outcome.REJECTED}
-        assert f"{number} of the 6 of its group are stored before, the others not" in str(
-            results["e-0"].reason
+        assert (
+            f"{number} of the 6 envelopes of its group were stored before, the others were not"
+            in str(results["e-0"].reason)
         )
     assert _outcomes(alone) == {Outcome.STORED}
     assert {id_ for id_, result in alone.items() if result.duplicate} == {
@@ -287,7 +288,7 @@ def test_a_declared_stream_stores_groups(nats_server: NatsServer) -> None:
     with opened(_settings(nats_server.url, streams=(stream,))) as (_, lane):
         assert _outcomes(settle(lane, envelopes(4, "declared", aggregates=1))) == {Outcome.STORED}
     with pytest.raises(
-        ValueError, match="atomic needs allow_atomic of stream DECLARED: set it there, too"
+        ValueError, match="atomic needs allow_atomic on stream DECLARED: set it there too"
     ):
         _settings(
             nats_server.url, streams=(StreamSettings(name="DECLARED", subjects=("declared",)),)

@@ -206,34 +206,46 @@ def test_skip_asks_the_server_nothing(nats_server: NatsServer) -> None:
 @pytest.mark.parametrize(
     ("config", "wanted", "says"),
     [
-        ({"storage": "memory"}, {}, "storage is memory, asked is file"),
-        ({}, {"replicas": 3}, "replicas are 1, asked are 3"),
+        ({"storage": "memory"}, {}, "storage is memory, the settings require file"),
+        ({}, {"replicas": 3}, "num_replicas is 1, the settings require 3"),
         (
             {"duplicate_window": 60 * SECOND},
             {"duplicate_window": timedelta(minutes=2)},
-            "duplicate_window is 0:01:00, asked is 0:02:00",
+            "duplicate_window is 0:01:00, the settings require 0:02:00",
         ),
         (
             {"discard": "old"},
             {"discard": "new"},
-            "discard is old, which drops stored messages .* asked is new",
+            "discard is old, which drops stored messages .* the settings require new",
         ),
         (
             {},
             {"subjects": ("{}.a", "{}.elsewhere.x", "outside.{}")},
-            r"subject outside\.\S+ is not among its subjects",
+            r"subject outside\.\S+ is not among the stream's subjects",
         ),
-        ({"retention": "interest"}, {}, "retention is interest, asked is limits"),
-        ({}, {"allow_message_ttl": True}, "allow_msg_ttl is off, asked is on"),
-        ({"max_msgs": 10}, {"max_messages": 11}, "max_msgs is 10, asked is 11"),
-        ({"max_bytes": 1_000}, {"max_bytes": 2_000}, "max_bytes is 1000, asked is 2000"),
-        ({"max_msg_size": 10}, {"max_message_size": 20}, "max_msg_size is 10, asked is 20"),
+        ({"retention": "interest"}, {}, "retention is interest, the settings require limits"),
+        ({}, {"allow_message_ttl": True}, "allow_msg_ttl is off, the settings require it on"),
+        ({"max_msgs": 10}, {"max_messages": 11}, "max_msgs is 10, the settings require 11"),
+        (
+            {"max_bytes": 1_000},
+            {"max_bytes": 2_000},
+            "max_bytes is 1000, the settings require 2000",
+        ),
+        (
+            {"max_msg_size": 10},
+            {"max_message_size": 20},
+            "max_msg_size is 10, the settings require 20",
+        ),
         (
             {"max_age": 3_600 * SECOND},
             {"max_age": timedelta(days=1)},
-            "max_age is 1:00:00, asked is 1 day, 0:00:00",
+            "max_age is 1:00:00, the settings require 1 day, 0:00:00",
         ),
-        ({"no_ack": True}, {}, "no_ack set and never says what it stored: set no_ack to false"),
+        (
+            {"no_ack": True},
+            {},
+            "no_ack set, so it never confirms what it stored: set no_ack to false",
+        ),
         ({"persist_mode": "async"}, {}, "acknowledges before it writes"),
     ],
     ids=lambda value: next(iter(value), "plain") if isinstance(value, dict) else "",
@@ -254,7 +266,7 @@ def test_a_stream_that_is_too_weak_is_refused_with_what_to_change(
 
     with pytest.raises(
         StreamError,
-        match=rf"^stream {name} is weaker than the settings ask: .*{says}.*: change the",
+        match=rf"^stream {name} is weaker than the settings require: .*{says}.*: change the",
     ):
         publish(jetstream(nats_server.url, streams=(stream,), stream_strategy=strategy))
 
@@ -270,11 +282,13 @@ def test_all_that_is_too_weak_is_named_at_once(nats_server: NatsServer) -> None:
 
     for part in (
         "storage is memory",
-        "replicas are 1",
+        "num_replicas is 1",
         "duplicate_window is 0:00:01",
         "subject weaker is not among",
     ):
         assert part in str(refused.value)
+        assert sum(each.startswith(part) for each in refused.value.shortcomings) == 1
+    assert refused.value.stream == "WEAK"
 
 
 def test_a_stream_that_cannot_be_made_says_why(nats_server: NatsServer) -> None:
@@ -283,12 +297,13 @@ def test_a_stream_that_cannot_be_made_says_why(nats_server: NatsServer) -> None:
     too_many = StreamSettings(name="TOOMANY", subjects=("toomany",), replicas=3)
 
     with pytest.raises(
-        StreamError, match=r"^stream OVERLAPPING cannot be created: subjects overlap .* \(10065\)$"
+        StreamError,
+        match=r"^stream OVERLAPPING cannot be created: subjects overlap .* \(10065\); change its",
     ):
         publish(jetstream(nats_server.url, streams=(overlapping,)))
     with pytest.raises(
         StreamError,
-        match=r"^stream TOOMANY cannot be created: replicas > 1 not supported .*\(10074\)$",
+        match=r"^stream TOOMANY cannot be created: replicas > 1 not supported .*\(10074\); change its",
     ):
         publish(jetstream(nats_server.url, streams=(too_many,)))
 

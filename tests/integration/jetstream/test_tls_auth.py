@@ -171,7 +171,7 @@ def test_the_wrong_way_of_shaking_hands_is_one_sentence(
 
         words = _refused(settings, caplog)
 
-    assert "within 1 s" in words if server_first else "see whether the server speaks TLS" in words
+    assert "within 1 s" in words if server_first else "check that the server speaks TLS" in words
 
 
 def test_a_client_with_its_certificate_is_let_in_and_one_without_is_not(

@@ -22,7 +22,7 @@ from confluent_kafka.admin import (
 
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
-from bytewax_jetstream.errors import ConnectError, StreamError
+from bytewax_jetstream.errors import ConnectError, TopicError
 from bytewax_jetstream.settings import KafkaSettings, KafkaTopicSettings
 from bytewax_jetstream.testing import KafkaServer
 from tests.support.dataflows import Envelopes, publishing, root_cause, run
@@ -41,41 +41,44 @@ def _bad(**fields: Any) -> Envelope:
 
 BAD_ENVELOPES = [
     (_bad(topic=""), "the topic is empty"),
-    (_bad(topic=None), "the topic is a NoneType: give a str"),
-    (_bad(topic=["a"]), "the topic is a list: give a str"),
-    (_bad(topic="bad/x"), "is no name of a Kafka topic: use letters, digits"),
-    (_bad(topic="bad x"), "is no name of a Kafka topic"),
-    (_bad(topic="bad\r\nx"), "is no name of a Kafka topic"),
-    (_bad(topic="bäd"), "is no name of a Kafka topic"),
-    (_bad(topic=".."), "is no name of a Kafka topic"),
-    (_bad(topic="x" * 5_000), "has 5000 characters, allowed are 249: shorten it"),
+    (_bad(topic=None), "the topic must be a str, not NoneType"),
+    (_bad(topic=["a"]), "the topic must be a str, not list"),
+    (_bad(topic="bad/x"), "is not a valid Kafka topic name: use only letters, digits"),
+    (_bad(topic="bad x"), "is not a valid Kafka topic name"),
+    (_bad(topic="bad\r\nx"), "is not a valid Kafka topic name"),
+    (_bad(topic="bäd"), "is not a valid Kafka topic name"),
+    (_bad(topic=".."), "is not a valid Kafka topic name"),
+    (_bad(topic="x" * 5_000), "has 5000 characters, the limit is 249: shorten it"),
     (
         _bad(topic="never-made"),
         "there is no topic never-made: create it, or declare a KafkaTopicSettings",
     ),
-    (_bad(payload="text"), "the payload is a str: give bytes"),
-    (_bad(payload=None), "the payload is a NoneType: give bytes"),
+    (_bad(payload="text"), "the payload must be bytes, not str"),
+    (_bad(payload=None), "the payload must be bytes, not NoneType"),
     (
         _bad(payload=b"x" * 1_100_000),
         "Message size too large (10): split the message, or raise max_message_bytes",
     ),
     (_bad(event_id=""), "the event id is missing"),
     (_bad(event_id=None), "the event id is missing"),
-    (_bad(event_id=7), "the event id is a int: give a str"),
-    (_bad(aggregate_id=7), "is not a str: give a str"),
-    (_bad(aggregate_id=["a"]), "is not a str: give a str"),
-    (_bad(event_type=b"x"), "is not a str: give a str"),
+    (_bad(event_id=7), "the event id must be a str, not int"),
+    (_bad(aggregate_id=7), "must each be a str or None"),
+    (_bad(aggregate_id=["a"]), "must each be a str or None"),
+    (_bad(event_type=b"x"), "must each be a str or None"),
     (_bad(headers={"Event-Id": "x"}), "header Event-Id is reserved: use the envelope's fields"),
     (_bad(headers={"event-type": "x"}), "header event-type is reserved"),
-    (_bad(headers={"": "x"}), "is not one: give a str"),
-    (_bad(headers={7: "x"}), "is not one: give a str"),
-    (_bad(headers={"a": 7}), "header a is a int: give a str"),
-    (_bad(headers=["a"]), "the headers are a list: give a mapping"),
-    (_bad(partition=99), "has no partition 99: give one of 0 to 3, or None"),
-    (_bad(partition=-1), "partition -1 is not one"),
-    (_bad(partition="1"), "partition '1' is not one"),
-    (_bad(partition=True), "partition True is not one"),
-    (_bad(options=PublishOptions(expected_last_sequence=1)), "the options are for JetStream"),
+    (_bad(headers={"": "x"}), "invalid header name '': give a str that is not empty"),
+    (_bad(headers={7: "x"}), "invalid header name 7: give a str that is not empty"),
+    (_bad(headers={"a": 7}), "header a must be a str, not int"),
+    (_bad(headers=["a"]), "the headers must be a mapping of str to str, not list"),
+    (_bad(partition=99), "has no partition 99: give 0 to 3, or None"),
+    (_bad(partition=-1), "invalid partition -1"),
+    (_bad(partition="1"), "invalid partition '1'"),
+    (_bad(partition=True), "invalid partition True"),
+    (
+        _bad(options=PublishOptions(expected_last_sequence=1)),
+        "PublishOptions are for JetStream only",
+    ),
 ]
 
 
@@ -145,7 +148,8 @@ def test_a_broker_that_is_not_there_is_named_within_the_connect_timeout(way: str
 
     said = str(root_cause(failed.value))
     assert re.match(
-        r"no connection to Kafka at 127\.0\.0\.1:1 within 1 s \(.*\): see whether the brokers run",
+        r"no connection to Kafka at 127\.0\.0\.1:1 within 1 s \(.*\): "
+        r"check that the brokers are running",
         said,
     )
     assert time.monotonic() - began < 10
@@ -188,7 +192,7 @@ def test_a_declared_topic_that_is_missing_is_one_sentence(
     kafka_address: str, strategy: Any
 ) -> None:
     with pytest.raises(
-        StreamError, match=r"^there is no topic nowhere: create it, or declare a KafkaTopicSettings"
+        TopicError, match=r"^there is no topic nowhere: create it, or declare a KafkaTopicSettings"
     ):
         publish(kafka(kafka_address, topics=("nowhere",), topic_strategy=strategy))
 
@@ -198,17 +202,19 @@ def test_topics_are_made_checked_and_mended_by_strategy(kafka_address: str) -> N
     small = KafkaTopicSettings(name=name, partitions=2, cleanup_policy="compact")
     large = KafkaTopicSettings(name=name, partitions=3, cleanup_policy="delete")
     with pytest.raises(
-        StreamError, match=rf"^topic {name} is missing: create it, or use topic_strategy=create$"
+        TopicError, match=rf"^topic {name} is missing: create it, or use topic_strategy=create$"
     ):
         publish(kafka(kafka_address, topic_settings=(small,), topic_strategy="validate"))
     publish(kafka(kafka_address, topic_settings=(small,)))
     publish(kafka(kafka_address, topic_settings=(small,), topic_strategy="validate"))
 
     with pytest.raises(
-        StreamError,
-        match=r"partitions are 2, asked are 3; cleanup\.policy is compact, asked is delete",
-    ):
+        TopicError,
+        match=r"it has 2 partitions, the settings require 3; "
+        r"cleanup\.policy is compact, the settings require delete",
+    ) as refused:
         publish(kafka(kafka_address, topic_settings=(large,)))
+    assert (refused.value.topic, len(refused.value.shortcomings)) == (name, 2)
     publish(kafka(kafka_address, topic_settings=(large,), topic_strategy="create_or_update"))
 
     results = publish(kafka(kafka_address), Envelope(name, b"", event_id="e", partition=2))
@@ -273,7 +279,7 @@ def test_a_wrong_password_is_said_at_once_and_never_shown(
 def test_a_missing_password_is_one_sentence_within_the_connect_timeout(
     guarded: KafkaServer,
 ) -> None:
-    with pytest.raises(ConnectError, match=r"and whether they ask for TLS or a password$"):
+    with pytest.raises(ConnectError, match=r"and whether they require TLS or a password$"):
         publish(kafka(guarded.bootstrap, connect_timeout=2), *envelopes(1, "open"))
 
 

@@ -11,7 +11,7 @@ import pytest
 from bytewax.errors import BytewaxRuntimeError
 
 from bytewax_jetstream.envelope import Outcome
-from bytewax_jetstream.errors import PublishError, StreamError
+from bytewax_jetstream.errors import PublishError, TopicError
 from bytewax_jetstream.kafka import config
 from bytewax_jetstream.kafka import producer as client
 from bytewax_jetstream.kafka.producer import Client
@@ -188,7 +188,7 @@ def test_a_broker_that_does_not_come_back_is_unknown_in_time_and_stops_a_dataflo
 
     cause = root_cause(stopped.value)
     assert isinstance(cause, PublishError)
-    assert "its epoch uncommitted: envelope e-" in str(cause)
+    assert "stops without committing its epoch: envelope e-" in str(cause)
     assert "is unknown: " in str(cause)
     assert not made.errs, "an unknown result left the dataflow"
     server.start()
@@ -224,7 +224,9 @@ def test_one_replica_is_too_weak_whatever_min_insync_replicas_says(kafka_address
     strong = KafkaTopicSettings(name=topic, replicas=2, min_insync_replicas=2)
 
     with pytest.raises(
-        StreamError, match=r"replicas are 1, asked are 2; min\.insync\.replicas is 2 of 1 replicas"
+        TopicError,
+        match=r"its replication factor is 1, the settings require 2; "
+        r"min\.insync\.replicas is 2 of 1 replicas",
     ):
         publish(kafka(kafka_address, topic_settings=(strong,), topic_strategy="validate"))
 
@@ -267,7 +269,7 @@ def test_a_producer_that_fails_leaves_everything_unknown_and_stops_the_flow(
         run(made.flow)
 
     assert "is unknown: the Kafka producer has failed" in str(root_cause(stopped.value))
-    assert "see to the brokers, then run again" in str(root_cause(stopped.value))
+    assert "check the brokers, then start the flow again" in str(root_cause(stopped.value))
 
 
 def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on(kafka_address: str) -> None:

@@ -201,6 +201,7 @@ def test_what_cannot_be_stored_stops_the_run(kafka_address: str, step: str) -> N
     cause = root_cause(stopped.value)
     assert isinstance(cause, PublishError)
     assert "envelope bad on nowhere is rejected: there is no topic nowhere" in str(cause)
+    assert (cause.topic, cause.event_id, cause.outcome) == ("nowhere", "bad", "rejected")
 
 
 @pytest.mark.parametrize("step", ["sink", "output"])

@@ -104,7 +104,8 @@ def test_without_the_strategy_for_it_nothing_is_updated(strategy: str) -> None:
     reason = refusal(api, wanted(), stream_strategy=strategy)
 
     assert reason.startswith(
-        "stream ORDERS is weaker than the settings ask: storage is memory, asked is file; duplicate"
+        "stream ORDERS is weaker than the settings require: "
+        "storage is memory, the settings require file; duplicate"
     )
     assert "stream_strategy=create_or_update" in reason
     assert api.verbs == ["INFO"]
@@ -133,7 +134,8 @@ def test_what_the_server_refuses_to_change_is_named() -> None:
     )
 
     assert refusal(api, wanted(), stream_strategy="create_or_update") == (
-        "stream ORDERS cannot be updated (storage): stream configuration update can not change storage (10052)"
+        "stream ORDERS cannot be updated (storage): stream configuration update can not change "
+        "storage (10052); change its StreamSettings, or the stream"
     )
 
 
@@ -166,13 +168,16 @@ def test_a_stream_another_process_made_meanwhile_is_checked_like_any_other() -> 
 def test_a_stream_that_cannot_be_looked_up_or_made_says_why() -> None:
     api = Api()
     api.refusals["STREAM.INFO.ORDERS"] = JetStreamApiError(10118, "stream is offline")
-    assert refusal(api, wanted()) == "stream ORDERS cannot be looked up: stream is offline (10118)"
+    assert refusal(api, wanted()) == (
+        "stream ORDERS cannot be looked up: stream is offline (10118); check the server's log"
+    )
 
     api.refusals["STREAM.CREATE.ORDERS"] = JetStreamApiError(
         10065, "subjects overlap with an existing stream"
     )
     assert refusal(api, wanted()) == (
-        "stream ORDERS cannot be created: subjects overlap with an existing stream (10065)"
+        "stream ORDERS cannot be created: subjects overlap with an existing stream (10065); "
+        "change its StreamSettings, or the server"
     )
 
 

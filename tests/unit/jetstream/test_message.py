@@ -65,9 +65,9 @@ def test_headers_are_read(block: bytes, headers: dict[str, str]) -> None:
         (b"NATS/1.0\r\nA: b\r\n", "no end"),
         (b"HTTP/1.1\r\nA: b\r\n\r\n", "does not begin"),
         (b"\r\n\r\n", "does not begin"),
-        (b"NATS/1.0\r\nA\r\n\r\n", "no header: 'A'"),
-        (b"NATS/1.0\r\n: b\r\n\r\n", "no header"),
-        (b"NATS/1.0\r\n\r\nA: b\r\n\r\n", "no header: ''"),
+        (b"NATS/1.0\r\nA\r\n\r\n", "malformed line: 'A'"),
+        (b"NATS/1.0\r\n: b\r\n\r\n", "malformed line"),
+        (b"NATS/1.0\r\n\r\nA: b\r\n\r\n", "malformed line: ''"),
         (b"NATS/1.0\r\nA: \xff\r\n\r\n", "utf-8"),
     ],
 )

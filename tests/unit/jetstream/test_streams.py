@@ -125,16 +125,22 @@ def test_coverage_knows_streams_without_subjects() -> None:
     [
         (
             {"no_ack": True},
-            "stream ORDERS has no_ack set and never says what it stored: set no_ack to false",
+            (
+                "stream ORDERS has no_ack set, so it never confirms what it stored: "
+                "set no_ack to false"
+            ),
         ),
-        ({"sealed": True}, "stream ORDERS is sealed and takes nothing: publish to another stream"),
+        (
+            {"sealed": True},
+            "stream ORDERS is sealed and accepts no messages: publish to another stream",
+        ),
         (
             {"persist_mode": "async"},
             "stream ORDERS acknowledges before it writes (persist_mode async): use the default persist mode",
         ),
         (
             {"mirror": {"name": "X"}},
-            "stream ORDERS is a mirror and takes nothing: publish to its origin",
+            "stream ORDERS is a mirror and accepts no messages: publish to its origin stream",
         ),
     ],
 )
@@ -160,34 +166,49 @@ def test_an_ordinary_stream_has_no_weakness() -> None:
 @pytest.mark.parametrize(
     ("has", "asks", "words"),
     [
-        ({"subjects": ["orders.*"]}, {}, "subject orders.> is not among its subjects (orders.*)"),
-        ({"subjects": None}, {}, "subject orders.> is not among its subjects ()"),
-        ({"storage": "memory"}, {}, "storage is memory, asked is file"),
-        ({"num_replicas": 1}, {"replicas": 3}, "replicas are 1, asked are 3"),
-        ({"retention": "workqueue"}, {}, "retention is workqueue, asked is limits"),
+        (
+            {"subjects": ["orders.*"]},
+            {},
+            "subject orders.> is not among the stream's subjects (orders.*)",
+        ),
+        ({"subjects": None}, {}, "subject orders.> is not among the stream's subjects ()"),
+        ({"storage": "memory"}, {}, "storage is memory, the settings require file"),
+        ({"num_replicas": 1}, {"replicas": 3}, "num_replicas is 1, the settings require 3"),
+        ({"retention": "workqueue"}, {}, "retention is workqueue, the settings require limits"),
         (
             {"retention": "limits"},
             {"retention": "interest"},
-            "retention is limits, asked is interest",
+            "retention is limits, the settings require interest",
         ),
         (
             {"discard": "old"},
             {"discard": "new"},
-            "discard is old, which drops stored messages when the stream is full; asked is new",
+            (
+                "discard is old, which drops stored messages when the stream is full; "
+                "the settings require new"
+            ),
         ),
-        ({"duplicate_window": MINUTE}, {}, "duplicate_window is 0:01:00, asked is 0:02:00"),
+        (
+            {"duplicate_window": MINUTE},
+            {},
+            "duplicate_window is 0:01:00, the settings require 0:02:00",
+        ),
         (
             {"allow_msg_ttl": False},
             {"allow_message_ttl": True},
-            "allow_msg_ttl is off, asked is on",
+            "allow_msg_ttl is off, the settings require it on",
         ),
-        ({"max_msgs": 10}, {"max_messages": 11}, "max_msgs is 10, asked is 11"),
-        ({"max_bytes": 10}, {"max_bytes": 11}, "max_bytes is 10, asked is 11"),
-        ({"max_msg_size": 10}, {"max_message_size": 11}, "max_msg_size is 10, asked is 11"),
+        ({"max_msgs": 10}, {"max_messages": 11}, "max_msgs is 10, the settings require 11"),
+        ({"max_bytes": 10}, {"max_bytes": 11}, "max_bytes is 10, the settings require 11"),
+        (
+            {"max_msg_size": 10},
+            {"max_message_size": 11},
+            "max_msg_size is 10, the settings require 11",
+        ),
         (
             {"max_age": MINUTE},
             {"max_age": timedelta(hours=1)},
-            "max_age is 0:01:00, asked is 1:00:00",
+            "max_age is 0:01:00, the settings require 1:00:00",
         ),
     ],
 )

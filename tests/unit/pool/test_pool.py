@@ -451,7 +451,7 @@ def test_a_producer_does_not_wait_for_ever_when_nothing_is_settled() -> None:
             budget.acquire(1, 1, lane.check, patience=0.05)
 
     assert str(caught.value) == (
-        "the budget of 10 messages is used up and nothing was settled for 0.05 s: check whether the broker answers"
+        "the budget of 10 messages is used up and nothing was settled for 0.05 s: check that the broker answers"
     )
     assert (budget.used_messages, budget.used_bytes) == (10, 10)
 

@@ -186,8 +186,8 @@ def test_a_secrets_directory_that_is_none_is_an_error(
     monkeypatch.setenv(PREFIX + "SECRETS_DIR", value)
 
     assert (
-        refusal(JetStreamSettings)
-        == f"{PREFIX}SECRETS_DIR is {value}, which is no directory: make it, or correct the path"
+        refusal(JetStreamSettings) == f"{PREFIX}SECRETS_DIR is {value}, which is not a directory: "
+        "create it, or correct the path"
     )
 
 

@@ -268,7 +268,7 @@ def poison(stream: str) -> Iterator[tuple[bytes, str]]:
     )
     broken = b"NATS/1.0\r\nno header\r\n\r\n"
     frame = b"HPUB %s.a %d %d\r\n%sabc\r\n" % (name, len(broken), len(broken) + 3, broken)
-    yield frame, "its header block has a line that is no header: 'no header'"
+    yield frame, "its header block has a malformed line: 'no header'"
 
 
 def test_poison_is_kept_out_and_the_messages_after_it_come(

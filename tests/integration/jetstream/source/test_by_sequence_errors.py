@@ -38,7 +38,8 @@ def test_a_missing_stream_is_one_sentence(url: str, names: Names) -> None:
     error = failure(source(url, "NOWHERE"))
 
     assert isinstance(error, StreamError)
-    assert str(error) == "stream NOWHERE is missing: create it, then run again"
+    assert str(error) == "stream NOWHERE is missing: create it, then start the flow again"
+    assert (error.stream, error.code) == ("NOWHERE", 10059)
 
 
 def test_a_server_that_is_not_there_is_one_sentence() -> None:
@@ -47,14 +48,15 @@ def test_a_server_that_is_not_there_is_one_sentence() -> None:
     error = failure(JetStreamSource(settings(url, connect_timeout=0.3), streams="S"))
 
     assert isinstance(error, ConnectError)
-    assert str(error).endswith("see whether the server runs there")
+    assert str(error).endswith("check that the server is running there")
+    assert (error.broker, error.servers, error.seconds) == ("jetstream", (url,), 0.3)
 
 
 def test_a_server_without_jetstream_is_one_sentence() -> None:
     with NatsServer(jetstream=False) as server:
         error = failure(source(server.url, "S"))
 
-    assert str(error).startswith("nobody answers $JS.API.STREAM.INFO.S: JetStream is off")
+    assert str(error).startswith("nothing answers $JS.API.STREAM.INFO.S: enable JetStream")
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_a_stream_made_anew_while_it_is_read_ends_the_run(url: str, names: Names
         make_stream(url, stream, stream)
         put(url, stream, numbered(stream, 5))
         with pytest.raises(
-            SourceError, match="was read to sequence 3 and ends at 5, or was made anew"
+            SourceError, match="was read to sequence 3 and now ends at 5, or was created again"
         ):
             driver.until(lambda: False)
     assert driver.numbers == [1, 2, 3]
@@ -121,7 +123,7 @@ def test_a_stream_deleted_while_it_is_read_ends_the_run_within_a_deadline(
         driver.until(lambda: len(driver.items) == 3)
         api(url, f"STREAM.DELETE.{stream}")
         with pytest.raises(
-            SourceError, match=f"stream {stream} is missing: create it, then run again"
+            SourceError, match=f"stream {stream} is missing: create it, then start the flow again"
         ):
             driver.until(lambda: False)
 
@@ -178,16 +180,16 @@ def test_state_of_a_newer_version_is_refused(url: str, names: Names) -> None:
     [
         ({"streams": ()}, "at least one"),
         ({"streams": ("S", "S")}, "each once"),
-        ({"streams": "a.b"}, "no name"),
-        ({"durable": "a b"}, "no name"),
-        ({"subjects": "a..b"}, "no subject"),
-        ({"subjects": "a.>.b"}, "no subject"),
+        ({"streams": "a.b"}, "not a valid name of a stream or consumer"),
+        ({"durable": "a b"}, "not a valid name of a stream or consumer"),
+        ({"subjects": "a..b"}, "not a valid subject"),
+        ({"subjects": "a.>.b"}, "not a valid subject"),
         ({"subjects": ["a.*", "a.b"]}, "overlap"),
         ({"subjects": ["a.*", "*.b"]}, "overlap"),
         ({"subjects": ["a.>", "a.b.c"]}, "overlap"),
-        ({"start": 0}, "not possible"),
-        ({"start": True}, "not possible"),
-        ({"start": "last"}, "not possible"),
+        ({"start": 0}, "invalid start"),
+        ({"start": True}, "invalid start"),
+        ({"start": "last"}, "invalid start"),
         ({"start": datetime(2026, 1, 1)}, "no time zone"),  # noqa: DTZ001  # that is what is wrong with it
         ({"batch_size": 0}, "positive"),
         ({"ack_wait": timedelta(0)}, "positive"),
@@ -210,4 +212,4 @@ def test_forged_messages_are_ignored(
         driver.until(lambda: driver.items)
 
     assert driver.numbers == [1]
-    assert "ignored what is no message of it" in caplog.text
+    assert "ignored a malformed message" in caplog.text

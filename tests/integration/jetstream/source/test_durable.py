@@ -336,7 +336,8 @@ def test_a_user_who_may_not_acknowledge_is_told_so() -> None:
             driver.until(lambda: driver.items)
             driver.part.snapshot()
             with pytest.raises(
-                SourceError, match=r"Permissions Violation .*\$JS\.ACK\.S\.reader.*grant"
+                SourceError,
+                match=r"Permissions Violation .*\$JS\.ACK\.S\.reader.*: allow this user",
             ):
                 driver.until(lambda: False)
 
@@ -351,7 +352,8 @@ def test_a_consumer_deleted_while_reading_ends_the_run(
         driver.until(lambda: len(driver.items) == 10)
         api(url, f"CONSUMER.DELETE.{stream}.reader")
         with pytest.raises(
-            SourceError, match=r"reader of stream .* was deleted while it was read: run again"
+            SourceError,
+            match=r"reader of stream .* was deleted while it was read: start the flow again",
         ):
             driver.until(lambda: False)
 
@@ -359,13 +361,16 @@ def test_a_consumer_deleted_while_reading_ends_the_run(
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"ack_policy": "none"}, "its ack policy is none, asked is explicit"),
-        ({"ack_wait": 10**9}, "its ack_wait is 0:00:01, asked is 0:01:30"),
-        ({"max_ack_pending": 5}, "its max_ack_pending is 5, asked are 100000"),
-        ({"filter_subject": "{stream}.b"}, "it delivers {stream}.b, asked is all"),
-        ({"max_deliver": 3}, "it gives a message up after max_deliver 3"),
+        ({"ack_policy": "none"}, "its ack_policy is none, the source requires explicit"),
+        ({"ack_wait": 10**9}, "its ack_wait is 0:00:01, the source requires 0:01:30"),
+        ({"max_ack_pending": 5}, "its max_ack_pending is 5, the source requires 100000"),
+        (
+            {"filter_subject": "{stream}.b"},
+            "it delivers {stream}.b, the source requires all subjects",
+        ),
+        ({"max_deliver": 3}, "its max_deliver is 3, so it gives up a message"),
         ({"headers_only": True}, "it delivers headers only"),
-        ({"deliver_subject": "push"}, "it is a push consumer, asked is a pull consumer"),
+        ({"deliver_subject": "push"}, "it is a push consumer, the source requires a pull consumer"),
     ],
 )
 def test_a_consumer_that_does_not_fit_is_refused_with_what_does_not(
@@ -393,6 +398,8 @@ def test_a_consumer_that_does_not_fit_is_refused_with_what_does_not(
         f"durable consumer reader of stream {stream} cannot be used: {reason.format(stream=stream)}"
     )
     assert str(caught.value).startswith(expected)
+    if isinstance(caught.value, SourceError):
+        assert (caught.value.stream, caught.value.consumer) == (stream, "reader")
 
 
 def test_a_consumer_the_server_refuses_is_one_sentence(url: str, names: Names) -> None:
@@ -400,6 +407,7 @@ def test_a_consumer_the_server_refuses_is_one_sentence(url: str, names: Names) -
     stream = queue(url, names(), 1)
     with Driver(source(url, stream)), pytest.raises(SourceError) as caught:
         Driver(source(url, stream, durable="other"))
+    assert (caught.value.stream, caught.value.consumer) == (stream, "other")
 
     assert str(caught.value).startswith(
         f"stream {stream} cannot be read: the server refused the consumer: "

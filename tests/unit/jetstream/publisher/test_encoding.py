@@ -68,9 +68,9 @@ def test_a_word_of_an_enum_is_a_str_like_any_other() -> None:
     ("topic", "words"),
     [
         ("", "empty"),
-        (None, "the topic is a NoneType: give a str"),
-        (b"orders", "the topic is a bytes: give a str"),
-        (["orders"], "the topic is a list: give a str"),
+        (None, "the topic must be a str, not NoneType"),
+        (b"orders", "the topic must be a str, not bytes"),
+        (["orders"], "the topic must be a str, not list"),
         ("orders.*", "wildcard"),
         ("orders.>", "wildcard"),
         ("or ders", "white space"),
@@ -90,10 +90,10 @@ def test_a_word_of_an_enum_is_a_str_like_any_other() -> None:
         ("orders..new", "empty token"),
         (".orders", "empty token"),
         ("orders.", "empty token"),
-        ("$JS.API.STREAM.PURGE.ORDERS", "belongs to the server"),
-        ("_INBOX.abc", "belongs to the server"),
-        ("a" * 5000, "has 5000 characters, allowed are 1024: shorten it"),
-        ("é" * 1000, "allowed are 1024: shorten it"),
+        ("$JS.API.STREAM.PURGE.ORDERS", "is reserved for the server"),
+        ("_INBOX.abc", "is reserved for the server"),
+        ("a" * 5000, "has 5000 bytes, the limit is 1024: shorten it"),
+        ("é" * 1000, "the limit is 1024: shorten it"),
     ],
 )
 def test_a_bad_topic_is_refused_with_what_is_wrong(topic: Any, words: str) -> None:
@@ -129,7 +129,7 @@ def test_a_good_topic_arrives_as_it_is(topic: str) -> None:
 def test_only_bytes_are_a_payload(payload: Any) -> None:
     assert (
         refusal_of(good(payload=payload))
-        == f"the payload is a {type(payload).__name__}: give bytes"
+        == f"the payload must be bytes, not {type(payload).__name__}"
     )
 
 
@@ -142,7 +142,7 @@ def test_headers_count_against_the_servers_limit_to_the_byte() -> None:
         == 1000 - headers
     )
     reason = refusal_of(envelope._replace(payload=b"." * (1001 - headers)), 1000)
-    assert reason.startswith("payload and headers have 1001 bytes, the server allows 1000: ")
+    assert reason.startswith("payload and headers have 1001 bytes, the server's limit is 1000: ")
 
 
 def test_headers_are_limited_to_the_byte() -> None:
@@ -151,7 +151,7 @@ def test_headers_are_limited_to_the_byte() -> None:
 
     assert frame_of(good(headers={"A": "x" * room})).headers[-1] == ("A", "x" * room)
     assert refusal_of(good(headers={"A": "x" * (room + 1)})) == (
-        "the headers have 65536 bytes, allowed are 65535: shorten them"
+        "the headers have 65536 bytes, the limit is 65535: shorten them"
     )
 
 
@@ -180,7 +180,7 @@ def test_ids_that_differ_only_in_blanks_get_different_message_ids() -> None:
 
     assert len({message_id(event_id).split(b"\r\n")[0] for event_id in ids}) == len(ids)
     for event_id in ("k ", " k", "k\t", "k\n1", "k\r\n1", "k\u20281", "k\u00a01"):
-        assert "has control characters or blanks at an end: remove them" in refusal_of(
+        assert "has control characters, or spaces at either end: remove them" in refusal_of(
             good(event_id=event_id)
         )
 
@@ -190,9 +190,9 @@ def test_ids_that_differ_only_in_blanks_get_different_message_ids() -> None:
     [
         (None, "the event id is missing"),
         ("", "the event id is missing"),
-        (7, "the event id is a int: give a str"),
-        (b"order-1", "the event id is a bytes: give a str"),
-        (["order-1"], "the event id is a list: give a str"),
+        (7, "the event id must be a str, not int"),
+        (b"order-1", "the event id must be a str, not bytes"),
+        (["order-1"], "the event id must be a str, not list"),
         ("order\ud800", "control characters"),
         ("a" * 70_000, "the headers have"),
     ],
@@ -222,32 +222,35 @@ def test_a_bad_event_id_is_refused(event_id: Any, words: str) -> None:
         ({"Event-Id": "x"}, "reserved"),
         ({"event-type": "x"}, "reserved"),
         ({"AGGREGATE-ID": "x"}, "reserved"),
-        ({"": "x"}, "is not one"),
-        ({"a b": "x"}, "is not one"),
-        ({"a:b": "x"}, "is not one"),
-        ({"a\r\nb": "x"}, "is not one"),
-        ({"a\n": "x"}, "is not one"),
-        ({"é": "x"}, "is not one"),
-        ({5: "x"}, "header name 5 is not one"),
-        ({b"a": "x"}, "is not one"),
-        ({None: "x"}, "is not one"),
-        ({"a": "x\r\nb: y"}, "header a 'x\\r\\nb: y' has control characters or blanks at an end"),
+        ({"": "x"}, "invalid header name"),
+        ({"a b": "x"}, "invalid header name"),
+        ({"a:b": "x"}, "invalid header name"),
+        ({"a\r\nb": "x"}, "invalid header name"),
+        ({"a\n": "x"}, "invalid header name"),
+        ({"é": "x"}, "invalid header name"),
+        ({5: "x"}, "invalid header name 5"),
+        ({b"a": "x"}, "invalid header name"),
+        ({None: "x"}, "invalid header name"),
+        (
+            {"a": "x\r\nb: y"},
+            "header a 'x\\r\\nb: y' has control characters, or spaces at either end",
+        ),
         ({"a": "x\n"}, "control characters"),
         ({"a": "x\0"}, "control characters"),
         ({"a": "\x85"}, "control characters"),
-        ({"a": " x"}, "blanks at an end"),
-        ({"a": "x "}, "blanks at an end"),
+        ({"a": " x"}, "spaces at either end"),
+        ({"a": "x "}, "spaces at either end"),
         ({"a": "\ud800"}, "control characters"),
-        ({"a": 5}, "header a is a int: give a str"),
-        ({"a": b"x"}, "header a is a bytes: give a str"),
-        ({"a": None}, "header a is a NoneType: give a str"),
-        ({"a": ["x"]}, "header a is a list: give a str"),
-        ([("a", "x")], "the headers are a list: give a mapping of str to str"),
-        ("a: x", "the headers are a str: give a mapping of str to str"),
-        (0, "the headers are a int"),
-        ([], "the headers are a list"),
-        (dict, "the headers are a type"),
-        (Array(), "the headers are a Array"),
+        ({"a": 5}, "header a must be a str, not int"),
+        ({"a": b"x"}, "header a must be a str, not bytes"),
+        ({"a": None}, "header a must be a str, not NoneType"),
+        ({"a": ["x"]}, "header a must be a str, not list"),
+        ([("a", "x")], "the headers must be a mapping of str to str, not list"),
+        ("a: x", "the headers must be a mapping of str to str, not str"),
+        (0, "the headers must be a mapping of str to str, not int"),
+        ([], "the headers must be a mapping of str to str, not list"),
+        (dict, "the headers must be a mapping of str to str, not type"),
+        (Array(), "the headers must be a mapping of str to str, not Array"),
         (Broken(), "the headers cannot be read (KeyError): give a dict of str to str"),
     ],
 )
@@ -280,8 +283,9 @@ def test_an_odd_aggregate_or_type_is_refused(field: str, value: Any) -> None:
     reason = refusal_of(good(**{field: value}))
 
     assert (
-        "give a str" in reason
-        or "has control characters or blanks at an end: remove them" in reason
+        "must be a str, not" in reason
+        or "must each be a str or None" in reason
+        or "has control characters, or spaces at either end: remove them" in reason
     )
 
 
@@ -290,26 +294,29 @@ def test_an_odd_aggregate_or_type_is_refused(field: str, value: Any) -> None:
     [
         (
             PublishOptions(ttl=timedelta(0)),
-            "a ttl of 0:00:00 is not possible: give whole seconds, at least 1",
+            "invalid ttl 0:00:00: give whole seconds, at least 1",
         ),
         (
             PublishOptions(ttl=timedelta(milliseconds=1500)),
-            "a ttl of 0:00:01.500000 is not possible",
+            "invalid ttl 0:00:01.500000",
         ),
-        (PublishOptions(ttl=timedelta(seconds=-5)), "is not possible"),
-        (PublishOptions(ttl=timedelta.max), "is not possible"),
-        (PublishOptions(ttl=5), "the ttl is a int: give a timedelta"),  # type: ignore[arg-type]
-        (PublishOptions(ttl=Array()), "the ttl is a Array"),  # type: ignore[arg-type]
-        (PublishOptions(expected_last_sequence=-1), "is not one: give 0 or a stream sequence"),
-        (PublishOptions(expected_last_sequence=True), "is not one"),
-        (PublishOptions(expected_last_sequence=2**63), "is not one"),
-        (PublishOptions(expected_last_sequence=10**5000), "is not one"),
-        (PublishOptions(expected_last_subject_sequence="7"), "is not one"),  # type: ignore[arg-type]
-        (PublishOptions(expected_last_subject_sequence=1.0), "is not one"),  # type: ignore[arg-type]
-        ({"ttl": timedelta(seconds=5)}, "the options are a dict: give PublishOptions"),
-        ((None, 1, None), "the options are a tuple: give PublishOptions"),
-        (timedelta(seconds=5), "the options are a timedelta"),
-        (Array(), "the options are a Array"),
+        (PublishOptions(ttl=timedelta(seconds=-5)), "invalid ttl"),
+        (PublishOptions(ttl=timedelta.max), "invalid ttl"),
+        (PublishOptions(ttl=5), "the ttl must be a timedelta, not int"),  # type: ignore[arg-type]
+        (PublishOptions(ttl=Array()), "the ttl must be a timedelta, not Array"),  # type: ignore[arg-type]
+        (
+            PublishOptions(expected_last_sequence=-1),
+            "invalid expected last sequence: give 0 or a stream sequence",
+        ),
+        (PublishOptions(expected_last_sequence=True), "invalid expected last sequence"),
+        (PublishOptions(expected_last_sequence=2**63), "invalid expected last sequence"),
+        (PublishOptions(expected_last_sequence=10**5000), "invalid expected last sequence"),
+        (PublishOptions(expected_last_subject_sequence="7"), "invalid expected last sequence"),  # type: ignore[arg-type]
+        (PublishOptions(expected_last_subject_sequence=1.0), "invalid expected last sequence"),  # type: ignore[arg-type]
+        ({"ttl": timedelta(seconds=5)}, "the options must be PublishOptions, not dict"),
+        ((None, 1, None), "the options must be PublishOptions, not tuple"),
+        (timedelta(seconds=5), "the options must be PublishOptions, not timedelta"),
+        (Array(), "the options must be PublishOptions, not Array"),
     ],
 )
 def test_bad_options_are_refused_with_what_is_wrong(options: Any, words: str) -> None:
