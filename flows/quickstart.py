@@ -1,4 +1,4 @@
-"""Three orders and a bad one: published to JetStream, and what became of each printed."""
+"""Publishes three good orders and a bad one to JetStream, and prints the result of each."""
 
 import bytewax.operators as op
 from bytewax.connectors.stdio import StdOutSink
@@ -9,7 +9,7 @@ import bytewax_jetstream.operators as jop
 from bytewax_jetstream import Envelope, JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsServer
 
-server = NatsServer()  # a real nats-server of your own; leave it out when you have one
+server = NatsServer()  # starts a real nats-server; leave it out if you have one running
 server.start()
 settings = JetStreamSettings(
     servers=(server.url,),
@@ -18,7 +18,7 @@ settings = JetStreamSettings(
 
 
 def to_envelope(order: dict[str, str]) -> Envelope:
-    """Say where an order goes, what identifies it, and whose order matters."""
+    """Say where an order goes, what identifies it, and which customer it belongs to."""
     return Envelope(
         topic=order["topic"],
         payload=order["item"].encode(),
