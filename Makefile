@@ -58,7 +58,7 @@ bench: $(STAMP) ## measure every way to publish beside every other: make bench O
 RESULTS := tests/benchmark/results
 MEASURE := $(BIN)/bytewax-jetstream bench --check --rounds 5
 
-results: $(STAMP) ## measure anew what README and claims page show
+results: $(STAMP) ## measure everything again that the pages show
 	$(MEASURE) --scenarios low,medium,high,extreme --json $(RESULTS)/report.json --plot $(RESULTS)/report.svg
 	$(MEASURE) --scenarios sustained --strategies sync,async,pool,batch,lean,flow --json $(RESULTS)/sustained.json
 	$(MEASURE) --scenarios low,medium,high,extreme,sustained,million --strategies flow --json $(RESULTS)/growth.json
@@ -76,8 +76,8 @@ results: $(STAMP) ## measure anew what README and claims page show
 	$(MEASURE) --scenarios sustained --strategies sync,pool,batch,lean,flow --ids msgid,header --json $(RESULTS)/ids.json
 	@$(MAKE) --no-print-directory pages
 
-pages: $(STAMP) ## bring the numbers of README and claims page in step with the results
-	@$(BIN)/bytewax-jetstream bench --fill README.md tests/benchmark/README.md
+pages: $(STAMP) ## fill the numbers of the pages from the results files
+	@$(BIN)/bytewax-jetstream bench --fill README.md docs/performance.md tests/benchmark/README.md
 
 clean: ## remove .venv, caches and what runs left behind
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist flows/.run

@@ -6,7 +6,8 @@ from bytewax_jetstream.bench.pages import fill
 from bytewax_jetstream.bench.results import check, load
 
 HERE = Path(__file__).parent
-PAGES = [HERE.parents[1] / "README.md", HERE / "README.md"]
+ROOT = HERE.parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "performance.md", HERE / "README.md"]
 REQUIRED = {
     "scenario",
     "broker",
@@ -36,7 +37,7 @@ REQUIRED = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=["README", "claims"])
+@pytest.mark.parametrize("page", PAGES, ids=["README", "performance", "claims"])
 def test_the_numbers_of_a_page_are_those_of_its_results_files(page: Path) -> None:
     assert page.read_text() == fill(page), "make pages brings it in step"
 
