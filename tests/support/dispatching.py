@@ -1,4 +1,4 @@
-"""A dispatch with one lane and a clock that a test moves, for tests of the rules one by one."""
+"""A dispatch with one lane, and a clock that the test sets, for tests of single rules."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +24,7 @@ from bytewax_jetstream.publishing import (
     Route,
     Singles,
     Verdict,
+    Wire,
     prepare_each,
 )
 
@@ -32,10 +33,13 @@ __all__ = [
     "LATER",
     "POLICY",
     "RECEIPT",
+    "ROUTES",
     "Driver",
+    "batching",
     "each_settled",
     "envelope",
     "ids",
+    "lose_the_answer",
     "numbered",
 ]
 
@@ -49,6 +53,9 @@ POLICY = Policy(
 )
 RECEIPT = Receipt("ORDERS", None, 7, duplicate=False)
 LATER = Refusal(Verdict.RETRY, "no leader", 503)
+ROUTES = {
+    topic: Route(topic.upper(), replicated=False, fresh=False) for topic in ("orders", "other")
+}
 INFINITY = float("inf")
 
 
@@ -127,7 +134,7 @@ class Driver:
         return {settled.entry.envelope.event_id: settled.outcome for settled in self.settled()}
 
     def refused(
-        self, sent: Outgoing, index: int, verdict: Verdict, reason: str = "so it is"
+        self, sent: Outgoing, index: int, verdict: Verdict, reason: str = "refused"
     ) -> None:
         self.dispatch.refused(sent.number, index, Refusal(verdict, reason, 42), self.now)
 
@@ -148,17 +155,44 @@ class Driver:
         return not any([*kept, window.messages, window.bytes, window.outgoing])
 
 
+def batching(**policy: Any) -> Driver:
+    """Streams that take batches, with a flow ack after every third message.
+
+    :arg policy: What differs from that.
+    """
+    return Driver(route=ROUTES.get, **{"max_send": 4, "flow_interval": 3, "window": 10, **policy})
+
+
+def lose_the_answer(driver: Driver, how: str) -> Singles:
+    """Send an attempt that gets no answer, by `silence` or `disconnection`, until the next one may
+    go.
+    """
+    sent = driver.singles()
+    if how == "silence":
+        driver.tick(driver.now + 5.0)
+        driver.tick(driver.now + 5.0)
+    else:
+        driver.dispatch.disconnected("gone")
+        driver.dispatch.connected()
+    return sent
+
+
 def ids(outgoing: Outgoing) -> list[str]:
     """The event ids of what goes out."""
     if isinstance(outgoing, Singles):
         return [envelope.event_id for envelope in outgoing.envelopes]
     if isinstance(outgoing, Groups):
         return [envelope.event_id for group in outgoing.envelopes for envelope in group]
-    return [str(wire, "ascii").removeprefix("wire of ") for wire in outgoing.wires]  # type: ignore[call-overload]
+    return [_event_id(wire) for wire in outgoing.wires]
+
+
+def _event_id(wire: Wire) -> str:
+    assert isinstance(wire, bytes)
+    return wire.decode().removeprefix("wire of ")
 
 
 def each_settled(settlement: Settlement) -> list[Settled]:
-    """However envelopes ended together, each by itself."""
+    """The end of each envelope, also of those that ended together."""
     if isinstance(settlement, Settled):
         return [settlement]
     if isinstance(settlement, SinglesStored):

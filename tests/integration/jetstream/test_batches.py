@@ -22,7 +22,7 @@ from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsCluster, NatsServer
 from tests.support.child import Child, Told
 from tests.support.lanes import broker_of, jetstream, opened, settle
-from tests.support.simulation import Believing
+from tests.support.simulation.believing import Believing
 from tests.support.streams import (
     FLAWLESS,
     api,

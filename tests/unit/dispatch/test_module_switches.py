@@ -1,7 +1,7 @@
-"""How often the reader of a batch's way through the core has to change files."""
+"""How often somebody who follows a batch through the core has to change files."""
 
 from tests.support.module_switches import count_switches
 
 
-def test_a_batch_of_three_changes_modules_at_most_17_times() -> None:
+def test_batch_of_three_changes_modules_at_most_17_times() -> None:
     assert count_switches().changes <= 17

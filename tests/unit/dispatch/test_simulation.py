@@ -1,4 +1,4 @@
-"""Thousands of simulated runs: each is one seed, and a seed that fails is printed and fails again."""
+"""Thousands of simulated runs: each is one seed, and a seed that fails fails again."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,9 @@ from bytewax_jetstream.dispatch import Dispatch, Entry, LaneQueue, dispatch
 from bytewax_jetstream.dispatch.singles import Singles
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.publishing import Receipt, Refusal, Verdict
-from tests.support.simulation import Believing, Faults, World
+from tests.support.simulation.believing import Believing
+from tests.support.simulation.faults import NO_FAULTS
+from tests.support.simulation.world import World
 
 SEEDS = 2_000
 CHUNK = 100
@@ -25,7 +27,7 @@ class Played(NamedTuple):
 def _play(seeds: range, **harm: object) -> Played:
     problems, happened = {}, Counter[str]()
     for seed in seeds:
-        world = World(seed, **harm)  # type: ignore[arg-type]  # what it takes is checked by its own signature
+        world = World(seed, **harm)  # type: ignore[arg-type]
         if broken := world.run():
             problems[seed] = broken[:5]
         happened.update({str(outcome): count for outcome, count in world.outcomes.items()})
@@ -41,12 +43,12 @@ def test_every_promise_holds_whatever_the_broker_does(first: int) -> None:
     played = _play(range(first, first + CHUNK))
 
     assert played.problems == {}
-    # A run without faults proves nothing, so all of them must have come about.
+    # A run without faults proves nothing, so every kind of them must have happened.
     assert set(played.happened) > {"stored", "rejected", "unknown"}
     assert all(played.happened.values()), played.happened
 
 
-def test_a_seed_plays_the_same_run_again() -> None:
+def test_seed_plays_the_same_run_again() -> None:
     first, again = World(7), World(7)
 
     assert first.run() == again.run()
@@ -55,7 +57,7 @@ def test_a_seed_plays_the_same_run_again() -> None:
     assert first.dispatch.statistics() == again.dispatch.statistics()
 
 
-# The simulation is worth what it notices: with a rule broken on purpose it must turn red.
+# The simulation is worth what it notices: each test breaks a rule and sees it turn red.
 
 
 def _noticed(**harm: object) -> str:
@@ -64,27 +66,29 @@ def _noticed(**harm: object) -> str:
     )
 
 
-def test_it_notices_a_second_envelope_of_an_aggregate_in_flight() -> None:
+def test_simulation_notices_a_second_envelope_of_an_aggregate_in_flight() -> None:
     assert "which its lane was given first" in _noticed(one_per_aggregate=False)
 
 
-def test_it_notices_a_broker_that_does_not_know_event_ids() -> None:
+def test_simulation_notices_a_broker_that_does_not_know_event_ids() -> None:
     assert "is stored 2 times" in _noticed(dedupe=False)
 
 
-def test_it_notices_a_group_that_is_parted() -> None:
-    class Parting(Dispatch):
+def test_simulation_notices_a_group_that_is_split() -> None:
+    class Splitting(Dispatch):
         def submit(
             self, lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int, now: float
         ) -> None:
             self._policy = self._policy._replace(atomic=False)
             super().submit(lane, envelopes, epoch, now)
 
-    assert "did not end as one" in _noticed(dispatch=Parting, atomic=True)
+    assert "did not end as one" in _noticed(dispatch=Splitting, atomic=True)
     assert _noticed(atomic=True) == ""
 
 
-def test_it_notices_a_timeout_that_is_called_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulation_notices_a_timeout_that_is_called_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Hasty(Singles):
         def _end(
             self,
@@ -105,7 +109,7 @@ def test_it_notices_a_timeout_that_is_called_rejected(monkeypatch: pytest.Monkey
     assert "is called rejected, and is stored" in _noticed()
 
 
-def test_it_notices_an_answer_that_is_believed_while_an_earlier_attempt_is_in_doubt(
+def test_simulation_notices_a_refusal_believed_after_an_unanswered_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Forgetful(Singles):
@@ -116,24 +120,13 @@ def test_it_notices_an_answer_that_is_believed_while_an_earlier_attempt_is_in_do
                 entry.in_doubt = 0
             super().refused(number, index, refusal, now)
 
-    unsteady = Faults(
-        drop_request=0.0,
-        repeat_request=0.0,
-        drop_answer=0.0,
-        repeat_answer=0.0,
-        retry=0.0,
-        reject=0.2,
-        give_up=0.0,
-        delay=0.1,
-        mean_uptime=0.2,
-        restart=0.0,
-    )
+    unsteady = NO_FAULTS._replace(reject=0.2, mean_uptime=0.2)
     assert _noticed(faults=unsteady) == ""
     monkeypatch.setattr(dispatch, "Singles", Forgetful)
     assert "is called rejected, and is stored" in _noticed(faults=unsteady)
 
 
-def test_it_notices_envelopes_that_a_lost_connection_took_along(
+def test_simulation_notices_envelopes_lost_with_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Losing(Singles):
@@ -144,7 +137,7 @@ def test_it_notices_envelopes_that_a_lost_connection_took_along(
     assert "has 0 results" in _noticed()
 
 
-def test_it_notices_two_results_for_one_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulation_notices_two_results_for_one_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
     class Repeating(Singles):
         def acked_late(self, lane: LaneQueue, entry: Entry, receipt: Receipt) -> None:
             self._settlements.settle(lane, entry, Outcome.STORED, receipt)
@@ -153,7 +146,7 @@ def test_it_notices_two_results_for_one_envelope(monkeypatch: pytest.MonkeyPatch
     assert "has 2 results" in _noticed()
 
 
-def test_it_notices_a_tick_that_is_asked_for_too_late() -> None:
+def test_simulation_notices_a_tick_that_comes_too_late() -> None:
     class Sleeping(Dispatch):
         def next_tick(self) -> float:
             return self._next_expiry
@@ -164,27 +157,17 @@ def test_it_notices_a_tick_that_is_asked_for_too_late() -> None:
 
 
 @pytest.mark.parametrize("without", ["doubt", None])
-def test_it_notices_a_whole_flight_that_carries_what_may_be_in_process(
+def test_simulation_notices_a_batch_of_ids_that_may_be_in_process(
     without: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The broker acknowledges ids that are in process, and loses them with its leader."""
+    """The broker acknowledges ids that are in process, and loses them with its leader.
 
-    torn = Faults(
-        drop_request=0.0,
-        repeat_request=0.0,
-        drop_answer=0.0,
-        repeat_answer=0.0,
-        retry=0.0,
-        reject=0.0,
-        give_up=0.0,
-        delay=0.05,
-        mean_uptime=1000.0,
-        restart=0.0,
-        mean_quorum=0.5,
-    )
+    Without the doubts the run must turn red; with them, under the same faults, it must not.
+    """
+    torn = NO_FAULTS._replace(delay=0.05, mean_quorum=0.5)
     if without:
         monkeypatch.setattr(dispatch, "Batches", Believing)
-    noticed = _noticed(faults=torn, whole=True, replicated=True)
+    noticed = _noticed(faults=torn, batches=True, replicated=True)
     if without:
         assert "is called stored, and is not" in noticed
     else:

@@ -1,0 +1,123 @@
+"""One result for each envelope, and what it says."""
+
+import pickle
+
+import pytest
+
+from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
+from bytewax_jetstream.publishing import Receipt, Refusal, Verdict
+from tests.support.fake_publisher import FakePublisher
+from tests.support.pooling import envelopes, pooled
+
+
+def test_every_envelope_gets_exactly_one_result() -> None:
+    with pooled() as pool:
+        lane = pool.lane(FakePublisher(), name="lane")
+        lane.submit(envelopes(2_500, aggregates=7))
+        results = lane.flush()
+
+    assert sorted(result.event_id for result in results) == sorted(
+        one.event_id for one in envelopes(2_500)
+    )
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert lane.unsettled == 0
+    assert lane.collect() == []
+
+
+def test_stored_result_says_where_it_is_and_which_worker_and_epoch_sent_it() -> None:
+    publisher = FakePublisher(lambda envelope: Receipt("ORDERS", 4, 17, duplicate=True))
+    with pooled() as pool:
+        lane = pool.lane(publisher, name="lane", worker=3)
+        lane.submit(
+            [Envelope("orders.new", b"{}", "order-1", "customer-1", "OrderPlaced")], epoch=9
+        )
+        (result,) = lane.flush()
+
+    assert type(result) is PublishResult
+    assert result.ack_seconds > 0
+    assert result == PublishResult(
+        outcome=Outcome.STORED,
+        event_id="order-1",
+        topic="orders.new",
+        aggregate_id="customer-1",
+        event_type="OrderPlaced",
+        broker="fake",
+        stream="ORDERS",
+        partition=4,
+        sequence=17,
+        duplicate=True,
+        attempts=1,
+        ack_seconds=result.ack_seconds,
+        reason=None,
+        code=None,
+        envelope=None,
+        worker=3,
+        epoch=9,
+    )
+    assert pickle.loads(pickle.dumps(result)) == result
+
+
+@pytest.mark.parametrize(
+    ("verdict", "outcome"),
+    [
+        (Verdict.REJECT, Outcome.REJECTED),
+        (Verdict.STOP, Outcome.REJECTED),
+        (Verdict.GIVE_UP, Outcome.UNKNOWN),
+    ],
+)
+def test_failed_result_has_a_reason_and_its_envelope(verdict: Verdict, outcome: Outcome) -> None:
+    publisher = FakePublisher(lambda envelope: Refusal(verdict, "no room", 10077))
+    (envelope,) = envelopes(1, aggregates=1)
+    with pooled() as pool:
+        lane = pool.lane(publisher, name="lane", worker=3)
+        lane.submit([envelope], epoch=9)
+        (result,) = lane.flush()
+
+    assert result._replace(ack_seconds=0.0) == PublishResult(
+        outcome=outcome,
+        event_id="e0",
+        topic="topic",
+        aggregate_id="a0",
+        event_type=None,
+        broker="fake",
+        stream=None,
+        partition=None,
+        sequence=None,
+        duplicate=None,
+        attempts=1,
+        ack_seconds=0.0,
+        reason="no room",
+        code=10077,
+        envelope=envelope,
+        worker=3,
+        epoch=9,
+    )
+
+
+def test_bad_envelope_is_rejected_and_the_others_are_stored() -> None:
+    with pooled() as pool:
+        lane = pool.lane(FakePublisher(), name="lane")
+        lane.submit([*envelopes(2), Envelope("bad", b"", "bad"), *envelopes(2, prefix="f")])
+        results = {result.event_id: result for result in lane.flush()}
+
+    assert results.pop("bad").outcome is Outcome.REJECTED
+    assert {result.outcome for result in results.values()} == {Outcome.STORED}
+    assert len(results) == 4
+
+
+def test_only_stop_verdicts_and_unknown_results_give_a_stop_reason() -> None:
+    verdicts = {"e0": Verdict.REJECT, "e1": Verdict.STOP, "e2": Verdict.GIVE_UP}
+    publisher = FakePublisher(
+        lambda envelope: Refusal(verdicts[envelope.event_id], "no permission")
+    )
+    with pooled() as pool:
+        lanes = [pool.lane(publisher, name=f"lane-{number}") for number in range(3)]
+        for lane, envelope in zip(lanes, envelopes(3), strict=True):
+            lane.submit([envelope])
+            lane.flush()
+
+    assert [lane.stop_reason for lane in lanes] == [
+        None,
+        "envelope e1 on topic is rejected: no permission",
+        "envelope e2 on topic is unknown: no permission",
+    ]
