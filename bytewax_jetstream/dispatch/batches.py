@@ -32,13 +32,13 @@ A lost batch. Batch 7 carries e1 to e5, with an ack timeout of 5 s.
 A doubt, where a replicated stream must not be given a batch at all: see `doubts`.
 """
 
-from collections import deque
 from collections.abc import Callable, Set
 from enum import Enum
 from itertools import chain
 
 from ..envelope import Envelope
 from ..publishing import Append, Policy, Receipt, Refusal, Route, Verdict
+from .batch import Batch, BatchLane
 from .doubts import Doubts
 from .lane_queue import LaneQueue
 from .segment import Entry, Segment
@@ -52,83 +52,6 @@ INFINITY = float("inf")
 
 LEAST_REACH = 16
 """Messages of a batch that may be in flight, at least, after one whose first message was refused."""
-
-
-class _Batch:
-    """A batch in flight."""
-
-    __slots__ = (
-        "_deadlines",
-        "count",
-        "entries",
-        "lane",
-        "number",
-        "refusal",
-        "route",
-        "segments",
-        "stored",
-        "topic",
-    )
-
-    def __init__(self, number: int, lane: "_Lane", route: Route, topic: str) -> None:
-        self.number = number
-        self.lane = lane
-        self.route = route
-        self.topic = topic
-        """Of its first message."""
-        self.segments: list[Segment] = []
-        """What was sent and is not known to be stored."""
-        self.count = 0
-        """How many messages were sent."""
-        self.stored = 0
-        """How many of them are known to be stored."""
-        self.refusal: tuple[int, Refusal] | None = None
-        """The first index that was refused: nothing is stored from there on."""
-        self.entries: list[Entry] = []
-        """Once it is no longer awaited: what was not known to be stored then, in order."""
-        self._deadlines: deque[tuple[int, float]] = deque()
-        """For each append, behind which index it ended, and until when that is awaited."""
-
-    @property
-    def deadline(self) -> float:
-        """Until when the next answer is awaited."""
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= self.stored:
-            deadlines.popleft()
-        return deadlines[0][1] if deadlines else INFINITY
-
-    def add(self, segments: list[Segment], messages: int, deadline: float) -> None:
-        """Another append is sent."""
-        self.segments += segments
-        self.count += messages
-        self._deadlines.append((self.count, deadline))
-
-    def topics(self) -> list[str]:
-        """The topic of each message that is not known to be stored."""
-        return [envelope[0] for segment in self.segments for envelope in segment.envelopes]
-
-    def size(self) -> int:
-        """Payload bytes of them."""
-        return sum([segment.size for segment in self.segments])
-
-
-class _Lane:
-    """What this module knows of a lane."""
-
-    __slots__ = ("in_flight", "open", "queue", "reach")
-
-    def __init__(self, queue: LaneQueue) -> None:
-        self.queue = queue
-        self.in_flight = 0
-        """How many of its batches are."""
-        self.open: _Batch | None = None
-        """The one of them that goes on as long as there is something to append."""
-        self.reach = INFINITY
-        """How many messages of a batch may be in flight: behind a refused one all are in vain."""
-
-    def may_append(self) -> bool:
-        """Whether the open batch, if there is one, may go on."""
-        return self.open is not None and self.open.count - self.open.stored < self.reach
 
 
 class Plan(Enum):
@@ -160,10 +83,10 @@ class Batches:
         self._settlements = settlements
         self._singles = singles
         self._route = route
-        self._lanes: dict[LaneQueue, _Lane] = {}
-        self.sent: dict[int, _Batch] = {}
+        self._lanes: dict[LaneQueue, BatchLane] = {}
+        self.sent: dict[int, Batch] = {}
         """In flight and awaited, oldest first; read by all, changed here."""
-        self._silent: dict[int, _Batch] = {}
+        self._silent: dict[int, Batch] = {}
         """No longer awaited, oldest first, and kept until all of it is settled: a late answer
         still tells what is stored."""
         self._now = 0.0
@@ -202,7 +125,7 @@ class Batches:
         self._now = now
         lane = self._lanes.get(queue)
         if lane is None:
-            lane = self._lanes[queue] = _Lane(queue)
+            lane = self._lanes[queue] = BatchLane(queue)
         segments, route = self._take(lane, now)
         if route is not None:
             self._append(lane, segments, route, now)
@@ -349,7 +272,7 @@ class Batches:
             route, self._window.last_number, self._now
         )
 
-    def _take(self, lane: _Lane, now: float) -> tuple[list[Segment], Route | None]:
+    def _take(self, lane: BatchLane, now: float) -> tuple[list[Segment], Route | None]:
         """Take from what waits as much as goes on one route and has room; nothing when the first
         does not.
         """
@@ -440,43 +363,46 @@ class Batches:
     # Sending
 
     def _append(
-        self, lane: _Lane, segments: list[Segment], route: Route, now: float, *, last: bool = False
+        self,
+        lane: BatchLane,
+        segments: list[Segment],
+        route: Route,
+        now: float,
+        *,
+        last: bool = False,
     ) -> None:
         """Send segments with the lane's open batch, or begin another."""
         batch = lane.open
+        if batch is None and len(segments) == 1 and segments[0].count == 1:
+            # Alone, a message costs less with an ack of its own.
+            lane.queue.enter_ready(segments[0].entries())
+            return
+        envelopes = list(chain.from_iterable([each.envelopes for each in segments]))
+        # Copied: a segment may be split while a publisher still holds the append.
+        wires = list(chain.from_iterable([each.wires for each in segments]))
+        topics, size = [envelope[0] for envelope in envelopes], 0
+        for segment in segments:
+            segment.attempts += 1
+            size += segment.size
+        deadline = now + (self._policy.ack_timeout or INFINITY)
         if batch is None:
-            if len(segments) == 1 and segments[0].count == 1:
-                # Alone, a message costs less with an ack of its own.
-                lane.queue.enter_ready(segments[0].entries())
-                return
-            batch = self._begin(lane, route, segments[0].envelopes[0].topic)
-        envelopes, wires, size = segments[0].envelopes, segments[0].wires, segments[0].size
-        segments[0].attempts += 1
-        if len(segments) > 1:
-            for segment in segments[1:]:
-                segment.attempts += 1
-                size += segment.size
-            envelopes = list(chain.from_iterable([each.envelopes for each in segments]))
-            wires = list(chain.from_iterable([each.wires for each in segments]))
-        first, topics = batch.count, [envelope[0] for envelope in envelopes]
-        batch.add(segments, len(topics), now + (self._policy.ack_timeout or INFINITY))
+            number = self._window.next_number
+            batch = Batch(number, lane, route, segments, len(topics), deadline)
+            self.sent[number] = batch
+            lane.in_flight += 1
+            self.batches += 1
+        else:
+            batch.add(segments, len(topics), deadline)
         self.messages_in_batches += len(topics)
         in_flight = batch.count - batch.stored
         goes_on = lane.queue.waiting and in_flight < lane.reach
         last = last or (not goes_on and in_flight <= self._policy.flow_interval)
         lane.open = None if last else batch
-        # The wires are copied: the segment may be split while a publisher still holds them.
-        append = Append(batch.number, batch.topic, first, topics, list(wires), last)
+        first = batch.count - len(topics)
+        append = Append(batch.number, batch.topic, first, topics, wires, last)
         self._window.send(append, len(topics), size)
 
-    def _begin(self, lane: _Lane, route: Route, topic: str) -> _Batch:
-        batch = _Batch(self._window.next_number, lane, route, topic)
-        self.sent[batch.number] = batch
-        lane.in_flight += 1
-        self.batches += 1
-        return batch
-
-    def _send_end(self, batch: _Batch) -> None:
+    def _send_end(self, batch: Batch) -> None:
         batch.lane.open = None
         end = Append(batch.number, batch.topic, batch.count, [], [], last=True)
         self._window.send(end, 0, 0)
@@ -485,7 +411,7 @@ class Batches:
 
     # The end of messages, and of a batch
 
-    def _store(self, batch: _Batch, count: int, receipt: Receipt) -> None:
+    def _store(self, batch: Batch, count: int, receipt: Receipt) -> None:
         """The next `count` messages of a batch are stored."""
         if count <= 0:
             return
@@ -510,7 +436,7 @@ class Batches:
             self._settlements.add(queue, SegmentStored(segment, receipt))
         self._window.release(messages, size)
 
-    def _end(self, batch: _Batch) -> None:
+    def _end(self, batch: Batch) -> None:
         """A batch is no longer awaited; what is not known to be stored is no longer in flight."""
         lane = batch.lane
         if batch.segments:
@@ -521,7 +447,7 @@ class Batches:
             lane.open = None
         lane.queue.mark_changed()
 
-    def _lose(self, batch: _Batch, refusal: Refusal) -> list[Entry]:
+    def _lose(self, batch: Batch, refusal: Refusal) -> list[Entry]:
         """A batch gets no answer any more; returns what of it is unsettled, in order."""
         self._end(batch)
         self._silent[batch.number] = batch
@@ -538,7 +464,7 @@ class Batches:
         self._doubts.unanswered(topics, self._window.last_number)
         return batch.entries
 
-    def _retry_later(self, batch: _Batch, refusal: Refusal, now: float) -> None:
+    def _retry_later(self, batch: Batch, refusal: Refusal, now: float) -> None:
         """A batch is lost: what of it is unsettled is tried again as singles, after a pause."""
         self._singles.retry_later(batch.lane.queue, self._lose(batch, refusal), now)
 

@@ -1,6 +1,7 @@
 """A mutation of the batches, for tests that must see it turn red."""
 
-from bytewax_jetstream.dispatch.batches import Batches, _Batch
+from bytewax_jetstream.dispatch.batch import Batch
+from bytewax_jetstream.dispatch.batches import Batches
 from bytewax_jetstream.publishing import Refusal, Route
 
 __all__ = ["Believing"]
@@ -11,7 +12,7 @@ class Believing(Batches):
     ever in doubt.
     """
 
-    def _retry_later(self, batch: _Batch, refusal: Refusal, now: float) -> None:
+    def _retry_later(self, batch: Batch, refusal: Refusal, now: float) -> None:
         self._end(batch)
         for segment in batch.segments:
             self._doubts.not_in_process(segment.envelopes)

@@ -22,7 +22,7 @@ __all__ = ["Broker"]
 
 
 @dataclass
-class _Batch:
+class Batch:
     """What the broker knows of a batch."""
 
     count: int = 0
@@ -72,7 +72,7 @@ class Broker:
         """Where in the log an event id was stored first."""
         self.refused: dict[str, set[tuple[int, int]]] = defaultdict(set)
         """Which attempts it refused, or gave up, for good, by event id."""
-        self._batches: dict[int, _Batch] = {}
+        self._batches: dict[int, Batch] = {}
         self._quorum = True
         self._proposed: dict[str, _Proposal] = {}
         """In process, in order, by event id."""
@@ -133,8 +133,8 @@ class Broker:
         """
         dispatch, number, chance = self._dispatch, append.number, self._clock.chance
         if number not in self._batches and (not append.messages or append.messages[0][0]):
-            self._batches[number] = _Batch(over=True)  # it never saw it begin
-        batch = self._batches.setdefault(number, _Batch())
+            self._batches[number] = Batch(over=True)  # it never saw it begin
+        batch = self._batches.setdefault(number, Batch())
         if batch.over:
             self._network.report(lambda: dispatch.batch_ended(number, 0, self._clock.now))
             return

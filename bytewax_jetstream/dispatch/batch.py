@@ -1,0 +1,97 @@
+"""A batch in flight, and what is known of a lane for its batches; only `batches` changes them."""
+
+from collections import deque
+
+from ..publishing import Refusal, Route
+from .lane_queue import LaneQueue
+from .segment import Entry, Segment
+
+__all__ = ["Batch", "BatchLane"]
+
+INFINITY = float("inf")
+
+
+class Batch:
+    """A batch in flight."""
+
+    __slots__ = (
+        "_deadlines",
+        "count",
+        "entries",
+        "lane",
+        "number",
+        "refusal",
+        "route",
+        "segments",
+        "stored",
+        "topic",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        lane: "BatchLane",
+        route: Route,
+        segments: list[Segment],
+        messages: int,
+        deadline: float,
+    ) -> None:
+        self.number = number
+        self.lane = lane
+        self.route = route
+        self.topic = segments[0].envelopes[0].topic
+        """Of its first message."""
+        self.segments: list[Segment] = []
+        """What was sent and is not known to be stored."""
+        self.count = 0
+        """How many messages were sent."""
+        self.stored = 0
+        """How many of them are known to be stored."""
+        self.refusal: tuple[int, Refusal] | None = None
+        """The first index that was refused: nothing is stored from there on."""
+        self.entries: list[Entry] = []
+        """Once it is no longer awaited: what was not known to be stored then, in order."""
+        self._deadlines: deque[tuple[int, float]] = deque()
+        """For each append, behind which index it ended, and until when that is awaited."""
+        self.add(segments, messages, deadline)
+
+    @property
+    def deadline(self) -> float:
+        """Until when the next answer is awaited."""
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= self.stored:
+            deadlines.popleft()
+        return deadlines[0][1] if deadlines else INFINITY
+
+    def add(self, segments: list[Segment], messages: int, deadline: float) -> None:
+        """An append is sent."""
+        self.segments += segments
+        self.count += messages
+        self._deadlines.append((self.count, deadline))
+
+    def topics(self) -> list[str]:
+        """The topic of each message that is not known to be stored."""
+        return [envelope[0] for segment in self.segments for envelope in segment.envelopes]
+
+    def size(self) -> int:
+        """Payload bytes of them."""
+        return sum([segment.size for segment in self.segments])
+
+
+class BatchLane:
+    """What this module knows of a lane."""
+
+    __slots__ = ("in_flight", "open", "queue", "reach")
+
+    def __init__(self, queue: LaneQueue) -> None:
+        self.queue = queue
+        self.in_flight = 0
+        """How many of its batches are."""
+        self.open: Batch | None = None
+        """The one of them that goes on as long as there is something to append."""
+        self.reach = INFINITY
+        """How many messages of a batch may be in flight: behind a refused one all are in vain."""
+
+    def may_append(self) -> bool:
+        """Whether the open batch, if there is one, may go on."""
+        return self.open is not None and self.open.count - self.open.stored < self.reach
