@@ -143,7 +143,7 @@ def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
         until(lambda: len(told.emitted) > emitted or time.monotonic() > paused + 2)
         child.signal(signal.SIGTERM)
         assert child.wait(15) > 0, child.log
-        assert "are not settled in time: see whether the broker answers" in child.log
+        assert "are not settled in time: check that the broker answers" in child.log
     server.resume()
     unsettled = set(told.emitted) - set(message_ids(server.url, "CHILD"))
     first = len(told.emitted)
