@@ -273,7 +273,7 @@ class JetStreamPublisher:
         while self._denied_topics:
             topic = self._denied_topics.pop()
             self._forbidden.add(topic)
-            reason = f"this user may not publish on {topic}: grant it, then publish again"
+            reason = f"this user may not publish on {topic}: allow it, then publish again"
             self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
 
     # Answers
@@ -406,6 +406,6 @@ class JetStreamPublisher:
             reason = f"no stream covers topic {topic} any more: {REMEDY}, then start the flow again"
             refusal = Refusal(Verdict.STOP, reason, 503)
         else:
-            reason = f"no stream answers on topic {topic}: none covers it, or it has no leader"
+            reason = f"no stream answers on topic {topic}: none covers it, or its stream has no leader"
             refusal = Refusal(Verdict.RETRY, reason, 503)
         self._events.refused(number, index, refusal)
