@@ -270,7 +270,7 @@ def test_an_ack_of_a_leader_without_followers_is_not_believed(
     another.
     """
     if believing:
-        monkeypatch.setattr("bytewax_jetstream.dispatch.Whole", Believing)
+        monkeypatch.setattr("bytewax_jetstream.dispatch.dispatch.Whole", Believing)
     roles = _roles(own_cluster)
     stream = StreamSettings(name="DOUBT", subjects=("doubt",), replicas=3)
     before, batch = envelopes(50, "doubt"), envelopes(20, "doubt", first=1_000, aggregates=5)
@@ -294,7 +294,7 @@ def test_nor_is_it_by_a_run_that_takes_over_from_one_that_was_killed_with_a_flig
 ) -> None:
     """The first run's messages are in process, and the next one does not know which they are."""
     if believing:
-        monkeypatch.setattr("bytewax_jetstream.dispatch.Whole", Believing)
+        monkeypatch.setattr("bytewax_jetstream.dispatch.dispatch.Whole", Believing)
     roles = _roles(own_cluster)
     make_stream(own_cluster.url, "DOUBT", "child", num_replicas=3, allow_batched=True)
     roles.have_the_leader_lead()
