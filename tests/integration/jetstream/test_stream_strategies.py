@@ -303,7 +303,7 @@ def test_a_stream_that_cannot_be_made_says_why(nats_server: NatsServer) -> None:
         publish(jetstream(nats_server.url, streams=(overlapping,)))
     with pytest.raises(
         StreamError,
-        match=r"^stream TOOMANY cannot be created: replicas > 1 not supported .*\(10074\); change its",
+        match=r"^stream TOOMANY cannot be created: replicas > 1 not supported .*\(10074\); change",
     ):
         publish(jetstream(nats_server.url, streams=(too_many,)))
 

@@ -303,7 +303,10 @@ def test_an_odd_aggregate_or_type_is_refused(field: str, value: Any) -> None:
         (PublishOptions(ttl=timedelta(seconds=-5)), "invalid ttl"),
         (PublishOptions(ttl=timedelta.max), "invalid ttl"),
         (PublishOptions(ttl=5), "the ttl must be a timedelta, not int"),  # type: ignore[arg-type]
-        (PublishOptions(ttl=Array()), "the ttl must be a timedelta, not Array"),  # type: ignore[arg-type]
+        (
+            PublishOptions(ttl=Array()),  # type: ignore[arg-type]
+            "the ttl must be a timedelta, not Array",
+        ),
         (
             PublishOptions(expected_last_sequence=-1),
             "invalid expected last sequence: give 0 or a stream sequence",
@@ -311,8 +314,14 @@ def test_an_odd_aggregate_or_type_is_refused(field: str, value: Any) -> None:
         (PublishOptions(expected_last_sequence=True), "invalid expected last sequence"),
         (PublishOptions(expected_last_sequence=2**63), "invalid expected last sequence"),
         (PublishOptions(expected_last_sequence=10**5000), "invalid expected last sequence"),
-        (PublishOptions(expected_last_subject_sequence="7"), "invalid expected last sequence"),  # type: ignore[arg-type]
-        (PublishOptions(expected_last_subject_sequence=1.0), "invalid expected last sequence"),  # type: ignore[arg-type]
+        (
+            PublishOptions(expected_last_subject_sequence="7"),  # type: ignore[arg-type]
+            "invalid expected last sequence",
+        ),
+        (
+            PublishOptions(expected_last_subject_sequence=1.0),  # type: ignore[arg-type]
+            "invalid expected last sequence",
+        ),
         ({"ttl": timedelta(seconds=5)}, "the options must be PublishOptions, not dict"),
         ((None, 1, None), "the options must be PublishOptions, not tuple"),
         (timedelta(seconds=5), "the options must be PublishOptions, not timedelta"),
