@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 __all__ = [
+    "Item",
     "JetStreamMessage",
     "RawMessage",
     "Start",
@@ -52,6 +53,10 @@ class UnreadableMessage(NamedTuple):
     payload: bytes
     header: bytes
     """The header block as it is stored; empty if there is none."""
+
+
+Item = JetStreamMessage | UnreadableMessage
+"""What a JetStream source emits."""
 
 
 def parse_position(reply: bytes) -> tuple[int, int, int]:

@@ -44,12 +44,12 @@ description.
 """
 
 
-def place_of(flight: int, index: int) -> int:
+def place_of(number: int, index: int) -> int:
     """One number for a message: the number of its send, and its index in it (below 1,024).
 
     For example message 5 of send 3: `3 << 10 | 5`, that is 3077.
     """
-    return flight << INDEX_BITS | index
+    return number << INDEX_BITS | index
 
 
 def error_of(error: BaseException) -> KafkaError | None:

@@ -1,9 +1,9 @@
-"""Publishes flights to Kafka; every message's delivery report becomes its result.
+"""`KafkaPublisher`: sends envelopes to Kafka; every message's delivery report becomes its result.
 
-librdkafka alone retries, idempotently: so order is kept per partition with many messages in flight,
-and nothing is doubled within a run. What it gives up on may be stored, and is unknown. This module
-knows what Kafka's errors mean and which topics there are; the library and its threads are
-`client`'s.
+librdkafka alone retries. It does so idempotently: a partition keeps its order with many messages in
+flight, and no message is stored twice within a run. A message that librdkafka gives up on may be
+stored, so its outcome is unknown. The library and its threads are in `producer`, the topics in
+`known_topics`.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any, cast
 from confluent_kafka import KafkaError, KafkaException
 
 from ..envelope import Envelope
-from ..errors import ConnectError, EnvelopeError, TopicError
+from ..errors import ConnectError, EnvelopeError
 from ..publishing import (
     Outgoing,
     Policy,
@@ -38,13 +38,12 @@ from .encoding import (
     Headers,
     Record,
     are_plain,
-    check_topic,
     encode,
     is_plain,
 )
 from .error_codes import FINAL_AT_START, STOP_CODES, classify
+from .known_topics import KnownTopics
 from .producer import INDEX_BITS, PAUSE, Client, error_of, place_of
-from .topics import REMEDY, Topic, TopicAdmin, ensure_topics
 
 __all__ = ["KafkaPublisher"]
 
@@ -52,25 +51,21 @@ log = logging.getLogger(__name__)
 
 WINDOW_BYTES = 64 * 1024 * 1024
 MAX_SEND = 1 << INDEX_BITS
-"""Messages a lane sends in its turn, before reports are served."""
-FORGET_SECONDS = 1.0
-"""How long a topic that is not there is believed not to be."""
-LOOK_UP_SECONDS = 2.0
-"""For a broker's answer about a topic; without one it is asked again."""
+"""How many messages a lane may send at a time, before reports are served."""
 RETRY_SECONDS = 0.01
-"""Until messages that librdkafka had no room for are offered again."""
+"""After how long messages that librdkafka had no room for are offered again."""
 CLOSE_SECONDS = 2.0
 ATTEMPT = 1.0
-"""Seconds of one attempt to reach a broker at the start, so that a refused password is said at
-once.
+"""Seconds of one attempt to reach a broker at the start; short, so that a refused password is
+reported at once.
 """
 
 
 class KafkaPublisher:
     """Stores envelopes in Kafka topics, at least once, and once within a run.
 
-    One producer for all lanes with equal settings. Stored means that all in-sync replicas have it
-    (`acks=all`); how many those are is the topic's `min.insync.replicas`.
+    A message is stored when all in-sync replicas have it (`acks=all`), at least the topic's
+    `min.insync.replicas`. All lanes with equal settings share one producer.
     """
 
     broker = "kafka"
@@ -79,18 +74,11 @@ class KafkaPublisher:
         self._settings = settings
         self._events: PublisherEvents
         self._client: Client | None = None
-        self._admin: TopicAdmin | None = None
-        self._topics: dict[str, Topic] = {}
-        """Those that may be published to."""
-        self._refused: dict[str, tuple[float, str]] = {}
-        """Those that may not: until when that is believed, and why."""
-        self._parked: dict[str, list[tuple[int, int]]] = {}
-        """Flight and index of what waits until its topic is looked up, in order."""
-        self._look_up: asyncio.Task[None] | None = None
+        self._topics = KnownTopics(settings, send=self._send_found, on_looked_up=self._reported)
         self._backlog: deque[tuple[int, int, Record]] = deque()
-        """What librdkafka had no room for, in order."""
+        """Messages that librdkafka had no room for, in order."""
         self._retry: asyncio.TimerHandle | None = None
-        self._counts = dict.fromkeys(("queue_full", "topic_look_ups", "hand_overs"), 0)
+        self._counts = dict.fromkeys(("queue_full", "hand_overs"), 0)
 
     @property
     def identity(self) -> Hashable:
@@ -102,7 +90,7 @@ class KafkaPublisher:
 
     @property
     def policy(self) -> Policy:
-        """Many messages of an aggregate out at a time: an idempotent producer keeps their order
+        """Many messages of an aggregate may be in flight: an idempotent producer keeps their order
         through retries.
         """
         return Policy(
@@ -115,16 +103,16 @@ class KafkaPublisher:
         )
 
     async def start(self, events: PublisherEvents) -> None:
-        """Reach a broker, make or check the topics.
+        """Reach a broker, and make or check the topics.
 
         :raises ConnectError: when no broker answers within the connect timeout.
-        :raises TopicError: when a declared topic is missing or too weak.
+        :raises TopicError: when a declared topic is missing, or keeps less than declared.
         """
         self._events = events
         loop = asyncio.get_running_loop()
 
         def on_loop(callback: Any, *arguments: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody is left to tell
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the publisher with it
                 loop.call_soon_threadsafe(callback, *arguments)
 
         self._client = client = Client(
@@ -134,32 +122,26 @@ class KafkaPublisher:
         )
         deadline = time.monotonic() + self._settings.connect_timeout
         await asyncio.to_thread(self._reach, client, deadline)
-        if self._settings.topic_strategy != "skip":
-            self._admin = admin = await asyncio.to_thread(TopicAdmin, self._settings)
-            self._topics.update(
-                await asyncio.to_thread(ensure_topics, admin, self._settings, deadline)
-            )
+        await self._topics.open(events, deadline)
         events.connected()
 
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
-        """Check envelopes, and encode those that cannot go as they stand; for the others it is
-        None.
-        """
-        if are_plain(envelopes, self._topics.keys()):
+        """Check envelopes; encode those that cannot be sent as they are, None for the others."""
+        if are_plain(envelopes, self._topics.found.keys()):
             return [None] * len(envelopes)
         return prepare_each(self._prepare, envelopes)
 
     def route(self, topic: str) -> Route | None:
-        """Kafka's library forms batches of its own."""
+        """None: librdkafka forms its own batches."""
         return None
 
     def send(self, outgoing: Outgoing) -> None:
-        """Hand singles to librdkafka, and take what reports there are."""
-        assert isinstance(outgoing, Singles), "there are no routes, and no groups"
+        """Hand singles to librdkafka, and take the reports that have arrived."""
+        assert isinstance(outgoing, Singles), "this publisher has no routes and no groups"
         client = self._client
         assert client is not None, "nothing is sent before the start"
         topics, produce, report, number = (
-            self._topics,
+            self._topics.found,
             client.produce,
             client.report,
             outgoing.number,
@@ -174,7 +156,7 @@ class KafkaPublisher:
             if envelope.event_type is not None:
                 headers.append((EVENT_TYPE, envelope.event_type))
             try:
-                # By position, and strings as they are: it is the library that encodes them.
+                # Arguments by position and strings not encoded: the library does that faster.
                 produce(
                     envelope.topic,
                     envelope.payload,
@@ -191,25 +173,24 @@ class KafkaPublisher:
         self._take_reports()
 
     def flush_hint(self) -> float:
-        """Let nothing linger, for a moment."""
+        """Send lingering messages now."""
         if self._client is not None:
             self._client.flush_hint()
         return PAUSE
 
     async def close(self) -> None:
-        """Let go of the producer within a bounded time; nothing is waited for."""
-        if self._look_up is not None:
-            self._look_up.cancel()
+        """End the producer within a bounded time, without waiting for reports."""
+        self._topics.close()
         if self._retry is not None:
             self._retry.cancel()
         if self._client is not None:
             try:
                 left = await asyncio.to_thread(self._let_go, self._client)
-            except RuntimeError:  # the interpreter ends, and starts no thread any more
+            except RuntimeError:  # the interpreter is ending, and starts no more threads
                 left = self._let_go(self._client)
             if left:
                 log.warning(
-                    "closed with %d messages that had no report: whether they are stored is unknown",
+                    "closed while %d messages had no report: whether they are stored is unknown",
                     left,
                 )
             self._client = None
@@ -217,28 +198,34 @@ class KafkaPublisher:
     def statistics(self) -> dict[str, int]:
         """Counters of the producer."""
         queued = len(self._client) if self._client is not None else 0
-        return {**self._counts, "queued": queued, "topics": len(self._topics)}
+        return {
+            **self._counts,
+            "topic_look_ups": self._topics.look_ups,
+            "queued": queued,
+            "topics": len(self._topics.found),
+        }
 
     def _prepare(self, envelope: Envelope) -> Record | None:
         try:
-            known = envelope.topic in self._topics
+            known = envelope.topic in self._topics.found
         except TypeError:
             known = False
         if not known:
-            self._check(envelope.topic)
+            self._topics.check(envelope.topic)
         return None if is_plain(envelope) else encode(envelope)
 
     def _let_go(self, client: Client) -> int:
-        """End the library's threads, and wait for that; returns how many messages had no report.
-        Blocks.
-        """
-        self._admin = None  # nor may its threads wait for the garbage collector
+        """End the library's threads; returns how many messages had no report. Blocks."""
+        self._topics.release_admin()
         return client.close(CLOSE_SECONDS)
 
     # Starting
 
     def _reach(self, client: Client, deadline: float) -> None:
-        """Wait for a broker's first answer, in attempts. Blocks."""
+        """Try until a broker answers. Blocks.
+
+        :raises ConnectError: at the deadline, or at once when waiting does not help.
+        """
         while True:
             try:
                 client.list_topics(min(ATTEMPT, max(0.1, deadline - time.monotonic())))
@@ -268,13 +255,13 @@ class KafkaPublisher:
                         reason=why,
                     ) from None
 
-    # Sending what is not plain
+    # Sending a message that needs encoding, or has to wait for its topic or for room
 
     def _send_one(self, number: int, index: int, wire: Record) -> None:
-        topic = self._topics.get(wire.topic)
+        topic = self._topics.found.get(wire.topic)
         client = self._client
         if topic is None:
-            self._park(wire.topic, number, index)
+            self._topics.park(wire.topic, number, index)
         elif self._backlog:
             self._backlog.append((number, index, wire))
         elif topic.partitions is not None and wire.partition >= topic.partitions:
@@ -288,8 +275,11 @@ class KafkaPublisher:
             except (BufferError, KafkaException) as error:
                 self._not_taken(number, index, wire, error)
 
+    def _send_found(self, number: int, index: int, envelope: Envelope) -> None:
+        self._send_one(number, index, encode(envelope))
+
     def _not_taken(self, number: int, index: int, wire: Record, error: Exception) -> None:
-        """Librdkafka says at once that it will not send a message, or has no room for it."""
+        """Librdkafka has refused a message, or has no room for it."""
         found = error_of(error)
         if found is None or found.code() == KafkaError._QUEUE_FULL:  # noqa: SLF001
             self._counts["queue_full"] += 1
@@ -312,7 +302,7 @@ class KafkaPublisher:
         self._retry = None
         waiting, self._backlog = self._backlog, deque()
         for number, index, wire in waiting:
-            if self._events.in_flight(number, index):  # whose time is not up
+            if self._events.in_flight(number, index):  # its delivery timeout has not passed
                 self._send_one(number, index, wire)
         self._reported()
 
@@ -322,10 +312,7 @@ class KafkaPublisher:
             f"give 0 to {partitions - 1}, or None"
         )
         self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
-        since, _ = self._refused.get(wire.topic, (0.0, ""))
-        if since < time.monotonic():  # it may have grown since it was looked up
-            self._refused[wire.topic] = (time.monotonic() + FORGET_SECONDS, "")
-            del self._topics[wire.topic]
+        self._topics.look_up_again(wire.topic)
 
     # Reports
 
@@ -345,70 +332,4 @@ class KafkaPublisher:
 
     def _classify(self, code: int, text: str, number: int, index: int) -> Refusal:
         envelope = next(iter(self._events.in_flight(number, index)), None)
-        return classify(code, text, envelope, checked=self._admin is not None)
-
-    # Topics first seen after the start
-
-    def _check(self, topic: str) -> None:
-        """The first look at a topic: its form, and what is believed of it."""
-        check_topic(topic)
-        if self._admin is None:
-            self._topics[topic] = Topic(None)
-            return
-        until, reason = self._refused.get(topic, (0.0, ""))
-        if reason and time.monotonic() < until:
-            raise EnvelopeError(reason, field="topic", topic=topic)
-
-    def _park(self, topic: str, number: int, index: int) -> None:
-        """Keep a message until its topic is looked up, away from the pool's thread."""
-        self._parked.setdefault(topic, []).append((number, index))
-        if self._look_up is None or self._look_up.done():
-            self._look_up = asyncio.get_running_loop().create_task(self._look_up_parked())
-
-    async def _look_up_parked(self) -> None:
-        while self._parked and self._admin is not None:
-            names = list(self._parked)
-            self._counts["topic_look_ups"] += 1
-            deadline = time.monotonic() + min(LOOK_UP_SECONDS, self._settings.connect_timeout)
-            reasons: dict[str, str] = {}
-            found: dict[str, Topic] = {}
-            for (
-                name
-            ) in names:  # one by one, so that what one of them may not be asked harms no other
-                try:
-                    found |= await asyncio.to_thread(self._admin.describe, [name], deadline)
-                    reasons[name] = f"there is no topic {name}: {REMEDY}"
-                except TopicError as error:
-                    reasons[name] = str(error)
-                except ConnectError as error:
-                    log.warning("a topic could not be looked up, and is again: %s", error)
-                    self._forget_settled(name)
-            for name in names:
-                topic = found.get(name)
-                weakness = (
-                    topic.weakness(name, self._settings.batch_bytes) if topic is not None else None
-                )
-                if topic is not None and weakness is None:
-                    self._topics[name] = topic
-                    self._unpark(name)
-                elif name in reasons:
-                    self._reject_parked(name, weakness or reasons[name])
-            self._reported()
-
-    def _unpark(self, name: str) -> None:
-        for number, index in self._parked.pop(name):
-            for envelope in self._events.in_flight(number, index):
-                self._send_one(number, index, encode(envelope))
-
-    def _reject_parked(self, name: str, reason: str) -> None:
-        self._refused[name] = (time.monotonic() + FORGET_SECONDS, reason)
-        for number, index in self._parked.pop(name):
-            self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
-
-    def _forget_settled(self, name: str) -> None:
-        """Let go of messages whose time was up before a broker answered."""
-        self._parked[name] = [
-            place for place in self._parked[name] if self._events.in_flight(*place)
-        ]
-        if not self._parked[name]:
-            del self._parked[name]
+        return classify(code, text, envelope, checked=self._topics.are_checked)

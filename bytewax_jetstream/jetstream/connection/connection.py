@@ -9,9 +9,6 @@ connection, because the reconnect of nats-py
 
 Here a lost client is thrown away: its socket is aborted, unsent bytes and all, and a new client
 connects.
-
-Only this module uses private fields of nats-py;
-`tests/unit/jetstream/connection/test_nats_contract.py` fails when one is gone.
 """
 
 import asyncio
@@ -19,166 +16,32 @@ import contextlib
 import json
 import logging
 import re
-import ssl
 import time
 from collections.abc import Callable
 from random import uniform
-from typing import Any, Self, cast
+from typing import Any, cast
 
-from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 
-from ...errors import ConnectError, JetStreamPipelineError
+from ...errors import ConnectError
 from ...settings import JetStreamSettings
-from .parser import BulkReader, MessageHandler, Parser
+from .client import SingleUseClient
+from .connecting import connect
+from .failures import JetStreamApiError, remedy, words
+from .parser import BulkReader, MessageHandler
 
-__all__ = ["DENIED_PUBLISH", "Connection", "JetStreamApiError"]
+__all__ = ["DENIED_PUBLISH", "Connection"]
 
 log = logging.getLogger(__name__)
 
-PING_INTERVAL = 2
-"""Seconds between pings; a server that answers none of three is given up."""
 ATTEMPT_SECONDS = 2.0
 """For one attempt to connect to one server."""
-DISPOSE_SECONDS = 0.5
 REQUEST_SECONDS = 5.0
-READ_SIZE = 128 * 1024
 DENIED_PUBLISH = re.compile(r'Permissions Violation for Publish to "([^"]+)"', re.IGNORECASE).search
 MOST_DENIALS = 1_000
 """Most denials that are logged, each once; the server repeats a denial for every message."""
-
-
-class JetStreamApiError(JetStreamPipelineError):
-    """The server refused a JetStream API request, and changed nothing.
-
-    :ivar code: The server's own error code.
-    :ivar description: The server's own words.
-
-    Users meet it as a `StreamError` or a `SourceError` with the same code.
-    """
-
-    def __init__(self, code: int, description: str) -> None:
-        super().__init__(f"{description} ({code})")
-        self.code = code
-        self.description = description
-
-    def __reduce__(self) -> tuple[type[Self], tuple[int, str]]:
-        return type(self), (self.code, self.description)
-
-
-class _Client(Client):
-    """nats-py's client, used for one TCP connection and then thrown away."""
-
-    def __init__(self, owner: "Connection", wants_tls: bool) -> None:
-        super().__init__()
-        self._ps = cast(Any, Parser(self))
-        self._owner = owner
-        self._wants_tls = wants_tls
-        self.handlers: dict[int, MessageHandler] = {}
-        self.take_bulk = owner.take_bulk
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    def lose(self, reason: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(reason)
-
-    # Called by the parser
-
-    async def on_message(
-        self, sid: int, subject: bytes, reply: bytes, payload: bytes, header: bytes | None
-    ) -> None:
-        """Hand a message of one of nats-py's own subscriptions to nats-py."""
-        await self._process_msg(sid, subject, reply, payload, cast(bytes, header))
-
-    async def on_ping(self) -> None:
-        await self._process_ping()
-
-    async def on_pong(self) -> None:
-        await self._process_pong()
-
-    async def on_info(self, info: dict[str, Any]) -> None:
-        await self._process_info(info)
-
-    async def on_error(self, message: str) -> None:
-        if "permissions violation" in message.lower():
-            self._owner.permission_denied(message)
-        else:
-            self.lose(f"the server said: {message}")
-
-    # Called by nats-py
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # Called before CONNECT sends the credentials, which must never go over a plain connection.
-        if initial_connection and self._wants_tls and not self.options["tls_handshake_first"]:
-            if not info.get("tls_required") and not info.get("tls_available"):
-                raise NatsError("nats: the server does not offer TLS, which the settings require")
-            self._server_info["tls_required"] = True
-        await super()._process_info(info, initial_connection)
-
-    async def _process_op_err(self, e: Exception) -> None:
-        self.lose(f"connection lost ({_words(e)})")
-
-    async def _read_loop(self) -> None:
-        transport = self._transport
-        assert transport is not None
-        try:
-            while data := await transport.read(READ_SIZE):
-                await self._ps.parse(data)
-                self._owner.on_read()
-            self.lose("the server closed the connection")
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            if not isinstance(error, OSError | NatsError):
-                log.exception("reading from NATS failed")
-            self.lose(f"reading failed: {_words(error)}")
-
-    # Called by the connection
-
-    def raw_subscribe(self, subject: str, handler: MessageHandler) -> int:
-        """Subscribe; SUB is on the wire before anything that is written later."""
-        self._sid += 1
-        self.handlers[self._sid] = handler
-        self.raw_write(b"SUB %s  %d\r\n" % (subject.encode(), self._sid))
-        return self._sid
-
-    def raw_unsubscribe(self, sid: int) -> None:
-        if self.handlers.pop(sid, None) is not None:
-            self.raw_write(b"UNSUB %d\r\n" % sid)
-
-    def raw_write(self, data: bytes) -> None:
-        """Write straight to the socket: nats-py's buffer would send it again after a reconnect."""
-        self._stream().write(data)
-
-    def reader_is_dead(self) -> bool:
-        return self._reading_task is None or self._reading_task.done()
-
-    def abort(self) -> None:
-        """Close the socket and drop unsent bytes, which a stalled server would never read."""
-        if self._transport is not None and getattr(self._transport, "_io_writer", None) is not None:
-            self._stream().abort()
-
-    def _stream(self) -> asyncio.WriteTransport:
-        private = cast(Any, self._transport)._io_writer.transport  # noqa: SLF001  # see the module
-        return cast(asyncio.WriteTransport, private)
-
-    @property
-    def is_clustered(self) -> bool:
-        return bool(self._server_info.get("cluster"))
-
-    def known_servers(self) -> list[str]:
-        return [server.uri.geturl() for server in self._server_pool]
-
-    async def dispose(self) -> None:
-        """End the client's tasks within half a second, whatever state it is in."""
-        self.abort()
-        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
-            if task is not None:
-                task.cancel()
-        with contextlib.suppress(Exception):  # nobody uses this client any more
-            await asyncio.wait_for(self._close(Client.CLOSED, do_cbs=False), DISPOSE_SECONDS)
 
 
 class Connection:
@@ -207,7 +70,7 @@ class Connection:
         self._on_denied = on_denied
         self.on_read = on_read
         self.take_bulk = take_bulk
-        self._client: _Client | None = None
+        self._client: SingleUseClient | None = None
         self._servers = list(settings.servers)
         self._subscriptions: dict[str, tuple[MessageHandler, int]] = {}
         self._keeper: asyncio.Task[None] | None = None
@@ -252,14 +115,15 @@ class Connection:
         pause = 0.05
         while True:
             try:
-                self._adopt(await self._connect(min(ATTEMPT_SECONDS, deadline - time.monotonic())))
+                left = deadline - time.monotonic()
+                self._adopt(await self._connect(min(ATTEMPT_SECONDS, left)))
                 break
             except Exception as error:  # of many types: each means that there is no connection
-                reason, remedy = _words(error), _remedy(error)
+                reason, advice = words(error), remedy(error)
                 servers = ", ".join(self._settings.servers)
-                if remedy is not None:
+                if advice is not None:
                     raise self._failure(
-                        f"no connection to {servers} ({reason}): {remedy}", reason=reason
+                        f"no connection to {servers} ({reason}): {advice}", reason=reason
                     ) from None
                 if time.monotonic() + pause >= deadline:
                     seconds = self._settings.connect_timeout
@@ -305,7 +169,7 @@ class Connection:
         try:
             await client.flush(timeout=cast(int, self._settings.connect_timeout))
         except (NatsError, OSError) as error:
-            seconds, reason = self._settings.connect_timeout, _words(error)
+            seconds, reason = self._settings.connect_timeout, words(error)
             raise self._failure(
                 f"the server did not confirm a subscription within {seconds:g} s ({reason}): "
                 "check whether it is overloaded",
@@ -371,7 +235,7 @@ class Connection:
                 subject=full,
             ) from None
         except (NatsTimeoutError, NatsError, OSError) as error:
-            reason = _words(error)
+            reason = words(error)
             raise self._failure(
                 f"no answer to {full} within {seconds:g} s ({reason}): check whether the server is "
                 "overloaded",
@@ -399,7 +263,7 @@ class Connection:
         try:
             answer = await self._live().request(topic, b"", timeout=seconds, headers=headers)
         except (NatsError, OSError) as error:
-            reason = _words(error)
+            reason = words(error)
             raise self._failure(
                 f"no answer on {topic} within {seconds:g} s ({reason})",
                 seconds=seconds,
@@ -427,7 +291,7 @@ class Connection:
 
     # Keeping it up
 
-    def _live(self) -> _Client:
+    def _live(self) -> SingleUseClient:
         if self._client is None:
             raise self._failure("not connected to NATS at the moment")
         return self._client
@@ -459,7 +323,7 @@ class Connection:
             await client.dispose()
             await self._replace()
 
-    async def _until_lost(self, client: _Client) -> str:
+    async def _until_lost(self, client: SingleUseClient) -> str:
         while True:
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(asyncio.shield(client.lost), 0.5)
@@ -476,14 +340,14 @@ class Connection:
         log.info("NATS: connected again")
         self._on_up()
 
-    def _adopt(self, client: _Client) -> None:
+    def _adopt(self, client: SingleUseClient) -> None:
         version = client.connected_server_version
         self.takes_batches = (version.major, version.minor) >= (2, 14)
         self.takes_groups = (version.major, version.minor) >= (2, 12)
         self.is_clustered = client.is_clustered
         self._client = client
 
-    async def _connect_at_last(self) -> _Client:
+    async def _connect_at_last(self) -> SingleUseClient:
         pause, logged = 0.02, 0.0
         while True:
             try:
@@ -491,93 +355,9 @@ class Connection:
             except Exception as error:  # of many types; giving up would end the publisher
                 if time.monotonic() - logged > 10:
                     logged = time.monotonic()
-                    log.warning("NATS: still no connection: %s", _words(error))
+                    log.warning("NATS: still no connection: %s", words(error))
             await asyncio.sleep(uniform(0.5, 1.0) * pause)
             pause = min(2 * pause, 1.0)
 
-    async def _connect(self, seconds: float) -> _Client:
-        settings = self._settings
-        client = _Client(self, settings.wants_tls)
-        servers = [_with_scheme(server, settings.wants_tls) for server in self._servers]
-        secrets: dict[str, Any] = {}
-        if settings.user is not None and settings.password is not None:
-            secrets = {"user": settings.user, "password": settings.password.get_secret_value()}
-        elif settings.token is not None:
-            secrets = {"token": settings.token.get_secret_value()}
-        elif settings.nkey_seed is not None:
-            secrets = {"nkeys_seed_str": settings.nkey_seed.get_secret_value()}
-        elif settings.credentials_file is not None:
-            secrets = {"user_credentials": str(settings.credentials_file)}
-        if settings.wants_tls:
-            secrets["tls"] = tls_context(settings)
-            if settings.tls_hostname:
-                secrets["tls_hostname"] = settings.tls_hostname
-        refused: ssl.SSLError | None = None
-
-        async def note(error: Exception) -> None:
-            """nats-py calls this for each failed attempt, and raises only the last error."""
-            nonlocal refused
-            if isinstance(error, ssl.SSLError):
-                refused = error
-            log.debug("NATS: %s", error)
-
-        try:
-            await asyncio.wait_for(
-                client.connect(
-                    servers,
-                    name=settings.name,
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                    connect_timeout=cast(int, max(seconds, 0.1)),
-                    ping_interval=PING_INTERVAL,
-                    max_outstanding_pings=2,
-                    error_cb=note,
-                    tls_handshake_first=settings.tls_handshake_first,
-                    **secrets,
-                ),
-                max(seconds, 0.1) * len(servers),
-            )
-        except BaseException as error:
-            await client.dispose()
-            # When the server refuses our certificate, nats-py often raises only a lost connection.
-            if refused is not None and isinstance(error, OSError | NatsError):
-                raise refused from error
-            raise
-        return client
-
-
-def _words(error: BaseException) -> str:
-    """An error's text, or its type if it has no text."""
-    return str(error) or type(error).__name__
-
-
-def _with_scheme(server: str, tls: bool) -> str:
-    host = server.split("://", 1)[-1]
-    return f"{'tls' if tls else 'nats'}://{host}"
-
-
-def _remedy(error: Exception) -> str | None:
-    """What to do if a new attempt with the same settings must fail too; None if it may succeed."""
-    words = _words(error).lower()
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
-        return "correct the path in the settings"
-    if isinstance(error, ssl.SSLError) or "does not offer tls" in words:
-        return (
-            "check that the server speaks TLS as the settings say, and that the certificates match"
-        )
-    if "authorization" in words or "authentication" in words:
-        return "correct the credentials in the settings"
-    if not isinstance(error, OSError | NatsError):
-        # nats-py or ssl could not even read them.
-        return "correct the credentials or certificates in the settings"
-    return None
-
-
-def tls_context(settings: JetStreamSettings) -> ssl.SSLContext:
-    """A TLS context: the server is verified, TLS 1.2 or later, our certificate if there is one."""
-    context = ssl.create_default_context(cafile=settings.tls_ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if settings.tls_cert_file is not None:
-        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
-    return context
+    async def _connect(self, seconds: float) -> SingleUseClient:
+        return await connect(self, self._settings, self._servers, seconds)

@@ -50,8 +50,8 @@ class LookUps:
         self._connection = connection
         self._dedupe = settings.dedupe
         self._seconds = settings.pool.ack_timeout / 2
-        """To wait for an answer. Half of the ack timeout: after the whole of it the envelope is sent
-        again, is refused again, and would be looked up from the start.
+        """How long to wait for an answer. Half of the ack timeout: after the whole of it the
+        envelope is sent again, refused again, and looked up from the start.
         """
         self._events = events
         self._doubts: deque[_Doubt] = deque()

@@ -1,7 +1,7 @@
-"""Consumers at the server, found or made before the first message is pulled.
+"""Finds or makes the server's consumer that a partition pulls from.
 
-Requests are raw JSON, as in `streams`. A consumer that is there already is checked, not changed: it
-may be someone else's.
+Requests are raw JSON, as in `streams`. An existing consumer is checked, and never changed: it may
+belong to someone else.
 """
 
 import secrets
@@ -18,7 +18,7 @@ __all__ = ["Found", "Reading", "durable_consumer", "sequence_consumer"]
 CONSUMER_NOT_FOUND = 10014
 NANOSECONDS = 1_000_000_000
 INACTIVE_SECONDS = 60
-"""A consumer by sequence that nobody pulls from for so long is removed by the server."""
+"""The server removes a consumer by sequence that nobody pulls from for this long."""
 
 
 class Reading(NamedTuple):
@@ -26,7 +26,7 @@ class Reading(NamedTuple):
 
     stream: str
     subject: str | None
-    """Only messages on subjects this pattern covers."""
+    """Read only messages whose subject matches this pattern; None reads all."""
     start: Start
     durable: str | None
     ack_wait: timedelta
@@ -37,18 +37,18 @@ class Reading(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A consumer that stands ready."""
+    """A consumer that is ready to be pulled from."""
 
     name: str
     config: dict[str, Any]
     position: int
-    """The next stream sequence it looks at."""
+    """The stream sequence it delivers from."""
     ack_floor: int
     """The stream sequence up to which everything is acknowledged."""
     unacknowledged: int
-    """How many messages were delivered and not acknowledged, by whomever."""
+    """How many messages were delivered, to anyone, and not acknowledged."""
     last: int
-    """The stream's last sequence just before (by sequence only)."""
+    """The stream's last sequence just before the consumer was made (by sequence only)."""
     created: str
     """When the stream was made (by sequence only)."""
 
@@ -56,10 +56,10 @@ class Found(NamedTuple):
 async def sequence_consumer(
     api: Api, reading: Reading, position: int | None, created: str | None
 ) -> Found:
-    """Make a consumer that leaves no trace: no acks, in memory, gone soon after its last pull.
+    """Make a consumer that leaves nothing behind: in memory, no acks, gone soon after its last use.
 
     :arg position: The stream sequence to begin with; None for the reading's own start.
-    :arg created: When the stream was made that the position is of, if known.
+    :arg created: When the stream that the position belongs to was made, if known.
     :raises StreamError: when the stream is missing.
     :raises SourceError: when reading by sequence would miss or repeat messages.
     """
@@ -74,7 +74,7 @@ async def sequence_consumer(
             subject=reading.subject,
         )
     renewed = created is not None and info["created"] != created
-    # A start the user chose may lie ahead; a place that was reached by reading cannot.
+    # A start chosen by the user may lie ahead of the stream; a position reached by reading cannot.
     if renewed or (
         position is not None and position != reading.start and position > state["last_seq"] + 1
     ):
@@ -101,8 +101,8 @@ async def sequence_consumer(
 async def durable_consumer(api: Api, reading: Reading, *, may_create: bool) -> Found:
     """Find the durable consumer and check it, or make it.
 
-    :raises StreamError: when the stream is missing, or the consumer, and it may not be made.
-    :raises SourceError: when it is not one whose messages can be acknowledged with the epoch.
+    :raises StreamError: when the stream is missing, or a consumer that may not be made.
+    :raises SourceError: when the consumer's messages cannot be acknowledged epoch by epoch.
     """
     name = reading.durable
     assert name is not None
@@ -192,7 +192,7 @@ def _found(answer: dict[str, Any]) -> Found:
 
 
 def _conflicts(config: dict[str, Any], reading: Reading) -> list[str]:
-    """In which points a consumer acknowledges, delivers or keeps less than this source relies on."""
+    """What keeps a consumer from doing what this source relies on."""
     found = []
     if config.get("deliver_subject"):
         found.append("it is a push consumer, the source requires a pull consumer")

@@ -1,12 +1,13 @@
-"""Messages pulled ahead of the dataflow, within bounds, through one connection for all partitions.
+"""`Feed`: the messages of one consumer, pulled ahead of the dataflow up to a bound.
 
-A *feed* is one consumer for as long as nothing can be missing: it ends with its connection, with
-its consumer, after silence, or when the server has sent what did not arrive. What it brought before
-is still good. Then the partition, which alone knows what it emitted, has its reader open the next
-one there.
+A feed lasts while no message can be missing. It ends when its connection or its consumer is gone,
+when the server is silent, or when a message that the server sent has not arrived. Messages that
+arrived before the end are still good. Then the partition has its reader open the next feed at its
+position, because only the partition knows what it has emitted.
 
-What is written here runs on the link's thread, but for the methods that say the partition's thread.
-The two share a deque and a few attributes that one of them writes, and nothing waits for the other.
+The methods run on the shared connection's thread, except those under "The partition's thread". The
+two threads share a deque and a few attributes, each written by one of them, and never wait for each
+other.
 """
 
 import asyncio
@@ -22,23 +23,22 @@ from ...errors import ConnectError
 from ..connection import JetStreamApiError
 from ..message import RawMessage
 from .consumers import Found, Reading
-from .shared_connection import Link
+from .shared_connection import SharedConnection
 
 __all__ = ["Feed"]
 
 PREFETCH_BATCHES = 4
-"""How many batches may be in memory, or on their way, for each partition."""
+"""How many batches a partition may hold or have requested."""
 PREFETCH_LEAST = 256
 PREFETCH_BYTES = 32 * 1024 * 1024
 EXPIRE_SECONDS = 30.0
-"""A pull request that was not filled by then ends, and the next is made."""
+"""A pull request that is not filled by then ends, and the next one follows."""
 HEARTBEAT_SECONDS = 2.0
 SILENCE_SECONDS = 2.5 * HEARTBEAT_SECONDS
 LOOK_SECONDS = 0.05
 
 LAST_CONSUMER = re.compile(rb"Nats-Last-Consumer: (\d+)").search
-# Ends of a single request, after which the next one is served: timeout, nothing there, its bytes
-# are used up.
+# These end one request, and the server goes on with the next: timeout, no messages, no bytes left.
 REQUEST_ENDS = re.compile(rb"NATS/1\.0 (408|404|409 Message Size Exceeds MaxBytes)").match
 COMPLETED = re.compile(rb"NATS/1\.0 409 Batch Completed").match
 NOT_ALL_ARRIVED = "the server has sent messages that did not arrive"
@@ -46,7 +46,7 @@ HEARTBEAT = b"NATS/1.0 100"
 
 
 class _Pull:
-    """A place for one pull request at a time; its inbox tells whose messages come."""
+    """One of a feed's two pull requests; its messages come to its own inbox."""
 
     __slots__ = ("inbox", "left", "number", "reply", "room")
 
@@ -54,13 +54,11 @@ class _Pull:
         self.inbox = inbox
         self.number = 0
         self.reply = b""
-        """The last request's part of the inbox: what the server says is of that one, or too late to
-        matter.
-        """
+        """Where the server reports on the last request; a report on an earlier one is ignored."""
         self.left = 0
-        """Messages asked for and not here yet."""
+        """How many requested messages have not arrived."""
         self.room = 0
-        """Bytes asked for and not here yet."""
+        """How many requested bytes have not arrived."""
 
 
 class _Chunk(NamedTuple):
@@ -72,31 +70,33 @@ class _Chunk(NamedTuple):
 
 
 class Feed:
-    """What one consumer delivers, in order, from its first pull to its end."""
+    """Delivers one consumer's messages in order, from its first pull request to its end."""
 
-    def __init__(self, link: Link, reading: Reading, found: Found, batch_size: int) -> None:
-        connection = link.connection
+    def __init__(
+        self, shared: SharedConnection, reading: Reading, found: Found, batch_size: int
+    ) -> None:
+        connection = shared.connection
         config = found.config
         self.found = found
         self.ended: str | None = None
-        """Why nothing comes any more; what is in the queue is still good."""
+        """Why it ended; what is in the queue is still good."""
         self.proved = False
         """Whether the server has answered a request of this feed."""
         self.forbidden: str | None = None
-        """What this user may not do and the feed needs."""
+        """What the feed needs and the server denied."""
         self.confirmed = 0
-        """Number of the last acks the server has confirmed."""
+        """Number of the last acks that the server has confirmed."""
         self.look_seen: tuple[int, dict[str, Any]] | None = None
-        """What `look` was given, and what the server answered."""
-        self._link = link
+        """The token given to `look`, and the server's answer."""
+        self._shared = shared
         self._reading = reading
         self._numbered = reading.durable is None
         self._next = (
-            f"{link.settings.js_prefix}.CONSUMER.MSG.NEXT.{reading.stream}.{found.name}".encode()
+            f"{shared.settings.js_prefix}.CONSUMER.MSG.NEXT.{reading.stream}.{found.name}".encode()
         )
         self._most = max(PREFETCH_LEAST, PREFETCH_BATCHES * batch_size)
         self._size = _least(self._most // 2, config.get("max_batch", 0))
-        # A share must take in the largest message there can be, or nothing would ever come.
+        # A share must hold the largest possible message, or the server would never send it.
         share = max(PREFETCH_BYTES // 2, connection.max_payload + 64 * 1024)
         self._share = _least(share, config.get("max_bytes", 0))
         self._expires = _least(round(EXPIRE_SECONDS * 1e9), config.get("max_expires", 0))
@@ -118,20 +118,21 @@ class Feed:
         self._taken_bytes = 0
         self._looked = 0.0
         self._hungry = False
-        """Whether a pull waits for room; read by the partition's thread, which makes room."""
+        """Whether a pull request waits for room, which the partition's thread makes."""
 
     def __repr__(self) -> str:
         state = self.ended or "delivering"
-        return f"<Feed {self._reading}, consumer {self.found.name}, {self._received - self._taken} queued, {state}>"
+        queued = self._received - self._taken
+        return f"<Feed {self._reading}, consumer {self.found.name}, {queued} queued, {state}>"
 
-    # The link's thread
+    # The shared connection's thread
 
     async def start(self) -> None:
         """Subscribe and begin to pull.
 
-        :raises ConnectError: when the server forbids it or the connection is lost.
+        :raises ConnectError: when the server denies it, or the connection is lost.
         """
-        self._link.listeners.add(self)
+        self._shared.listeners.add(self)
         try:
             await self._start()
         except ConnectError:
@@ -142,36 +143,36 @@ class Feed:
 
     async def _start(self) -> None:
         first, second = self._pulls
-        connection = self._link.connection
+        connection = self._shared.connection
         for pull in self._pulls:
             await connection.subscribe(f"{pull.inbox}.*", partial(self._arrived, pull))
-        # The second is half the first, so that they never end together and the server always has
-        # one to serve.
+        # The second asks for half as many, so that they never end together and the server always
+        # has a request to fill.
         self._pull(first, self._size)
         self._pull(second, max(1, self._size // 2))
-        # The requests are on their way before this round trip: if they are forbidden, that is known
-        # when it ends.
+        # The server answers in order: after this round trip, a denial of the pull requests has
+        # arrived too.
         await connection.subscribe(f"{self._acks}.*", self._ack_confirmed)
 
     async def drain(self) -> None:
-        """Ask for nothing more, and wait for what is on its way."""
+        """Request nothing more, and wait for the messages on their way."""
         self.ended = "closed"
         for pull in self._pulls:
-            await self._link.connection.drain(f"{pull.inbox}.*")
+            await self._shared.connection.drain(f"{pull.inbox}.*")
 
     def end(self, reason: str) -> None:
-        """Nothing is taken from the server any more."""
-        self._flush()  # before anybody is told
+        """Take no more messages from the server."""
+        self._flush()  # first, because the partition takes the queue when it sees `ended`
         if self.ended is None:
             self.ended = reason
-        self._link.listeners.discard(self)
+        self._shared.listeners.discard(self)
         if self._looking is not None:
             self._looking.cancel()
         for inbox in (*(pull.inbox for pull in self._pulls), self._acks):
-            self._link.connection.unsubscribe(f"{inbox}.*")
+            self._shared.connection.unsubscribe(f"{inbox}.*")
 
     def hand_over(self) -> None:
-        """Let the partition have what the last read brought, and ask for more."""
+        """Queue the messages of the last read for the partition, and request more."""
         if self._chunk:
             self._flush()
             self.pull()
@@ -187,7 +188,7 @@ class Feed:
         self._chunk, self._chunk_bytes = [], 0
 
     def pull(self) -> None:
-        """Make each request for which there is room."""
+        """Make each pull request for which there is room."""
         waiting = self._received - self._taken + sum(pull.left for pull in self._pulls)
         size = (
             self._received_bytes
@@ -220,7 +221,7 @@ class Feed:
             }
         ).encode()
         frame = b"PUB %s %s %d\r\n%s\r\n" % (self._next, pull.reply, len(body), body)
-        self._link.connection.write(frame)
+        self._shared.connection.write(frame)
 
     def _arrived(
         self, pull: _Pull, subject: bytes, reply: bytes, header: bytes | None, payload: bytes
@@ -240,7 +241,7 @@ class Feed:
         if header.startswith(HEARTBEAT):
             self.proved = True
             last = LAST_CONSUMER(header)
-            # A durable's numbers count what others were sent too.
+            # The numbers of a durable consumer also count messages that others received.
             if (
                 self._numbered
                 and last is not None
@@ -266,7 +267,7 @@ class Feed:
             self.end(f"the server was silent for {now - self._heard:.1f} s")
 
     def denied(self, message: str) -> None:
-        """End when what this user may not do is ours."""
+        """End if the denied subject is one that this feed needs."""
         if f".{self._reading.stream}.{self.found.name}".lower() in message.lower():
             self.forbidden = f"{message}: allow this user to use that subject"
             self.end(self.forbidden)
@@ -275,23 +276,24 @@ class Feed:
         self, subject: bytes, reply: bytes, header: bytes | None, payload: bytes
     ) -> None:
         number = subject[len(self._acks) + 1 :]
-        if not header and number.isdigit():  # a header says that nobody took the ack
+        # A header would say that nobody received the ack.
+        if not header and number.isdigit():
             self.confirmed = max(self.confirmed, int(number))
 
     async def _look(self, token: int) -> None:
-        # Without an answer the partition asks again; a connection that is lost ends the feed.
+        # Without an answer the partition asks again; a lost connection ends the feed.
         with contextlib.suppress(ConnectError, JetStreamApiError):
             request = f"CONSUMER.INFO.{self._reading.stream}.{self.found.name}"
-            self.look_seen = (token, await self._link.connection.request(request))
+            self.look_seen = (token, await self._shared.connection.request(request))
 
     def _start_look(self, token: int) -> None:
         if self.ended is None and (self._looking is None or self._looking.done()):
-            self._looking = self._link.loop.create_task(self._look(token), name="jetstream-look")
+            self._looking = self._shared.loop.create_task(self._look(token), name="jetstream-look")
 
     # The partition's thread
 
     def take(self, limit: int) -> tuple[list[RawMessage], float]:
-        """Up to so many messages, and when the first of them arrived; never waits."""
+        """Up to this many messages, and when the first of them arrived; never waits."""
         taken: list[RawMessage] = []
         arrived = self._rest_arrived
         while len(taken) < limit:
@@ -307,37 +309,34 @@ class Feed:
             taken += part
             self._rest_at += len(part)
         self._taken += len(taken)
-        # Also when there was nothing: the other thread may have been about to say that it is
-        # hungry.
+        # Even if nothing was taken: the other thread may have set `_hungry` after the last look.
         if self._hungry:
             self._hungry = False
-            self._link.loop.call(self.pull)
+            self._shared.loop.call(self.pull)
         return taken, arrived
 
     def left(self) -> list[bytes]:
-        """Reply subjects of what was never taken; for the end, when the partition takes nothing any
-        more.
-        """
+        """Reply subjects of the messages that were never taken; for the partition's end."""
         chunks = [self._rest[self._rest_at :], *(chunk.messages for chunk in self._queue)]
         return [reply for messages in chunks for _, reply, _, _ in messages]
 
     def look(self, token: int) -> None:
-        """Ask the server how far the consumer is, not too often; the answer comes to `look_seen`."""
+        """Ask the server how far the consumer is, at most every 50 ms; see `look_seen`."""
         now = time.monotonic()
         if now - self._looked > LOOK_SECONDS:
             self._looked = now
-            self._link.loop.call(partial(self._start_look, token))
+            self._shared.loop.call(partial(self._start_look, token))
 
     def ack(self, number: int, replies: list[bytes]) -> None:
-        """Acknowledge in one write; the server confirms the last, and with it all of them."""
+        """Acknowledge in one write; when the server confirms the last ack, it has all of them."""
         last = b" %s.%d 4\r\n+ACK\r\n" % (self._acks.encode(), number)
         self.write(b"PUB " + b" 4\r\n+ACK\r\nPUB ".join(replies) + last)
 
     def write(self, data: bytes) -> None:
-        """Have protocol bytes written; they are lost when the connection is."""
-        self._link.loop.call(partial(self._link.connection.write, data))
+        """Write protocol bytes; if the connection is lost, they are lost too."""
+        self._shared.loop.call(partial(self._shared.connection.write, data))
 
 
 def _least(ours: int, theirs: int) -> int:
-    """The smaller of two limits, the server's being 0 or absent for none."""
+    """The smaller of two limits; the server's is 0 or -1 if there is none."""
     return min(ours, theirs) if theirs > 0 else ours

@@ -1,9 +1,14 @@
-"""Which deliveries of a durable consumer may be acknowledged, and which must not be emitted again.
+"""`Ledger`: which deliveries of a durable consumer to acknowledge, and which not to emit again.
 
-No I/O and no clock: it can be read in one sitting. A delivery is *open* when it is emitted,
-*closed* when its epoch's snapshot is taken, *due* when that epoch is committed, *sent* when its ack
-is written, and forgotten a while after the server has confirmed the ack. Only what is committed is
-acknowledged.
+No I/O and no clock. A delivery is
+
+- *open* when it is emitted,
+- *closed* when its epoch's snapshot is taken,
+- *due* when that epoch is committed,
+- *sent* when its ack is written,
+- forgotten a while after the server has confirmed the ack.
+
+So a message is acknowledged only after its epoch is committed.
 """
 
 from collections import deque
@@ -15,7 +20,7 @@ from ...recovery_state import Ranges
 __all__ = ["Ledger"]
 
 REMEMBER_SECONDS = 2.0
-"""How long a confirmed ack is remembered. A server that is killed forgets the acks of its last
+"""How long a confirmed ack is remembered. A server that is killed forgets the acks of the last
 tenth of a second, and delivers those messages again.
 """
 
@@ -23,8 +28,8 @@ tenth of a second, and delivers those messages again.
 class Ledger:
     """The deliveries of one durable consumer to one partition.
 
-    :arg state: Of the last committed snapshot: what it holds was emitted for good, whatever the
-    server knows of it.
+    :arg state: The state of the last committed snapshot. Its messages were emitted for good, even
+        if the server does not know it.
     :arg ack_floor: Stream sequence up to which the server has all acks.
     """
 
@@ -39,7 +44,7 @@ class Ledger:
         self._due: dict[int, bytes] = {}
         self._sent: dict[int, dict[int, bytes]] = {}
         self._acked: set[int] = set()
-        """Everything due, sent or remembered."""
+        """Sequences that are due, sent or remembered."""
         self._remembered: deque[tuple[float, dict[int, bytes]]] = deque()
         self._sent_since: float | None = None
         self._latest = 0
@@ -47,16 +52,17 @@ class Ledger:
         self.redelivered = 0
 
     def __repr__(self) -> str:
-        return f"<Ledger {self.waiting} wait for a commit, {self.unsettled - self.waiting} for the server>"
+        acks = self.unsettled - self.waiting
+        return f"<Ledger {self.waiting} wait for a commit, {acks} for the server>"
 
     @property
     def waiting(self) -> int:
-        """How many emitted deliveries are not committed."""
+        """How many emitted deliveries wait for their epoch's commit."""
         return len(self._open) + len(self._closed)
 
     @property
     def unsettled(self) -> int:
-        """How many emitted deliveries the server has not confirmed an ack for."""
+        """How many emitted deliveries wait for a commit, or for the server to confirm the ack."""
         return self.waiting + len(self._due) + sum(map(len, self._sent.values()))
 
     @property
@@ -65,11 +71,11 @@ class Ledger:
         return bool(self._due)
 
     def sent_since(self, now: float) -> float:
-        """When the oldest ack that is not confirmed was first sent; now when there is none."""
+        """When the oldest unconfirmed ack was first sent; now if there is none."""
         return now if self._sent_since is None else self._sent_since
 
     def take(self, sequence: int, nanoseconds: int, reply: bytes) -> bool:
-        """Enter a delivery; whether it is to be emitted, or was emitted before."""
+        """Enter a delivery; returns whether to emit it, or False if it was emitted before."""
         for waiting in (self._open, self._closed):
             if sequence in waiting:
                 waiting[sequence] = reply
@@ -85,7 +91,7 @@ class Ledger:
         return True
 
     def close_epoch(self) -> Ranges:
-        """The epoch's snapshot: what is open waits for its commit."""
+        """Close the open deliveries; returns the state for the epoch's snapshot."""
         self._closed.update(self._open)
         self._open = {}
         committed = {
@@ -108,7 +114,7 @@ class Ledger:
             self._closed = {}
 
     def send(self, now: float) -> tuple[int, list[bytes]]:
-        """A number for the acks that are due, and their reply subjects; they are sent from now on."""
+        """Count the due acks as sent; returns a number for them and their reply subjects."""
         self._number += 1
         if self._sent_since is None:
             self._sent_since = now
@@ -117,13 +123,13 @@ class Ledger:
         return self._number, list(sent.values())
 
     def lost(self) -> None:
-        """What was sent may not have arrived: it is due again."""
+        """The connection is lost: acks that were sent may not have arrived, and are due again."""
         for sent in self._sent.values():
             self._due = {**sent, **self._due}
         self._sent = {}
 
     def confirm(self, number: int, now: float) -> None:
-        """The server has all acks up to this number: it takes them in order."""
+        """The server, which takes acks in order, has all up to this number."""
         for each in [each for each in self._sent if each <= number]:
             self._remembered.append((now, self._sent.pop(each)))
             self._sent_since = now if self._sent else None
@@ -132,17 +138,16 @@ class Ledger:
             forgotten.append(self._remembered.popleft()[1])
         if forgotten:
             self._acked.difference_update(*forgotten)
-            self._acked.update(
-                self._due, *self._sent.values()
-            )  # some may have come again meanwhile
+            # Some of them may have been delivered again meanwhile.
+            self._acked.update(self._due, *self._sent.values())
 
     def uncommitted(self) -> list[bytes]:
-        """Reply subjects of what was emitted and never committed."""
+        """Reply subjects of the messages that were emitted and never committed."""
         return [*self._closed.values(), *self._open.values()]
 
 
 def _ranges(sequences: Iterable[tuple[int, int]]) -> Ranges:
-    """Runs of sequences with the same time, from (sequence, time) in order."""
+    """Runs of sequences with the same time, from ordered pairs (sequence, time)."""
     ranges: list[tuple[int, int, int]] = []
     first = last = latest = -1
     for sequence, time in sequences:

@@ -1,5 +1,5 @@
-"""Keeps a partition fed: through lost connections, deleted consumers and restarted servers, or says
-that it cannot.
+"""`Reader`: opens a partition's feed, and opens it again after lost connections, deleted consumers
+and restarted servers, until the time is up.
 """
 
 import asyncio
@@ -7,43 +7,47 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from random import uniform
 
 from nats.errors import Error as NatsError
 
 from ...errors import ConnectError, JetStreamPipelineError, SourceError, StreamError
-from ..connection import JetStreamApiError
+from ..connection import JetStreamApiError, words
 from .consumers import Found, Reading
 from .feed import Feed
-from .shared_connection import Link
+from .shared_connection import SharedConnection
 
-__all__ = ["Reader"]
+__all__ = ["IDLE", "Reader"]
 
 log = logging.getLogger(__name__)
 
 SETUP_SECONDS = 30.0
-"""For a consumer to be found or made."""
+"""How long it may take to find or make a consumer."""
 GONE_SECONDS = 5.0
-"""A stream that is missing may be on its way back after a restart; for so long."""
+"""How long a stream may be missing: after a restart a server may still be loading it."""
 CLOSE_SECONDS = 2.0
+IDLE = timedelta(milliseconds=2)
+"""How soon an idle partition looks again: while it sleeps, no other source's epoch can end."""
 
 
 class Reader:
-    """Opens a partition's feeds, each where the partition stands; for the partition's thread.
+    """Opens a partition's feeds one after the other, each at the partition's position.
 
-    :arg find: Finds or makes the consumer, given the position to read from, None for the first
-    time.
+    Its methods are for the partition's thread, except where a comment says otherwise.
+
+    :arg find: Finds or makes the consumer, given the position to read from; None the first time.
     """
 
     def __init__(
         self,
-        link: Link,
+        shared: SharedConnection,
         reading: Reading,
         find: Callable[[int | None], Awaitable[Found]],
         batch_size: int,
     ) -> None:
-        self._link = link
+        self._shared = shared
         self._reading = reading
         self._find = find
         self._batch_size = batch_size
@@ -55,14 +59,14 @@ class Reader:
         self.reopened = 0
 
     def open(self, position: int | None) -> Found:
-        """Open the first feed; what stands in the way is raised here.
+        """Open the first feed.
 
-        :raises ConnectError: when the server does not answer or forbids it.
+        :raises ConnectError: when the server does not answer, or denies it.
         :raises StreamError: when the stream is missing.
-        :raises SourceError: when it cannot be read as asked.
+        :raises SourceError: when the stream cannot be read as the settings require.
         """
         try:
-            self._feed = self._link.loop.run(self._attempt(position), SETUP_SECONDS)
+            self._feed = self._shared.loop.run(self._attempt(position), SETUP_SECONDS)
         except JetStreamApiError as error:
             raise SourceError(
                 f"{self._reading} cannot be read: the server refused the consumer: {error}",
@@ -72,12 +76,12 @@ class Reader:
                 code=error.code,
             ) from None
         except (NatsError, OSError, TimeoutError) as error:
-            why = str(error) or type(error).__name__
+            why = words(error)
             raise ConnectError(
                 f"{self._reading} cannot be read: the connection failed ({why}): start the flow "
                 "again",
                 broker="jetstream",
-                servers=self._link.settings.servers,
+                servers=self._shared.settings.servers,
                 reason=why,
             ) from None
         return self._feed.found
@@ -85,9 +89,9 @@ class Reader:
     def current(self) -> Feed | None:
         """The feed to take from; None while one is being opened.
 
-        :raises SourceError: when there will be none any more.
+        :raises SourceError: when no feed can be opened any more.
         """
-        self._link.check()
+        self._shared.check()
         if self._failure is not None:
             raise self._failure
         if self._feed is not None and self._feed.forbidden is not None:
@@ -100,26 +104,27 @@ class Reader:
         return self._feed
 
     def reopen(self, position: int, reason: str) -> None:
-        """Give the feed up and open another; `current` has it when it stands."""
+        """Give up the feed and open another; `current` returns it once it is open."""
         feed, self._feed = self._feed, None
-        assert feed is not None, "a feed is given up once"
+        assert feed is not None, "the partition has no feed to give up"
         self.reopened += 1
-        self._link.loop.call(partial(self._start, feed, position, reason))
+        self._shared.loop.call(partial(self._start, feed, position, reason))
 
     def close(self, uncommitted: Sequence[bytes] = ()) -> None:
-        """Give back what is not committed, to come again at once, and a consumer by sequence
-        altogether.
+        """Give uncommitted messages back to the server, which delivers them again at once; a
+        consumer by sequence is deleted.
 
-        Bounded, and never raises: what cannot be given back comes again after ack_wait.
+        Ends within a bounded time and never raises: messages that cannot be given back are
+        delivered again after ack_wait.
         """
         with contextlib.suppress(Exception):
-            self._link.loop.run(self._close(uncommitted), 2 * CLOSE_SECONDS)
+            self._shared.loop.run(self._close(uncommitted), 2 * CLOSE_SECONDS)
 
-    # The link's thread
+    # The shared connection's thread
 
     async def _attempt(self, position: int | None) -> Feed:
         found = await self._find(position)
-        feed = Feed(self._link, self._reading, found, self._batch_size)
+        feed = Feed(self._shared, self._reading, found, self._batch_size)
         try:
             await feed.start()
         except BaseException as error:
@@ -133,16 +138,18 @@ class Reader:
             self._failing_since = time.monotonic()
             self._pause = 0.02
         log.info("%s is read again from sequence %d: %s", self._reading, position, reason)
-        self._opening = self._link.loop.create_task(
+        self._opening = self._shared.loop.create_task(
             self._reopen(position, reason), name="jetstream-reopen"
         )
 
     async def _reopen(self, position: int, reason: str) -> None:
-        """Try until it works or the time is up; a feed that never brought anything does not turn
-        the clock back.
+        """Try until a feed is open or the time is up.
+
+        The time runs from the first failure. A feed that never heard from the server does not
+        start it anew.
         """
         assert self._failing_since is not None
-        limit = self._link.settings.pool.delivery_timeout
+        limit = self._shared.settings.pool.delivery_timeout
         gone_since: float | None = None
         while True:
             await asyncio.sleep(uniform(0.5, 1.0) * self._pause)
@@ -171,7 +178,7 @@ class Reader:
                 return
             except (ConnectError, JetStreamApiError, NatsError, OSError, TimeoutError) as error:
                 gone_since = None
-                reason = str(error) or type(error).__name__
+                reason = words(error)
 
     async def _close(self, uncommitted: Sequence[bytes]) -> None:
         if self._opening is not None:
@@ -184,11 +191,11 @@ class Reader:
             verb = "INFO"
             await feed.drain()
             replies = [*uncommitted, *feed.left()]
-            self._link.connection.write(
+            self._shared.connection.write(
                 b"".join([b"PUB %s 4\r\n-NAK\r\n" % reply for reply in replies])
             )
         feed.end("closed")
-        # The answer shows that what was written before has arrived: a connection is closed without
-        # waiting for that.
+        # Closing a connection drops unsent bytes. The answer to this request shows that everything
+        # written before it has arrived.
         request = f"CONSUMER.{verb}.{self._reading.stream}.{feed.found.name}"
-        await self._link.connection.request(request, seconds=CLOSE_SECONDS)
+        await self._shared.connection.request(request, seconds=CLOSE_SECONDS)

@@ -1,4 +1,4 @@
-"""The one connection all source partitions of a process share, for as long as one of them is open."""
+"""The connection that all source partitions of a process share while one of them is open."""
 
 import asyncio
 import contextlib
@@ -13,32 +13,32 @@ from ...settings import JetStreamSettings
 from ..connection import Connection, JetStreamApiError
 from ..streams import ensure_streams
 
-__all__ = ["Link", "lease", "release"]
+__all__ = ["SharedConnection", "lease", "release"]
 
 SETUP_SECONDS = 30.0
-"""For what is declared in the settings to be made or checked, after the connection stands."""
+"""How long it may take to make or check the declared streams, once connected."""
 TICK_SECONDS = 0.5
 CLOSE_SECONDS = 3.0
 
 
 class Listener(Protocol):
-    """What hears of the connection; always on the link's thread."""
+    """Is told what happens to the connection, always on the connection's thread."""
 
     def hand_over(self) -> None:
-        """All messages of one read were handled."""
+        """All messages of one read have been handled."""
 
     def end(self, reason: str) -> None:
         """The connection is lost."""
 
     def denied(self, message: str) -> None:
-        """The server forbade something to somebody on this connection."""
+        """The server denied something to a user of this connection."""
 
     def check_silence(self, now: float) -> None:
-        """Some time has passed."""
+        """Called every half second."""
 
 
-class Link:
-    """A connection on a thread of its own, apart from the publisher's: neither holds the other up."""
+class SharedConnection:
+    """A connection on its own thread, so that reading and publishing never wait for each other."""
 
     def __init__(self, settings: JetStreamSettings) -> None:
         self.settings = settings
@@ -55,14 +55,14 @@ class Link:
 
     def __repr__(self) -> str:
         state = "up" if self.connection.is_up else "down"
-        return f"<Link {', '.join(self.settings.servers)}, {state}, {self.users} users>"
+        return f"<SharedConnection {', '.join(self.settings.servers)}, {state}, {self.users} users>"
 
     def open(self) -> None:
-        """Connect; make or check the streams the settings declare, so that a flow may read what
-        another will write.
+        """Connect, and make or check the declared streams, so that a flow can read a stream that
+        another flow will write to.
 
         :raises ConnectError: when there is no connection within the connect timeout.
-        :raises StreamError: when a declared stream is missing or too weak.
+        :raises StreamError: when a declared stream is missing, or keeps less than declared.
         """
         self.loop.start()
         seconds = self.settings.connect_timeout + SETUP_SECONDS
@@ -82,16 +82,16 @@ class Link:
             raise
 
     def close(self) -> None:
-        """Let go of the connection and end the thread; bounded, and never raises."""
+        """Close the connection and end the thread, within a bounded time; never raises."""
         with contextlib.suppress(Exception):
             self.loop.run(self.connection.close(), CLOSE_SECONDS)
         with contextlib.suppress(Exception):
             self.loop.stop()
 
     def check(self) -> None:
-        """Raise when the thread is no longer of use.
+        """Raise if the thread has failed or ended.
 
-        :raises SourceError: with why.
+        :raises SourceError: with the reason.
         """
         if self.loop.crash is not None or not self.loop.alive:
             raise SourceError(
@@ -130,35 +130,36 @@ class Link:
             listener.denied(message)
 
 
-_links: dict[tuple[int, JetStreamSettings], Link] = {}
+_connections: dict[tuple[int, JetStreamSettings], SharedConnection] = {}
 _lock = threading.Lock()
 
 
-def lease(settings: JetStreamSettings) -> Link:
-    """The process's link with these settings, opened for its first user; give it back with
-    `release`.
+def lease(settings: JetStreamSettings) -> SharedConnection:
+    """The process's connection with these settings; the first user opens it.
+
+    Every user gives it back with `release`.
 
     :raises ConnectError: when there is no connection within the connect timeout.
-    :raises StreamError: when a declared stream is missing or too weak.
+    :raises StreamError: when a declared stream is missing, or keeps less than declared.
     """
-    key = (os.getpid(), settings)  # a forked child has its parent's dictionary, but not its threads
+    key = (os.getpid(), settings)  # a forked child has its parent's dictionary, but no threads
     with _lock:
-        link = _links.get(key)
-        if link is None or not link.loop.alive or link.loop.crash is not None:
-            link = Link(settings)
-            link.open()
-            _links[key] = link
-        link.users += 1
-        return link
+        shared = _connections.get(key)
+        if shared is None or not shared.loop.alive or shared.loop.crash is not None:
+            shared = SharedConnection(settings)
+            shared.open()
+            _connections[key] = shared
+        shared.users += 1
+        return shared
 
 
-def release(link: Link) -> None:
-    """Give a link back; the last user's goodbye closes it. Never raises."""
+def release(shared: SharedConnection) -> None:
+    """Give a connection back; the last user's release closes it. Never raises."""
     with _lock:
-        link.users -= 1
-        if link.users:
+        shared.users -= 1
+        if shared.users:
             return
-        key = (os.getpid(), link.settings)
-        if _links.get(key) is link:
-            del _links[key]
-    link.close()
+        key = (os.getpid(), shared.settings)
+        if _connections.get(key) is shared:
+            del _connections[key]
+    shared.close()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bytewax_jetstream.errors import StreamError
-from bytewax_jetstream.jetstream.connection.connection import JetStreamApiError
+from bytewax_jetstream.jetstream.connection import JetStreamApiError
 from bytewax_jetstream.jetstream.streams import (
     REMEDY,
     STREAM_NAME_IN_USE,

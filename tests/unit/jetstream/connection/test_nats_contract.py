@@ -1,5 +1,5 @@
-"""What `jetstream/connection.py` takes for granted of nats-py's private parts, each tried by
-itself.
+"""What `jetstream/connection/client.py` takes for granted of nats-py's private parts, each tried
+by itself.
 
 When one of these fails after an upgrade of nats-py, read the place it names before anything else:
 the connection would otherwise lose messages, hang, or talk in clear where it must not."""
@@ -18,8 +18,8 @@ from nats.aio.transport import TcpTransport
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 
-from bytewax_jetstream.jetstream.connection import connection
-from bytewax_jetstream.jetstream.connection.connection import Connection, _Client
+from bytewax_jetstream.jetstream.connection import Connection, client, connecting
+from bytewax_jetstream.jetstream.connection.client import SingleUseClient
 from bytewax_jetstream.settings import JetStreamSettings
 
 NATS = f"nats-py {version('nats-py')}"
@@ -49,19 +49,16 @@ OUR_OWN = {"_owner", "_wants_tls", "_stream"}
 
 def _touched() -> set[str]:
     """The private names our client uses, from its source."""
-    tree = ast.parse(inspect.getsource(connection))
-    client = next(
-        node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "_Client"
-    )
-    names = {node.attr for node in ast.walk(client) if isinstance(node, ast.Attribute)}
+    ours = ast.parse(inspect.getsource(client.SingleUseClient))
+    names = {node.attr for node in ast.walk(ours) if isinstance(node, ast.Attribute)}
     names |= {
         node.name
-        for node in ast.walk(client)
+        for node in ast.walk(ours)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     names |= {
         "_io_writer"
-        for node in ast.walk(client)
+        for node in ast.walk(ours)
         if isinstance(node, ast.Constant) and node.value == "_io_writer"
     }
     return {name for name in names if name.startswith("_") and not name.startswith("__")}
@@ -127,14 +124,16 @@ class Denials:
         self.reads += 1
 
 
-def _client(wants_tls: bool = False, kind: type[_Client] = _Client) -> _Client:
-    return kind(Denials(), wants_tls)  # type: ignore[arg-type]  # all of its owner that it uses
+def _client(
+    wants_tls: bool = False, kind: type[SingleUseClient] = SingleUseClient
+) -> SingleUseClient:
+    return kind(Denials(), wants_tls)
 
 
 def _with_client(
-    use: Callable[[Server, _Client], Awaitable[None]],
+    use: Callable[[Server, SingleUseClient], Awaitable[None]],
     *,
-    kind: type[_Client] = _Client,
+    kind: type[SingleUseClient] = SingleUseClient,
     **options: Any,
 ) -> None:
     """Connect our client to a server, use it, and throw it away."""
@@ -157,7 +156,7 @@ def test_every_private_part_that_is_touched_is_known_here() -> None:
     known = {*FIELDS, *METHODS, *OF_THE_TRANSPORT, *OUR_OWN}
 
     assert _touched() == known, (
-        "jetstream/connection.py touches other private parts of nats-py than are tried here"
+        "jetstream/connection/client.py touches other private parts of nats-py than are tried here"
     )
 
 
@@ -178,12 +177,12 @@ def test_a_method_is_there_and_takes_the_same(method: str, parameters: list[str]
 @pytest.mark.parametrize("name", OUR_OWN)
 def test_our_own_fields_hide_none_of_nats_pys(name: str) -> None:
     assert not hasattr(Client(), name), (
-        f"{NATS} has a Client.{name} of its own: rename ours in _Client"
+        f"{NATS} has a Client.{name} of its own: rename ours in SingleUseClient"
     )
 
 
 def test_connect_takes_every_option_we_give() -> None:
-    tree = ast.parse(inspect.getsource(connection))
+    tree = ast.parse(inspect.getsource(connecting))
     call = next(
         node
         for node in ast.walk(tree)
@@ -218,7 +217,7 @@ def test_the_server_is_looked_at_before_the_credentials_are_sent(
 
     monkeypatch.setattr(TcpTransport, "write", written_down)
 
-    class Looking(_Client):
+    class Looking(SingleUseClient):
         async def _process_info(
             self, info: dict[str, Any], initial_connection: bool = False
         ) -> None:
@@ -230,7 +229,7 @@ def test_the_server_is_looked_at_before_the_credentials_are_sent(
             written.append(b"looked")
             await super()._process_info(info, initial_connection)
 
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         assert written[0] == b"looked"
         assert b"secret" in written[1], (
             f"{NATS} does not write CONNECT through its transport any more"
@@ -286,7 +285,7 @@ def test_a_server_that_only_offers_tls_is_taken_at_its_word() -> None:
 
 
 def test_a_connected_client_has_its_tasks_and_reads_with_our_parser() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         tasks = {
             name: getattr(client, name)
             for name in ("_reading_task", "_ping_interval_task", "_flusher_task")
@@ -311,7 +310,7 @@ def test_a_connected_client_has_its_tasks_and_reads_with_our_parser() -> None:
 
 
 def test_what_is_written_past_the_buffer_reaches_the_server_in_order() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         assert isinstance(client._transport, TcpTransport), (
             f"{NATS} has another transport than TcpTransport"
         )
@@ -326,7 +325,7 @@ def test_what_is_written_past_the_buffer_reaches_the_server_in_order() -> None:
 
 
 def test_subscriptions_of_both_kinds_never_share_a_number() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         ours = client.raw_subscribe("ours", lambda *message: None)
         theirs = await client.subscribe("theirs")
         ours_again = client.raw_subscribe("ours.too", lambda *message: None)
@@ -341,7 +340,7 @@ def test_subscriptions_of_both_kinds_never_share_a_number() -> None:
 
 
 def test_messages_without_a_handler_go_nats_pys_way() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         asked = asyncio.ensure_future(client.request("api", b"?", timeout=5))
         await server.until_received(b"PUB api ")
         line = bytes(server.received).split(b"PUB api ")[1].split(b"\r\n")[0]
@@ -363,7 +362,7 @@ def test_messages_without_a_handler_go_nats_pys_way() -> None:
 
 
 def test_pings_of_both_sides_are_answered() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         server.send(b"PING\r\n")
         await server.until_received(b"PONG\r\n")
         await client.flush(timeout=5)
@@ -372,7 +371,7 @@ def test_pings_of_both_sides_are_answered() -> None:
 
 
 def test_a_silent_server_is_reported_and_nats_py_does_not_reconnect_by_itself() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         server.pong = False
         reason = await client.lost
 
@@ -385,7 +384,7 @@ def test_a_silent_server_is_reported_and_nats_py_does_not_reconnect_by_itself() 
 
 
 def test_a_server_that_hangs_up_is_reported() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         assert server._writer is not None
         server._writer.close()
         reason = await client.lost
@@ -396,7 +395,7 @@ def test_a_server_that_hangs_up_is_reported() -> None:
 
 
 def test_servers_that_a_server_names_become_known() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         server.send(b'INFO {"connect_urls":["10.1.2.3:4222"]}\r\n')
         await _until(lambda: len(client.known_servers()) == 2)
 
@@ -406,7 +405,7 @@ def test_servers_that_a_server_names_become_known() -> None:
 
 
 def test_a_client_that_is_thrown_away_leaves_no_task_and_sends_nothing_more() -> None:
-    async def use(server: Server, client: _Client) -> None:
+    async def use(server: Server, client: SingleUseClient) -> None:
         await client.publish("buffered", b"x")
         tasks = [client._reading_task, client._ping_interval_task, client._flusher_task]
         await client.dispose()
@@ -444,7 +443,7 @@ def test_an_unfinished_attempt_can_be_thrown_away() -> None:
 
 
 def test_the_connection_uses_what_is_tried_here() -> None:
-    """The tests above stand on `_Client`; this one ties it to what the package uses."""
+    """The tests above stand on `SingleUseClient`; this one ties it to what the package uses."""
 
     async def run() -> None:
         ups: list[str] = []
@@ -452,7 +451,7 @@ def test_the_connection_uses_what_is_tried_here() -> None:
             settings = JetStreamSettings(servers=(f"nats://127.0.0.1:{server.port}",))
             used = Connection(settings, on_up=lambda: ups.append("up"), on_down=ups.append)
             await used.open()
-            assert type(used._client) is _Client
+            assert type(used._client) is SingleUseClient
             assert used.new_inbox().startswith("_INBOX.")
             await used.close()
         assert ups == ["up"]
