@@ -406,6 +406,8 @@ class JetStreamPublisher:
             reason = f"no stream covers topic {topic} any more: {REMEDY}, then start the flow again"
             refusal = Refusal(Verdict.STOP, reason, 503)
         else:
-            reason = f"no stream answers on topic {topic}: none covers it, or its stream has no leader"
+            reason = (
+                f"no stream answers on topic {topic}: none covers it, or its stream has no leader"
+            )
             refusal = Refusal(Verdict.RETRY, reason, 503)
         self._events.refused(number, index, refusal)
