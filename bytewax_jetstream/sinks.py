@@ -20,6 +20,8 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
         from .kafka.publisher import KafkaPublisher
 
         return KafkaPublisher(settings)
+    if not isinstance(settings, JetStreamSettings):
+        return settings.publisher()
     from .jetstream.publisher.publisher import JetStreamPublisher
 
     return JetStreamPublisher(settings)

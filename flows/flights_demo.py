@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from bytewax_jetstream import drain
 from bytewax_jetstream.errors import JetStreamPipelineError
-from bytewax_jetstream.settings import BrokerSettings, KafkaSettings
+from bytewax_jetstream.settings import BrokerSettings, JetStreamSettings, KafkaSettings
 from flows.flights import (
     DEAD_LETTERS,
     FLIGHTS,
@@ -251,6 +251,7 @@ def _reader(target: BrokerSettings) -> "StreamReader | KafkaReader":
         from flows.flights_kafka import KafkaReader  # which loads confluent-kafka
 
         return KafkaReader(target)
+    assert isinstance(target, JetStreamSettings), "flights go to JetStream or Kafka"
     return StreamReader(target)
 
 
