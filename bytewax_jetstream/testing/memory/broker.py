@@ -42,7 +42,8 @@ class MemoryBroker(Faults):
     ) -> None:
         super().__init__(seed)
         self.like = like
-        self._pool = pool or PoolSettings()
+        self.pool = pool or PoolSettings()
+        """For the settings and publishers that are made from now on."""
         self._batches = batches
         self._storage = Storage(partitions if like == "kafka" else 0)
 
@@ -53,7 +54,7 @@ class MemoryBroker(Faults):
     @property
     def settings(self) -> "MemorySettings":
         """For `jop.publish` and `jop.output`; equal for one broker, and never for two."""
-        return MemorySettings(self, self._pool)
+        return MemorySettings(self, self.pool)
 
     @property
     def stored(self) -> list[Stored]:
@@ -67,8 +68,8 @@ class MemoryBroker(Faults):
     def publisher(self) -> Publisher:
         """A publisher for a pool without a dataflow: `pool.lane(broker.publisher(), name=…)`."""
         if self.like == "kafka":
-            return KafkaLike(self, self._storage, self._pool, identity=self)
-        return JetStreamLike(self, self._storage, self._pool, identity=self, batches=self._batches)
+            return KafkaLike(self, self._storage, self.pool, identity=self)
+        return JetStreamLike(self, self._storage, self.pool, identity=self, batches=self._batches)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class Faults:
         self.refuses = lambda envelope: None
         self.loses_requests = 0.0
         self.loses_answers = 0.0
+        self.lost_requests = 0
+        """How many messages were lost on their way to the broker."""
+        self.lost_answers = 0
+        """How many answers were lost by `loses_answers`."""
         self._seed = seed
         self._delay = 0.0
         self._is_down = False
@@ -106,11 +110,15 @@ class Faults:
 
     def loses_request(self, event_id: str) -> bool:
         """Whether another attempt never reaches the broker."""
-        return self._is_down or self._happens(self.loses_requests, "request", event_id)
+        lost = self._is_down or self._happens(self.loses_requests, "request", event_id)
+        self.lost_requests += lost
+        return lost
 
     def loses_answer(self, event_id: str) -> bool:
         """Whether another answer never reaches the publisher."""
-        return self._happens(self.loses_answers, "answer", event_id)
+        lost = self._happens(self.loses_answers, "answer", event_id)
+        self.lost_answers += lost
+        return lost
 
     def join(self, connection: Reachable) -> None:
         """A publisher has connected."""
