@@ -174,13 +174,7 @@ class JetStreamLike:
                 batch.over = True
                 self._answer(batch.key, partial(events.refused, number, index, answer))
                 break
-            batch.stored += 1
-            if answer.duplicate and index == 0:
-                # Probably all are known: each goes as a single, to learn which.
-                batch.over = True
-                returned = partial(events.batch_returned, number, 1, duplicate=True)
-                self._answer(batch.key, returned)
-                return
+            batch.stored += 1  # a known event id counts, and is not said to be one
             if batch.stored % FLOW_INTERVAL == 0:
                 self._answer(batch.key, partial(events.batch_stored, number, batch.stored))
         if append.last and not self._faults.loses_request(batch.key):

@@ -66,7 +66,7 @@ class Storage:
         if envelope.partition is not None:
             return envelope.partition
         key = envelope.aggregate_id if envelope.aggregate_id is not None else envelope.event_id
-        return crc32(repr(key).encode()) % self.partitions
+        return crc32(key.encode("utf-8", "surrogatepass")) % self.partitions
 
     def store(self, envelope: Envelope) -> Receipt | Refusal:
         """Store a message; refuse it if the stream's last sequence is not the expected one."""
