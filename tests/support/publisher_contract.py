@@ -130,16 +130,18 @@ class PublisherContract:
     def test_a_reset_with_messages_in_flight_loses_and_repeats_nothing(
         self, subject: Subject
     ) -> None:
-        with opened(subject.settings()) as (_, lane):
+        # So long that nothing but the reset makes anybody try again.
+        with opened(subject.settings(ack_timeout=20)) as (_, lane):
             settle(lane, _batch(subject, 10))
             with subject.silence():
                 lane.submit(_batch(subject, 200, first=10))
                 until(lambda: len(subject.stored()) > 10)
                 assert lane.unsettled
-                subject.reset()
+            subject.reset()
             results = lane.flush()
 
         assert {result.outcome for result in results} == {Outcome.STORED}
+        assert max(result.ack_seconds for result in results) < 15
         _each_once_in_order(subject, 210)
 
     def test_silence_beyond_the_ack_timeout_is_retried_and_stored_once(

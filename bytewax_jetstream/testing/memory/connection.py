@@ -21,7 +21,7 @@ class Connection:
     """Carries the broker's answers to a publisher, in order; a reset loses those on their way.
 
     :arg on_up: Called when the publisher has connected again.
-    :arg on_down: Called with the reason and the answers that were lost.
+    :arg on_down: Called with the reason when the connection, and what was on it, is lost.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Connection:
         events: PublisherEvents,
         *,
         on_up: Callable[[], None],
-        on_down: Callable[[str, list[Answer]], None],
+        on_down: Callable[[str], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.is_up = True
@@ -84,10 +84,9 @@ class Connection:
         self.is_up = False
         self.resets += 1
         self._stop_waiting()
-        lost = [answer for _, answer in self._answers]
         self._answers.clear()
         self.later(RECONNECT, self.connect)
-        self._on_down(reason, lost)
+        self._on_down(reason)
 
     def fail(self, reason: str) -> None:
         """Fail for good."""

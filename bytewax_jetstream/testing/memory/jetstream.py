@@ -134,7 +134,7 @@ class JetStreamLike:
         """Counters of the connection."""
         return {"reconnects": self._connection.resets if self._connection is not None else 0}
 
-    def _disconnected(self, reason: str, lost: list[Answer]) -> None:
+    def _disconnected(self, reason: str) -> None:
         self._batches.clear()
         self._events.disconnected(reason)
 

@@ -25,7 +25,7 @@ from ...publishing import (
 )
 from ...settings import PoolSettings
 from .checks import check_for_kafka
-from .connection import Answer, Connection
+from .connection import Connection
 from .faults import Faults
 from .storage import Storage
 
@@ -81,8 +81,6 @@ class KafkaLike:
         """Partitions whose first message is tried again later."""
         self._unreported: deque[_Message] = deque()
         """What the library has, oldest first."""
-        self._lost: list[Answer] = []
-        """Answers of a connection that was lost: the next one brings them."""
         self._gives_up = False
         """Whether it will look for messages to give up."""
 
@@ -160,16 +158,16 @@ class KafkaLike:
         }
 
     def _up(self) -> None:
+        """Try everything again at once; the broker knows what it stored."""
         assert self._connection is not None, "it was connected before"
-        lost, self._lost = self._lost, []
-        for answer in lost:
-            self._connection.answer(answer)
+        for message in list(self._unreported):
+            if message.answer is not None:
+                self._answer(self._connection, message)
         self._pausing.clear()
         for partition in list(self._queues):
             self._produce(self._connection, partition)
 
-    def _disconnected(self, reason: str, lost: list[Answer]) -> None:
-        self._lost += lost
+    def _disconnected(self, reason: str) -> None:
         for message in self._unreported:
             message.why = reason
 

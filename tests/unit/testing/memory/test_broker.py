@@ -271,6 +271,9 @@ def test_lost_messages_and_answers_are_retried_until_all_is_stored_once(like: st
 
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
     assert sorted(_ids(broker.stored)) == sorted(results)
+    for aggregate in range(30):
+        of_it = [m.event_id for m in broker.stored if m.aggregate_id == f"a-{aggregate}"]
+        assert of_it == [f"e-{aggregate}", f"e-{aggregate + 30}"]
     assert broker.lost_requests > 5
     assert broker.lost_answers > 5
 
