@@ -157,12 +157,11 @@ class JetStreamLike:
         number, events = append.number, self._events
         envelopes = cast(list[Envelope], append.wires)
         batch = self._batches.get(number)
-        if batch is None:
-            key = envelopes[0].event_id if envelopes else append.topic
-            batch = self._batches[number] = _Batch(f"batch of {key}")
-        if batch.over:  # the broker has forgotten it, and what it stored of it
-            self._answer(batch.key, partial(events.batch_ended, number, 0))
+        if batch is None and append.first:  # it has ended, and the broker has forgotten it
+            self._answer(append.topic, partial(events.batch_ended, number, 0))
             return
+        if batch is None:
+            batch = self._batches[number] = _Batch(f"batch of {envelopes[0].event_id}")
         for index, envelope in enumerate(envelopes, start=append.first):
             if self._faults.loses_request(envelope.event_id):
                 continue
@@ -180,4 +179,5 @@ class JetStreamLike:
         if append.last and not self._faults.loses_request(batch.key):
             batch.over = True
         if batch.over:
+            del self._batches[number]
             self._answer(batch.key, partial(events.batch_ended, number, batch.stored))

@@ -244,6 +244,33 @@ def test_answers_are_held_back_until_the_delay_is_over(like: str) -> None:
     assert {result.attempts for result in results} == {1}
 
 
+def test_answers_on_a_connection_that_is_reset_never_arrive() -> None:
+    broker = MemoryBroker(batches=False)
+    broker.delay = math.inf
+    with opened(broker.settings) as (_, lane):
+        lane.submit(envelopes(20, "orders", aggregates=None))
+        until(lambda: len(broker.stored) == 20)
+        broker.reset()
+        broker.delay = 0
+        results = lane.flush()
+
+    assert {result.duplicate for result in results} == {True}
+    assert {result.attempts for result in results} == {2}
+
+
+def test_like_kafka_a_reset_ends_the_wait_for_an_answer() -> None:
+    broker = MemoryBroker("kafka", pool=PoolSettings(ack_timeout=50))
+    broker.loses_requests = 1.0
+    with opened(broker.settings) as (_, lane):
+        lane.submit(envelopes(20, "orders"))
+        until(lambda: broker.lost_requests)
+        broker.loses_requests = 0.0
+        broker.reset()
+        results = lane.flush(timeout=20)
+
+    assert {result.outcome for result in results} == {Outcome.STORED}
+
+
 @pytest.mark.parametrize("like", ["batches", "singles", "kafka"])
 def test_messages_that_never_reach_it_are_not_stored_and_unknown(like: str) -> None:
     broker = MemoryBroker(
@@ -325,6 +352,22 @@ def test_a_broker_that_goes_down_stores_nothing_and_everything_once_when_it_is_b
 
     assert {result.outcome for result in results} == {Outcome.STORED}
     assert sorted(_ids(broker.stored)) == sorted(f"e-{n}" for n in range(20))
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_nothing_is_stored_after_the_moment_at_which_it_goes_down(batches: bool) -> None:
+    broker = MemoryBroker(batches=batches)
+
+    def go_down(envelope: Envelope) -> None:
+        if envelope.event_id == "e-3":
+            broker.go_down()
+
+    broker.refuses = go_down
+    with opened(broker.settings) as (pool, lane):
+        lane.submit(envelopes(10, "orders", aggregates=None))
+        until(lambda: broker_of(pool)["reconnects"] == 1)
+
+        assert _ids(broker.stored) == ["e-0", "e-1", "e-2", "e-3"]
 
 
 def test_a_broker_that_stays_down_leaves_envelopes_unknown() -> None:
