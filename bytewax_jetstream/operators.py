@@ -104,7 +104,7 @@ def input(  # noqa: A001
 def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
     step_id: str,
     flow: Dataflow,
-    settings: BrokerSettings,
+    settings: JetStreamSettings | KafkaSettings,
     **options: Any,
 ) -> InputOut | KafkaInputOut:
     """Read every message of streams or topics; after a crash, go on where the last epoch was

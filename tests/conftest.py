@@ -6,6 +6,8 @@ import pytest
 
 from bytewax_jetstream.testing import KafkaServer, KafkaUnavailableError, NatsServer
 
+pytest.register_assert_rewrite("tests.support.publisher_contract")
+
 
 @pytest.fixture(scope="session")
 def nats_server() -> Iterator[NatsServer]:

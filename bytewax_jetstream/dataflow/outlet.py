@@ -5,7 +5,7 @@ from ..envelope import PublishResult
 from ..errors import PublishError
 from ..pool import Lane, borrow_pool, give_back_pool
 from ..publishing import Publisher
-from ..settings import BrokerSettings, KafkaSettings
+from ..settings import BrokerSettings, JetStreamSettings, KafkaSettings
 
 __all__ = ["Outlet", "not_stored", "publisher_for"]
 
@@ -16,6 +16,8 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
         from ..kafka.publisher import KafkaPublisher
 
         return KafkaPublisher(settings)
+    if not isinstance(settings, JetStreamSettings):
+        return settings.publisher()
     from ..jetstream.publisher import JetStreamPublisher
 
     return JetStreamPublisher(settings)

@@ -3,6 +3,7 @@
 from .jetstream import JetStreamSettings, StreamSettings
 from .kafka import KafkaSettings, KafkaTopicSettings
 from .pool import PoolSettings
+from .publisher import PublisherSettings
 from .sources import StreamStrategy
 
 __all__ = [
@@ -11,9 +12,10 @@ __all__ = [
     "KafkaSettings",
     "KafkaTopicSettings",
     "PoolSettings",
+    "PublisherSettings",
     "StreamSettings",
     "StreamStrategy",
 ]
 
-BrokerSettings = JetStreamSettings | KafkaSettings
+BrokerSettings = JetStreamSettings | KafkaSettings | PublisherSettings
 """Which broker, and everything that differs between brokers."""

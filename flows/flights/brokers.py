@@ -5,7 +5,6 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from bytewax_jetstream.settings import (
-    BrokerSettings,
     JetStreamSettings,
     KafkaSettings,
     KafkaTopicSettings,
@@ -13,7 +12,7 @@ from bytewax_jetstream.settings import (
 )
 from bytewax_jetstream.testing import KafkaServer, NatsServer
 
-from .settings import FlightsSettings
+from .settings import FlightsBroker, FlightsSettings
 
 __all__ = ["StreamNames", "broker_settings", "stream_names"]
 
@@ -35,14 +34,14 @@ class StreamNames(NamedTuple):
     dead_letters: str
 
 
-def stream_names(broker: BrokerSettings) -> StreamNames:
+def stream_names(broker: FlightsBroker) -> StreamNames:
     """What the streams or topics are called at this broker."""
     if isinstance(broker, KafkaSettings):
         return StreamNames(KAFKA_FLIGHTS.name, KAFKA_DEAD_LETTERS.name)
     return StreamNames(FLIGHTS.name, DEAD_LETTERS.name)
 
 
-def broker_settings(settings: FlightsSettings) -> BrokerSettings:
+def broker_settings(settings: FlightsSettings) -> FlightsBroker:
     """How to reach the configured broker, or an embedded one that ends with this process."""
     return _kafka(settings) if settings.broker == "kafka" else _jetstream(settings)
 

@@ -8,13 +8,13 @@ from bytewax.dataflow import Dataflow
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream.drain import drain_on_signal
 from bytewax_jetstream.envelope import Envelope
-from bytewax_jetstream.settings import BrokerSettings, KafkaSettings
+from bytewax_jetstream.settings import KafkaSettings
 
 from .brokers import broker_settings
 from .data import FlightsSource
 from .envelopes import no_tail_number, refused, to_envelope
 from .results import ResultsSink, one_writer
-from .settings import FlightsSettings
+from .settings import FlightsBroker, FlightsSettings
 
 __all__ = ["build", "flow"]
 
@@ -31,7 +31,7 @@ def flow() -> Dataflow:
     return build(source, broker_settings(settings), settings.directory.results)
 
 
-def build(source: FlightsSource, broker: BrokerSettings, results: Path) -> Dataflow:
+def build(source: FlightsSource, broker: FlightsBroker, results: Path) -> Dataflow:
     """Make the dataflow.
 
     :arg results: The database that results and checkpoints are written to.

@@ -20,7 +20,6 @@ from rich.console import Console
 
 from bytewax_jetstream import drain
 from bytewax_jetstream.errors import JetStreamPipelineError
-from bytewax_jetstream.settings import BrokerSettings
 
 from .audit import Counted, count_flights, count_stored
 from .brokers import broker_settings, stream_names
@@ -30,7 +29,7 @@ from .errors import FlightsError, RunDirectoryError
 from .progress import ProgressBar
 from .readers import open_reader
 from .results import count_results
-from .settings import FlightsSettings
+from .settings import FlightsBroker, FlightsSettings
 from .summary import Resumed, Summary
 
 __all__ = ["main"]
@@ -117,7 +116,7 @@ def _run(settings: FlightsSettings, workers: int, *, fresh: bool) -> int:
     return _report(summary)
 
 
-def _stored_before(settings: FlightsSettings, broker: BrokerSettings, *, resumes: bool) -> int:
+def _stored_before(settings: FlightsSettings, broker: FlightsBroker, *, resumes: bool) -> int:
     """How many messages an earlier run has stored; only a resumed run may find any."""
     names = stream_names(broker)
     with open_reader(broker) as reader:
@@ -136,7 +135,7 @@ def _stored_before(settings: FlightsSettings, broker: BrokerSettings, *, resumes
     return before
 
 
-def _count(broker: BrokerSettings, lines: Sequence[str]) -> Counted | None:
+def _count(broker: FlightsBroker, lines: Sequence[str]) -> Counted | None:
     """What the broker holds at the end; None when a signal stopped the run before its end."""
     names = stream_names(broker)
     with open_reader(broker) as reader:

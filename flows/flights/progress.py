@@ -8,12 +8,11 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bytewax_jetstream.settings import BrokerSettings
-
 from .audit import count_stored
 from .brokers import stream_names
 from .errors import AuditError
 from .readers import open_reader
+from .settings import FlightsBroker
 
 __all__ = ["ProgressBar"]
 
@@ -28,9 +27,7 @@ class ProgressBar:
     :arg total: Rows of the input.
     """
 
-    def __init__(
-        self, broker: BrokerSettings, console: Console, *, before: int, total: int
-    ) -> None:
+    def __init__(self, broker: FlightsBroker, console: Console, *, before: int, total: int) -> None:
         self._progress = Progress(
             TextColumn("flights"),
             BarColumn(),

@@ -6,9 +6,14 @@ from typing import Literal
 from pydantic import PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bytewax_jetstream.settings import JetStreamSettings, KafkaSettings
+
 from .run_directory import RunDirectory
 
-__all__ = ["FlightsSettings"]
+__all__ = ["FlightsBroker", "FlightsSettings"]
+
+FlightsBroker = JetStreamSettings | KafkaSettings
+"""Where this job publishes: only of these two can it read back what is stored."""
 
 
 class FlightsSettings(BaseSettings):

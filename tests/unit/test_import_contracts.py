@@ -21,6 +21,7 @@ PLANTED = {
         ("kafka/publisher.py", "from ..jetstream import streams"),
         ("dispatch/dispatch.py", "from ..pool.budget import Budget"),
         ("publishing/publisher.py", "from ..dispatch import LaneQueue"),
+        ("publishing/policy.py", "from ..settings import PoolSettings"),
         ("envelope.py", "from .settings import PoolSettings"),
         ("bench/runner.py", "from .. import cli"),
     ],
@@ -29,18 +30,19 @@ PLANTED = {
         ("pool/budget.py", "from .ack_pool import AckPool"),
         ("../flows/flights/data.py", "from . import demo"),
     ],
-    "The seam knows envelopes and errors only": [
-        ("publishing/policy.py", "from ..settings import PoolSettings"),
-    ],
     "The decisions and the seam have no clock, no thread and no I/O": [
         ("dispatch/dispatch.py", "import time"),
         ("dispatch/window.py", "import asyncio"),
         ("publishing/publisher.py", "import threading"),
         ("dispatch/doubts.py", "import nats"),
     ],
-    "Users' tests need no installed library": [("testing/process.py", "import psutil")],
-    "Users' tests know envelopes and errors only": [
+    "Users' tests need no installed library, and know envelopes and errors only": [
+        ("testing/process.py", "import psutil"),
         ("testing/nats.py", "from ..settings import JetStreamSettings"),
+        ("testing/memory/broker.py", "from ...dispatch import Dispatch"),
+    ],
+    "Users' tests load without the broker in memory": [
+        ("testing/__init__.py", "from .memory import MemoryBroker"),
     ],
     "Only what meets the engine imports Bytewax": [("pool/lane.py", "import bytewax.operators")],
     "Only jetstream and the benchmark import nats": [("pool/lane.py", "import nats")],
