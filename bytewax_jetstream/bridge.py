@@ -1,9 +1,8 @@
-"""What was read from one broker, as an envelope for another: key, headers and order are kept, and
-the id is stable.
+"""`from_kafka`, `from_jetstream`: a message read from one broker as an envelope for another.
 
-A message keeps its identity however often it is read and published again: by default its place
-(stream and sequence; topic, partition and offset), or, with `own_id`, the event id that it was
-published with.
+Key, headers and order are kept. A message has the same event id however often it is read and
+published: by default its position (stream and sequence; topic, partition and offset), or with
+`own_id` the event id that it was published with.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ __all__ = ["from_jetstream", "from_kafka"]
 
 
 class _Record(Protocol):
-    """What is needed of Bytewax's `KafkaSourceMessage`."""
+    """The part of Bytewax's `KafkaSourceMessage` that is used here."""
 
     @property
     def key(self) -> bytes | None: ...
@@ -35,21 +34,21 @@ class _Record(Protocol):
 def from_kafka(record: _Record, topic: str, *, own_id: bool = False) -> Envelope:
     """A Kafka message as an envelope: the key becomes the aggregate id, so its order is kept.
 
-    A message without a key belongs with its partition, as it did there; one without a value (a
-    tombstone) becomes an empty payload. What of key and headers is not UTF-8 is kept for Kafka and
-    rejected by JetStream, which has no place for it.
+    A message without a key keeps its order among the messages of its partition; one without a value
+    (a tombstone) gets an empty payload. A key or header that is not UTF-8 is kept for Kafka;
+    JetStream cannot hold it and rejects the envelope.
 
-    :arg record: What `jop.input` with `KafkaSettings` yields.
+    :arg record: A message of `jop.input` with `KafkaSettings`.
     :arg topic: Where to publish it.
-    :arg own_id: Prefer the event id it was published with, where there is one.
+    :arg own_id: Use the event id that it was published with, if there is one.
     """
     headers = {name: _text(value) for name, value in record.headers}
-    place = f"{record.topic}-{record.partition}-{record.offset}"
+    position = f"{record.topic}-{record.partition}-{record.offset}"
     key = record.key
     return Envelope(
         topic,
         record.value or b"",
-        event_id=_event_id(headers, place, own_id=own_id),
+        event_id=_event_id(headers, position, own_id=own_id),
         aggregate_id=_text(key) if key is not None else f"{record.topic}-{record.partition}",
         event_type=_header(headers, "event-type"),
         headers=_kept(headers),
@@ -57,12 +56,12 @@ def from_kafka(record: _Record, topic: str, *, own_id: bool = False) -> Envelope
 
 
 def from_jetstream(message: JetStreamMessage, topic: str, *, own_id: bool = False) -> Envelope:
-    """A JetStream message as an envelope: order is kept per aggregate or, where there is none, per
-    subject.
+    """A JetStream message as an envelope: each aggregate keeps its order, and so does each subject
+    whose messages have no aggregate.
 
-    :arg message: What `jop.input` with `JetStreamSettings` yields.
+    :arg message: A message of `jop.input` with `JetStreamSettings`.
     :arg topic: Where to publish it.
-    :arg own_id: Prefer the event id it was published with, where there is one.
+    :arg own_id: Use the event id that it was published with, if there is one.
     """
     headers = message.headers
     return Envelope(
@@ -76,12 +75,13 @@ def from_jetstream(message: JetStreamMessage, topic: str, *, own_id: bool = Fals
 
 
 OURS = frozenset({"event-id", "event-type", "aggregate-id"})
-"""Headers that are fields of an envelope."""
+"""Headers that become fields of the envelope."""
 
 
-def _event_id(headers: Mapping[str, str], place: str, *, own_id: bool) -> str:
-    # The message id last: where both are there it is a digest of the event id.
-    return (own_id and (_header(headers, "event-id") or _header(headers, "nats-msg-id"))) or place
+def _event_id(headers: Mapping[str, str], position: str, *, own_id: bool) -> str:
+    # The message id last: where both exist, it is a digest of the event id.
+    own = own_id and (_header(headers, "event-id") or _header(headers, "nats-msg-id"))
+    return own or position
 
 
 def _header(headers: Mapping[str, str], name: str) -> str | None:
@@ -89,7 +89,7 @@ def _header(headers: Mapping[str, str], name: str) -> str | None:
 
 
 def _kept(headers: Mapping[str, str]) -> dict[str, str] | None:
-    """The user's own; what a server reads as an order to itself stays behind."""
+    """The user's own headers, without those that tell a NATS server what to do."""
     kept = {
         name: value
         for name, value in headers.items()

@@ -1,9 +1,8 @@
-"""SIGTERM and SIGINT end a dataflow in order: sources stop, everything settles, the last epoch
-commits.
+"""SIGTERM and SIGINT: sources stop, everything in flight is settled, the last epoch is committed.
 
-Without this a SIGTERM ends a Bytewax process on the spot, with whatever is in flight. A second
-signal, or a drain that takes longer than its timeout, ends it at once and non-zero; what was not
-settled is replayed at the next start.
+Without this, a SIGTERM ends a Bytewax process at once, and messages in flight have no result. A
+second signal, or a drain that takes longer than its timeout, ends the process non-zero; the next
+start replays what was not settled.
 """
 
 import _thread
@@ -31,22 +30,21 @@ log = logging.getLogger(__name__)
 X = TypeVar("X")
 
 LONGEST_NAP = timedelta(seconds=0.1)
-"""A source that sleeps longer would not notice the signal; it is asked that often, and says nothing
-new.
+"""How long a partition may sleep without a look at the signal. A source that wants to sleep longer
+is woken this often, and stays idle.
 """
 GRACE = 5.0
-"""Seconds after the drain timeout until a run that does not end by itself is ended."""
+"""Seconds after the drain timeout; then a run that has not ended by itself is interrupted."""
 
 
 class _Drain:
-    """Whether this process is draining; there is one answer for all of its dataflows."""
+    """Whether this process is draining; one state for all of its dataflows."""
 
     def __init__(self) -> None:
         self.deadline = float("inf")
         self.timeout = 20.0
         self._parts = 0
-        """Partitions of sources and lanes to brokers that are open: while there is one, there is
-        something to drain.
+        """How many source partitions and lanes are open; there is something to drain until it is 0.
         """
         self._lock = threading.Lock()
 
@@ -55,7 +53,7 @@ class _Drain:
         return self.deadline != float("inf")
 
     def enter(self) -> None:
-        """A partition or a lane opens; the first one of a run forgets an earlier run's signal."""
+        """A partition or a lane opens; the first one of a run clears an earlier run's signal."""
         with self._lock:
             if self._parts == 0:
                 self.deadline = float("inf")
@@ -66,15 +64,15 @@ class _Drain:
             self._parts = max(0, self._parts - 1)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Runs on the main thread, between two of its instructions: it only notes the time."""
+        """Runs on the main thread between two of its instructions, so it only sets the deadline."""
         if not self._parts:
-            # No dataflow of ours to drain: as if this handler were not there.
+            # Nothing to drain: do what happens without this handler.
             signal.signal(number, signal.SIG_DFL)
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             os.kill(os.getpid(), number)
         elif self.requested:
-            self.deadline = 0.0  # ends the waits of other threads
+            self.deadline = 0.0  # threads that wait until the deadline stop waiting
             raise KeyboardInterrupt(
                 "a second signal came, or the drain took too long: the next start replays the epoch"
             )
@@ -94,12 +92,12 @@ _drain = _Drain()
 
 
 def enter() -> None:
-    """There is one more thing that a signal must not cut off."""
+    """Count one more open lane, which a signal must not cut off."""
     _drain.enter()
 
 
 def leave() -> None:
-    """It has ended."""
+    """Count one open lane less."""
     _drain.leave()
 
 
@@ -109,10 +107,10 @@ def deadline() -> float:
 
 
 def install(timeout: float) -> None:
-    """Take over SIGTERM and SIGINT, unless the program has handlers of its own or this is not its
-    main thread.
+    """Handle SIGTERM and SIGINT, unless the program has its own handlers or this is not the main
+    thread.
 
-    :arg timeout: Seconds a drain may take.
+    :arg timeout: How many seconds a drain may take.
     """
     _drain.timeout = timeout
     if threading.current_thread() is not threading.main_thread():
@@ -126,13 +124,16 @@ def install(timeout: float) -> None:
 
 
 def drain_on_signal(source: Source[X], *, timeout: float = 20.0) -> Source[X]:
-    """Make any source stop at SIGTERM and SIGINT, so that nothing in flight is cut off.
+    """Every message that the source has emitted is settled and committed at SIGTERM or SIGINT.
 
-    The sources of this package do it by themselves. All sources of a dataflow have to be wrapped:
-    one that goes on keeps the dataflow alive until the timeout ends it non-zero. To be called where
-    the dataflow is defined, on the main thread.
+    At the signal the source stops, and the dataflow ends as at the end of its input. The sources of
+    this package do this by themselves. Wrap all other sources of a dataflow: one that goes on keeps
+    the dataflow alive until the timeout ends it non-zero. Call this on the main thread, where the
+    dataflow is defined.
 
-    :arg timeout: Seconds until the run is ended non-zero.
+    :arg source: Any `FixedPartitionedSource` or `DynamicSource`.
+    :arg timeout: How many seconds a drain may take; then the run ends non-zero.
+    :raises TypeError: when the source is of another kind.
     """
     install(timeout)
     if isinstance(source, FixedPartitionedSource):
@@ -146,9 +147,7 @@ def drain_on_signal(source: Source[X], *, timeout: float = 20.0) -> Source[X]:
 
 
 class _Draining:
-    """What both kinds of partitions do: pass calls on until the signal, then say that the input
-    ended.
-    """
+    """Passes calls on to a partition until the signal, and then ends the input."""
 
     _part: Any
 
@@ -169,9 +168,8 @@ class _Draining:
         return batch
 
     def next_awake(self) -> datetime | None:
-        if (
-            not self._asked
-        ):  # once after each batch, as the engine does: the answer may be so many seconds from now
+        # Once after each batch, as the engine does: the answer may count from the time of asking.
+        if not self._asked:
             self._asked = True
             self._asleep_until = self._part.next_awake()
         awake = self._asleep_until
@@ -185,7 +183,7 @@ class _Draining:
 
 
 class DrainingPartition(_Draining, StatefulSourcePartition[Any, Any]):
-    """A stateful partition that ends at the signal, with the state it then has."""
+    """A stateful partition that ends at the signal; its state then is committed."""
 
     def snapshot(self) -> Any:
         """The wrapped partition's own state."""

@@ -1,7 +1,8 @@
-"""What goes in and what comes out: envelopes, publish results, checkpoints.
+"""`Envelope`, `PublishResult`, `Checkpoint`: what users give to this package and get back.
 
-All are `NamedTuple`s: immutable, picklable, and the cheapest such form to make (measured: 0.66 us
-against 0.96 for a frozen dataclass and 1.28 for one with slots; 0.12 us when built in bulk).
+All are `NamedTuple`s, which are immutable and picklable. They are also the fastest such type to
+make: 0.66 us each, 0.12 us in bulk, against 0.96 us for a frozen dataclass and 1.28 us for one with
+slots.
 """
 
 import pickle
@@ -22,15 +23,14 @@ __all__ = [
 
 
 class PublishOptions(NamedTuple):
-    """What a JetStream server is asked to do with one message; Kafka rejects an envelope that has
-    any.
+    """What a JetStream server does with one message; Kafka rejects an envelope that has options.
 
-    They exist because `Nats-*` headers of users are rejected: a stray `Nats-Rollup` empties a
-    stream.
+    Options take the place of `Nats-*` headers, which are rejected: a stray `Nats-Rollup` header
+    empties a stream.
     """
 
     ttl: timedelta | None = None
-    """Time the message lives in the stream, whole seconds, at least 1 (header `Nats-TTL`)."""
+    """How long the stream keeps the message: whole seconds, at least 1 (header `Nats-TTL`)."""
     expected_last_sequence: int | None = None
     """Store only if the stream's last sequence is this one."""
     expected_last_subject_sequence: int | None = None
@@ -38,19 +38,19 @@ class PublishOptions(NamedTuple):
 
 
 class Envelope(NamedTuple):
-    """One message a pipeline wants published; nothing is checked until a lane accepts it.
+    """One message to publish; it is checked when a lane accepts it.
 
-    A bad envelope harms nobody else's: it comes back as a rejected result that says what to fix.
+    An invalid envelope comes back as a rejected result that says what to fix, and does not affect
+    other envelopes.
     """
 
     topic: str
-    """The JetStream subject or the Kafka topic; no wildcards, white space or control characters."""
+    """JetStream subject or Kafka topic; no wildcards, white space or control characters."""
     payload: bytes
     event_id: str
-    """Identity of the message, the same on every replay: what the broker knows duplicates by."""
+    """Identity of the message, the same on every replay; by it a broker recognises duplicates."""
     aggregate_id: str | None = None
-    """Whose order matters: envelopes of one aggregate are stored in the order their lane got them.
-    """
+    """Envelopes of one aggregate are stored in the order in which their lane got them."""
     event_type: str | None = None
     headers: Mapping[str, str] | None = None
     partition: int | None = None
@@ -59,16 +59,16 @@ class Envelope(NamedTuple):
 
 
 def payload_size(envelope: Envelope) -> int:
-    """Payload bytes that count against budget and window; 0 for a payload that is not bytes, which
-    is rejected anyway.
+    """Payload bytes that count against budget and window; 0 if the payload is not bytes, which is
+    rejected.
     """
     payload = envelope.payload
     return len(payload) if type(payload) is bytes else 0
 
 
 def picklable(envelope: Envelope) -> Envelope:
-    """The envelope, fit for a recovery store: what cannot be pickled is replaced by bytes, a dict
-    or its `repr`.
+    """The envelope in a form that a recovery store can hold: a value that cannot be pickled becomes
+    bytes, a dict or its `repr`.
     """
     try:
         pickle.dumps(envelope)
@@ -90,18 +90,18 @@ def _picklable(value: Any) -> Any:
 
 
 class Outcome(StrEnum):
-    """The three ways an envelope can end."""
+    """What became of an envelope: every envelope ends in one of these three."""
 
     STORED = "stored"
-    """The broker has it."""
+    """The broker has stored it."""
     REJECTED = "rejected"
-    """It is definitely not stored, and sending it again as it is would not help."""
+    """It is definitely not stored, and would be rejected again if sent unchanged."""
     UNKNOWN = "unknown"
-    """It may be stored, now or later: nobody could say until the delivery timeout."""
+    """It may be stored, now or later: the broker did not say before the delivery timeout."""
 
 
 class PublishResult(NamedTuple):
-    """The one outcome of one envelope."""
+    """What became of one envelope: where it is stored, or why it is not."""
 
     outcome: Outcome
     event_id: str
@@ -115,32 +115,30 @@ class PublishResult(NamedTuple):
     partition: int | None
     """The Kafka partition it is stored in; None on JetStream."""
     sequence: int | None
-    """Its stream sequence, or its offset in the Kafka partition; None where the broker does not
-    say.
-    """
+    """Its stream sequence, or its offset in the Kafka partition; None if the broker did not say."""
     duplicate: bool | None
-    """True when the broker had this event id before; None where the broker does not say."""
+    """True if the broker had this event id before; None if the broker does not say."""
     attempts: int
-    """How often it was sent; 0 when it was rejected before that."""
+    """How often it was sent; 0 if it was rejected before it was sent."""
     ack_seconds: float
-    """From its acceptance by the lane to its settlement."""
+    """Seconds from its acceptance by the lane to its settlement."""
     reason: str | None
-    """Why it was not stored, and what to do; None when it was."""
+    """Why it was not stored, and what to do; None if it was stored."""
     code: int | None
-    """The server's own error code, where it gave one."""
+    """The broker's own error code, if it gave one."""
     envelope: Envelope | None
-    """The envelope, when it was not stored, so that it can be dead-lettered; None when it was."""
+    """The envelope if it was not stored, for a dead-letter queue; None if it was stored."""
     worker: int
-    """The dataflow worker it belongs to (0 outside a dataflow)."""
+    """The dataflow worker that published it (0 outside a dataflow)."""
     epoch: int
-    """The dataflow epoch it belongs to (0 outside a dataflow)."""
+    """The dataflow epoch that it belongs to (0 outside a dataflow)."""
 
 
 class Checkpoint(NamedTuple):
-    """All envelopes of one epoch in one lane are settled, none of them unknown.
+    """All envelopes of one epoch in one lane are settled, and none of them is unknown.
 
-    It comes at least once for each lane and epoch that had envelopes; after a crash it may come
-    again with the same lane and epoch.
+    A checkpoint comes at least once for each lane and epoch that had envelopes. After a crash it
+    may come again, with the same lane and epoch.
     """
 
     step: str
@@ -148,9 +146,9 @@ class Checkpoint(NamedTuple):
     lane: str
     epoch: int
     stored: int
-    """How many of its envelopes are stored, duplicates included."""
+    """How many of the epoch's envelopes are stored, duplicates included."""
     duplicates: int
-    """How many of the stored ones the broker had before."""
+    """How many of the stored envelopes the broker had before."""
     rejected: int
     last_event_id: str
     """The event id of the envelope that was settled last."""

@@ -84,7 +84,7 @@ class ConnectError(JetStreamPipelineError):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class StreamError(JetStreamPipelineError):
-    """A JetStream stream is missing, or weaker than the settings require; nothing was published to it.
+    """A JetStream stream is missing, or weaker than the settings require; nothing was published.
 
     It is raised before the first message, so that nothing is acknowledged by a stream that would
     not keep it.

@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, that other threads may use with deadlines."""
+"""`LoopThread`: an event loop on a thread of its own; other threads run coroutines on it."""
 
 import asyncio
 import contextlib
@@ -18,14 +18,15 @@ T = TypeVar("T")
 
 STOP_SECONDS = 5.0
 SLICE = 0.1
-"""Seconds a caller waits before it looks whether there is still somebody to wait for."""
+"""How many seconds a caller waits between two looks at whether the thread is alive."""
 
 
 class LoopThread:
-    """Runs coroutines and callbacks for other threads; an error in a callback ends its usefulness.
+    """Runs coroutines and callbacks for other threads.
 
-    asyncio only logs an exception that escapes a callback, and whoever waits for that callback's
-    effect waits forever. Here it is kept in `crash`, for every waiter to look at.
+    asyncio only logs an exception that escapes a callback, and a thread that waits for the
+    callback's effect waits forever. Here the exception is kept in `crash`, which every waiter
+    checks.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,7 +41,7 @@ class LoopThread:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     def start(self) -> None:
@@ -48,7 +49,7 @@ class LoopThread:
         self._thread.start()
 
     def call(self, callback: Callable[[], object]) -> None:
-        """Have a callback run soon.
+        """Run a callback on the loop soon.
 
         :raises PoolClosedError: when the thread has ended.
         """
@@ -78,13 +79,13 @@ class LoopThread:
         raise self._ended()
 
     def create_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Start a task whose failure is a crash; to be called on the loop's own thread."""
+        """Start a task; its failure is a crash. Call this on the loop's own thread only."""
         task = self._loop.create_task(coroutine, name=name)
         task.add_done_callback(self._task_done)
         return task
 
     def stop(self) -> None:
-        """End the loop and its tasks, and join the thread; bounded."""
+        """End the loop and its tasks, and join the thread within a bounded time."""
         if self._thread.ident is None:
             self._loop.close()
             return
@@ -123,7 +124,7 @@ class LoopThread:
         error = context.get("exception")
         if error is not None and "handle" in context:
             self._crashed(error)
-        else:  # left behind by a library's task that nobody awaited: worth a line, not worth the loop
+        else:  # an error that a library's task left behind does not harm ours
             log.warning("%s", context.get("message"), exc_info=error)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:

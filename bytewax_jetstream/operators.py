@@ -1,5 +1,4 @@
-"""Operators that read, that publish from inside a dataflow, and that bring every result back into
-it.
+"""`input`, `publish`, `output`: Bytewax operators that read from a broker and publish to one.
 
     import bytewax_jetstream.operators as jop
 
@@ -8,9 +7,9 @@ it.
     op.output("dead-letter", out.errs, dead_letters)
     op.output("progress", out.checkpoints, progress)
 
-An epoch commits only when nothing of it is in flight (the barrier), and the results that were not
-passed on by then are part of what it commits. So after a crash nothing is missing; an envelope, a
-result or a checkpoint may come twice, with the same identity.
+Every envelope comes back as a result. An epoch commits only when none of its envelopes is in flight
+(the barrier), and results that were not passed on by then are committed with it. So after a crash
+no envelope, result or checkpoint is missing; one may come twice, with the same identity.
 """
 
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 __all__ = ["InputOut", "KafkaInputOut", "PublishOut", "input", "output", "publish"]
 
 _Report = Report
-"""The name by which recovery stores find it that were written before states had a version."""
+"""Recovery stores written before states had a version hold it pickled under this name."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +45,29 @@ class PublishOut:
     """What became of the envelopes of a `publish` step."""
 
     oks: Stream[PublishResult]
-    """Stored ones."""
+    """Results of stored envelopes."""
     errs: Stream[PublishResult]
-    """Rejected ones, each with its envelope; an unknown one stops the run instead."""
+    """Results of rejected envelopes, with the envelope; an unknown one stops the run instead."""
     checkpoints: Stream[Checkpoint]
-    """One for each lane and epoch, once all of that epoch's envelopes are settled."""
+    """One for each lane and epoch, when all envelopes of the epoch are settled."""
 
 
 @dataclass(frozen=True)
 class InputOut:
-    """What a stream holds, and what of it cannot be read."""
+    """The messages of JetStream streams, and those that cannot be read."""
 
     oks: Stream[JetStreamMessage]
     errs: Stream[UnreadableMessage]
-    """Stored messages that cannot be read as one (a subject that is not text, a broken header
-    block).
-    """
+    """Stored messages that cannot be decoded: the subject is not text, or a header is broken."""
 
 
 @dataclass(frozen=True)
 class KafkaInputOut:
-    """What Kafka topics hold, and what of it cannot be read."""
+    """The messages of Kafka topics, and the consumer's errors."""
 
     oks: Stream[KafkaMessage]
     errs: Stream[KafkaFailure]
-    """What the consumer reports instead of a message."""
+    """Errors that the consumer reports in place of a message."""
 
 
 @overload
@@ -107,24 +104,23 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
     settings: JetStreamSettings | KafkaSettings,
     **options: Any,
 ) -> InputOut | KafkaInputOut:
-    """Read every message of streams or topics; after a crash, go on where the last epoch was
-    committed.
+    """Every message of the streams or topics is read; after a crash, from the last committed epoch.
 
-    Messages that cannot be read come on a stream of their own; SIGTERM and SIGINT stop in order.
-    `JetStreamSource` says what that means by sequence and with a durable consumer, `KafkaSource`
-    what it means by offset.
+    Messages that cannot be read come on a stream of their own. At SIGTERM and SIGINT reading stops,
+    and the epoch is committed. `JetStreamSource` gives the details for reading by sequence and with
+    a durable consumer, `KafkaSource` those for reading by offset.
 
-    :arg step_id: Unique id; the place reached is kept under it.
+    :arg step_id: Unique id; recovery state is kept under it.
     :arg flow: The dataflow.
-    :arg settings: Which broker; JetStream streams that it declares are made or checked first.
-    :arg stream: JetStream: name of the stream, or of several.
-    :arg subjects: JetStream: only messages on these subjects.
+    :arg settings: Which broker; JetStream streams declared here are made or checked first.
+    :arg stream: JetStream: name of the stream, or several names.
+    :arg subjects: JetStream: read only messages on these subjects.
     :arg durable: JetStream: name of a durable consumer to read through.
-    :arg topics: Kafka: name of the topic, or of several.
+    :arg topics: Kafka: name of the topic, or several names.
     :arg tail: Wait for new messages at the end.
-    :arg start: Where to start the first time: `first`, `new`, a stream sequence or an offset, on
+    :arg start: Where to start the first time: `first`, `new`, a stream sequence or an offset; on
         JetStream also a time.
-    :arg batch_size: Messages in a batch, at most.
+    :arg batch_size: How many messages a batch may have.
     """
     if isinstance(settings, KafkaSettings):
         return _kafka_input(step_id, flow, kafka_source(settings, **options))
@@ -149,21 +145,22 @@ def _kafka_input(
 
 @operator
 def publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> PublishOut:
-    """Publish envelopes through the process's ACK pool; every one comes back as a result.
+    """Every envelope is published through the process's ACK pool, and comes back as a result.
 
-    Nothing is committed while an envelope of the epoch is in flight. A rejected one goes to `errs`;
-    what is still unknown at the delivery timeout stops the run non-zero, its epoch uncommitted, as
-    does a refusal that concerns every message (stream or topic gone, JetStream off). At least once:
-    after a crash the last epoch is published again with the same event ids, which JetStream drops
-    as duplicates within the stream's duplicate window, and Kafka stores again.
+    An epoch is not committed while one of its envelopes is in flight. A rejected envelope goes to
+    `errs`. An envelope that is unknown at the delivery timeout stops the run non-zero without
+    committing the epoch; so does a refusal that concerns every message (stream or topic gone,
+    JetStream off). At least once: after a crash the last epoch is published again with the same
+    event ids. JetStream drops them as duplicates within the stream's duplicate window; Kafka stores
+    them again.
 
-    One lane a worker; envelopes of an aggregate keep the order in which they reach their worker, so
-    key by aggregate upstream when several workers produce them.
+    Each worker has one lane. Envelopes of an aggregate keep the order in which they reach their
+    worker, so key by aggregate upstream if several workers produce them.
 
-    :arg step_id: Unique id; recovery state and checkpoints go by it.
+    :arg step_id: Unique id; recovery state and checkpoints carry it.
     :arg up: Envelopes.
     :arg settings: Which broker, and everything that differs between brokers.
-    :returns: Streams of results and checkpoints; they need not all be used.
+    :returns: Streams of results and checkpoints; none of them has to be used.
     """
     reports = publish_step(step_id, up, settings, strict=False)
     return PublishOut(
@@ -175,9 +172,10 @@ def publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> Pub
 
 @operator
 def output(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> None:
-    """Store every envelope, or stop the run: a rejected or unknown one raises `PublishError`.
+    """Every envelope is stored, or the run stops: a rejected or unknown one raises `PublishError`.
 
-    The epoch with such an envelope is not committed; nothing is dropped. Otherwise as `publish`.
+    The epoch of such an envelope is not committed, so no envelope is dropped. Otherwise like
+    `publish`.
 
     :arg step_id: Unique id.
     :arg up: Envelopes.

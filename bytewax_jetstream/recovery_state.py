@@ -1,23 +1,25 @@
-"""What this package keeps in Bytewax's recovery store, and how it is read back.
+"""The states that this package keeps in Bytewax's recovery store: their form, and how to read them.
 
-Bytewax pickles the state of a step, and a pickle names each class by its path: one that has moved
-since cannot be read any more. So a state is plain: a tuple of its kind, its version, and values of
-Python's own types.
+Bytewax pickles the state of a step. A pickle names each class by its path, so it cannot be read
+after the class has moved. So a state is a tuple of its kind, its version, and values of Python's
+own types:
 
-    ("publish", 1, oks, errs, checkpoints)  what a publish step had not passed on; a tuple each
-    ("sequence", 1, position)               the stream sequence a source goes on with
-    ("durable", 1, ranges)                  what a durable consumer's source must not emit again
+    ("publish", 1, oks, errs, checkpoints)  results and checkpoints that a publish step had not
+                                            passed on; a tuple each
+    ("sequence", 1, position)               the stream sequence that a source goes on with
+    ("durable", 1, ranges)                  messages that a durable consumer's source must not emit
+                                            again
 
-A result or a checkpoint is a tuple of its fields. In a field, a tuple is one of these:
+A result or a checkpoint is a tuple of its fields. A field that is a tuple is one of these:
 
     ("envelope", topic, payload, ...)       an `Envelope`, with all of its fields
     ("options", ttl, ...)                   its `PublishOptions`
     ("pickled", bytes, text)                a value of any other type, which users may put into an
-                                            envelope; where it cannot be unpickled, the text
+                                            envelope; if it cannot be unpickled, the text
 
-Whoever changes a form gives it the next version, and goes on reading the ones before: stores are
-kept for as long as a dataflow lives. Before states had a version, a publish step's was a pickled
-`Report`, and a source's the position or the ranges alone.
+When a form changes, give it the next version, and keep reading the versions before: a store is kept
+as long as its dataflow. Before states had a version, a publish step's state was a pickled `Report`,
+and a source's the position or the ranges alone.
 """
 
 import logging
@@ -44,23 +46,23 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of all kinds, as none has changed yet."""
+"""The version of all kinds; none has changed yet."""
 
 Row: TypeAlias = tuple[Any, ...]
 """The fields of a result or a checkpoint."""
 PublishState = tuple[str, int, tuple[Row, ...], tuple[Row, ...], tuple[Row, ...]]
 Ranges = tuple[tuple[int, int, int], ...]
-"""Sequences that this epoch's commit makes due or that were due before: first, last, and the time
-in nanoseconds of the latest message among them, for a stream that is made anew numbers anew.
+"""Sequences whose acks are due after this epoch's commit: first, last, and the time in nanoseconds
+of the latest message. The time tells a message from one with the same sequence in a new stream.
 """
 SourceState = tuple[str, int, int] | tuple[str, int, Ranges] | int | Ranges
 """The last two are from before states had a version."""
 
 
 class Report(NamedTuple):
-    """What a lane has settled: it goes downstream, or to the recovery store when the epoch closes.
+    """What a lane has settled; it goes downstream, or into the recovery store at the epoch's end.
 
-    Stores from before states had a version hold it pickled, so its fields stay as they are.
+    Stores from before states had a version hold pickled reports, so its fields must not change.
     """
 
     oks: list[PublishResult]
@@ -69,7 +71,7 @@ class Report(NamedTuple):
 
 
 def publish_state(report: Report) -> PublishState:
-    """The state of a publish step that has this to pass on."""
+    """The state of a publish step that has not passed on this report."""
     oks, errs, checkpoints = report
     return (
         "publish",
@@ -81,9 +83,9 @@ def publish_state(report: Report) -> PublishState:
 
 
 def read_publish_state(state: object, step_id: str) -> Report:
-    """What the publish step had to pass on.
+    """The report that the publish step had not passed on.
 
-    :raises JetStreamPipelineError: when this is not a state it understands.
+    :raises JetStreamPipelineError: when this is not the state of a publish step.
     """
     match state:
         case Report():
@@ -98,7 +100,7 @@ def read_publish_state(state: object, step_id: str) -> Report:
 
 
 def sequence_state(position: int) -> SourceState:
-    """The state of a source that reads by sequence and goes on with this one."""
+    """The state of a source that reads by sequence and goes on at this position."""
     return "sequence", VERSION, position
 
 
@@ -110,7 +112,7 @@ def durable_state(ranges: Ranges) -> SourceState:
 def read_source_state(state: object, step_id: str) -> int | Ranges:
     """The position of a source that reads by sequence, or the ranges of one that is durable.
 
-    :raises SourceError: when this is not a state it understands.
+    :raises SourceError: when this is not the state of a JetStream source.
     """
     match state:
         case ("sequence", 1, int(position)):
@@ -151,7 +153,7 @@ def _result_row(result: PublishResult) -> Row:
 
 
 def _row(fields: Row) -> Row:
-    """Checked as a whole first, as nearly all are plain (0.8 us for a result)."""
+    """The fields as plain values; nearly all are, so this is checked first (0.8 us a result)."""
     if PLAIN.issuperset(map(type, fields)):
         return fields
     return tuple(map(_plain, fields))

@@ -1,4 +1,4 @@
-"""Sinks for `op.output`: a write returns when the broker has stored it, or the run stops."""
+"""`JetStreamSink`, `KafkaSink`: sinks for `op.output` whose writes wait until all is stored."""
 
 from collections.abc import Sequence
 
@@ -22,13 +22,13 @@ class _Sink(DynamicSink[Envelope]):
 
 
 class JetStreamSink(_Sink):
-    """Store every envelope in JetStream, or stop the run.
+    """Every envelope is stored in JetStream, or the run stops.
 
-    A write waits until all of its envelopes are stored; one that is rejected, or unknown after the
+    A write waits until all of its envelopes are stored. One that is rejected, or unknown at the
     delivery timeout, raises `PublishError`, and the epoch is not committed. At least once; with
-    event ids, once within the stream's duplicate window. Workers are the unit of parallelism.
+    `dedupe`, once within the stream's duplicate window. Every worker publishes.
 
-    `bytewax_jetstream.operators.output` gives the same promise and does not wait at every write.
+    `bytewax_jetstream.operators.output` gives the same guarantee without waiting at every write.
 
     :arg settings: Which JetStream, and which streams.
     """
@@ -38,14 +38,14 @@ class JetStreamSink(_Sink):
 
 
 class KafkaSink(_Sink):
-    """Store every envelope in Kafka, or stop the run.
+    """Every envelope is stored in Kafka, or the run stops.
 
-    A write waits for the delivery report of each of its envelopes; one that is rejected, or unknown
-    at the delivery timeout, raises `PublishError`, and the epoch is not committed. At least once:
-    after a crash the last epoch's envelopes are stored again, with the same event ids. Workers are
-    the unit of parallelism.
+    A write waits until all of its envelopes are stored. One that is rejected, or unknown at the
+    delivery timeout, raises `PublishError`, and the epoch is not committed. At least once: after a
+    crash the last epoch's envelopes are stored again, with the same event ids. Every worker
+    publishes.
 
-    `bytewax_jetstream.operators.output` gives the same promise and does not wait at every write.
+    `bytewax_jetstream.operators.output` gives the same guarantee without waiting at every write.
 
     :arg settings: Which Kafka, and which topics.
     """

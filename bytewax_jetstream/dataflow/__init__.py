@@ -1,1 +1,1 @@
-"""What stands behind the operators in Bytewax's engine."""
+"""The steps, sinks and sources behind the operators."""

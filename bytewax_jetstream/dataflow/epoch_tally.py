@@ -1,4 +1,4 @@
-"""What became of one epoch's envelopes in one lane, for the epoch's checkpoint."""
+"""`EpochTally`: counts one epoch's results in one lane, for the epoch's checkpoint."""
 
 from ..envelope import Checkpoint
 from ..pool.results import Delivery
@@ -15,14 +15,14 @@ class EpochTally:
         self._last_event_id = ""
 
     def add(self, delivery: Delivery) -> None:
-        """Count what was settled."""
+        """Count the results of a delivery."""
         self._stored += len(delivery.oks)
         self._duplicates += delivery.duplicates
         self._rejected += len(delivery.errs)
         self._last_event_id = delivery.last_event_id
 
     def checkpoint(self) -> Checkpoint:
-        """The epoch's checkpoint, when all of its envelopes are settled."""
+        """The epoch's checkpoint; call this when all of its envelopes are settled."""
         return Checkpoint(
             step=self._step,
             worker=self._worker,

@@ -1,4 +1,4 @@
-"""The sources behind `jop.input`, and how what they yield parts into messages and the rest."""
+"""The sources behind `jop.input`; their items are split into messages and what cannot be read."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,7 +43,7 @@ def jetstream_source(
     start: Start = "first",
     batch_size: int = 1000,
 ) -> Source[JetStreamMessage | UnreadableMessage]:
-    """What `jop.input` reads streams with."""
+    """The source with which `jop.input` reads streams."""
     from ..jetstream.source.source import JetStreamSource  # which loads nats-py
 
     return JetStreamSource(
@@ -65,7 +65,7 @@ def kafka_source(
     start: KafkaStart = "first",
     batch_size: int = 1000,
 ) -> Source[KafkaMessage | KafkaFailure]:
-    """What `jop.input` reads topics with."""
+    """The source with which `jop.input` reads topics."""
     from ..kafka.source import KafkaSource  # which loads confluent-kafka
 
     source = KafkaSource(settings, topics=topics, tail=tail, start=start, batch_size=batch_size)
@@ -75,14 +75,14 @@ def kafka_source(
 def read_jetstream(
     flow: Dataflow, source: Source[JetStreamMessage | UnreadableMessage]
 ) -> tuple[Stream[JetStreamMessage], Stream[UnreadableMessage]]:
-    """The messages of a source, and what cannot be read as one."""
+    """The messages of a source, and those that cannot be read."""
     return _read(flow, source, JetStreamMessage)
 
 
 def read_kafka(
     flow: Dataflow, source: Source[KafkaMessage | KafkaFailure]
 ) -> tuple[Stream[KafkaMessage], Stream[KafkaFailure]]:
-    """The messages of a source, and what its consumer reports instead of one."""
+    """The messages of a source, and its consumer's errors."""
     from bytewax.connectors.kafka import KafkaSourceMessage  # which loads confluent-kafka
 
     return _read(flow, source, KafkaSourceMessage)

@@ -1,9 +1,9 @@
-"""Names for lanes that Bytewax routes to the worker that uses them.
+"""`local_key`: names for lanes that Bytewax routes to the worker that uses them.
 
-A keyed step sends a key to worker `hash(key) % workers`. With a name chosen to hash to the worker
-it comes from, nothing is exchanged and every worker publishes; with any other name all would be
-just as correct, but two workers' lanes can meet on one worker (measured: half the time with two
-workers).
+A keyed step sends a key to worker `hash(key) % workers`. A lane's name is chosen so that it hashes
+to its own worker: no envelope moves to another worker, and every worker publishes. Any other name
+would be correct too, but the lanes of two workers could then be on the same worker (with two
+workers, half the time).
 """
 
 __all__ = ["local_key"]
@@ -12,7 +12,7 @@ MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 def local_key(worker: int, workers: int) -> str:
-    """A name for a worker's lane that the keyed steps of this many workers leave on that worker."""
+    """A name for a worker's lane; with this many workers, keyed steps keep it on that worker."""
     name = f"worker-{worker}"
     attempt = 0
     while _hash(name) % workers != worker:

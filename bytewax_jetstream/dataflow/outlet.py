@@ -1,4 +1,4 @@
-"""A worker's way out of the dataflow: its lane in the process's shared pool."""
+"""`Outlet`: a worker's lane in the shared pool; and which publisher belongs to which settings."""
 
 from .. import drain
 from ..envelope import PublishResult
@@ -11,7 +11,7 @@ __all__ = ["Outlet", "not_stored", "publisher_for"]
 
 
 def publisher_for(settings: BrokerSettings) -> Publisher:
-    """The publisher of a broker; only the broker that is used has its library loaded."""
+    """The publisher for these settings; the library of the other broker is not loaded."""
     if isinstance(settings, KafkaSettings):
         from ..kafka.publisher import KafkaPublisher
 
@@ -24,7 +24,7 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
 
 
 def not_stored(result: PublishResult, *, step: str, lane: str) -> PublishError:
-    """The error of a step that must not lose this envelope."""
+    """The error that stops a run because this envelope is not stored."""
     return PublishError(
         f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}",
         step=step,
@@ -39,11 +39,11 @@ def not_stored(result: PublishResult, *, step: str, lane: str) -> PublishError:
 
 
 class Outlet:
-    """A worker's lane in the process's shared pool, for as long as the worker runs.
+    """A worker's lane in the process's shared pool, open while the worker runs.
 
-    Opening it connects and makes or checks the streams, so what is wrong with them is said before
-    the first message. Closing it never raises and waits for nothing: after a normal end nothing is
-    in flight, and after any other the epoch is replayed.
+    Opening connects and makes or checks the streams, so that errors come before the first message.
+    Closing never raises and never waits: after a normal end nothing is in flight, and after any
+    other end the epoch is replayed.
     """
 
     def __init__(self, settings: BrokerSettings, *, lane: str, worker: int) -> None:
@@ -55,13 +55,13 @@ class Outlet:
         except BaseException:
             give_back_pool()
             raise
-        # Sources close before what they emitted is settled, so a signal finds a lane to drain when
-        # they are gone.
+        # Sources close before the messages they emitted are settled. So lanes count too: a signal
+        # after the sources' end must still drain.
         drain.enter()
         self._open = True
 
     def close(self) -> None:
-        """Leave the pool; what is unsettled gets no result."""
+        """Close the lane, and give the pool back; unsettled envelopes get no result."""
         if self._open:
             self._open = False
             drain.leave()

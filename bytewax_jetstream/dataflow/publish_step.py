@@ -1,10 +1,9 @@
-"""A publish step in Bytewax's engine: envelopes go into the pool, reports come out, and each epoch
-ends behind a barrier.
+"""The steps of a publish operator: envelopes go into the pool, and reports come out.
 
-A batch travels as one item, stamped with its epoch and its worker, to the stateful step of its
-worker's lane. That step hands it to the lane and passes on what the lane has settled so far. When
-an epoch ends it waits until nothing of that epoch is in flight; what it could not pass on by then
-is its recovery state.
+The envelopes of one batch travel as one item, with their epoch and worker, to the stateful step of
+the worker's lane. That step hands them to the lane, and passes on what the lane has settled so far.
+At the end of an epoch it waits until none of the epoch's envelopes is in flight (the barrier). What
+it could not pass on by then is its recovery state.
 """
 
 import time
@@ -27,11 +26,11 @@ from .outlet import not_stored
 __all__ = ["Keyed", "PublishLogic", "checkpoints_of", "errs_of", "oks_of", "publish_step"]
 
 POLL = timedelta(milliseconds=2)
-"""How long results may wait for the dataflow to look, while its upstream is idle."""
+"""How often to look for results while the upstream is idle."""
 IDLE_POLL = timedelta(milliseconds=50)
-"""How long the checkpoint of an epoch may wait after it, while its upstream is idle."""
+"""How often to look for an epoch's checkpoint while the upstream is idle."""
 SLICE = 0.1
-"""Seconds the barrier waits before it looks at a signal's deadline again."""
+"""How many seconds the barrier waits between two looks at the signal's deadline."""
 
 Keyed = tuple[str, Report]
 """A report, with the name of its lane."""
@@ -40,16 +39,18 @@ Keyed = tuple[str, Report]
 def publish_step(
     step_id: str, up: Stream[Envelope], settings: BrokerSettings, *, strict: bool
 ) -> Stream[Keyed]:
-    """The steps of a publish operator, made inside it.
+    """Every envelope is published, and its result is in a report of its lane.
 
-    Their names are part of every recovery store: a step that is renamed loses its state.
+    The names of the steps made here are in every recovery store: a renamed step loses its state.
 
     :arg step_id: The operator's full id.
+    :arg up: Envelopes.
+    :arg settings: Which broker.
     :arg strict: Stop the run at a rejected envelope, and report nothing.
     """
     lanes = Lanes(step_id, settings)
     packs = op.flat_map_batch("pack", up, _pack)
-    # The one operator that tells a step its epoch and its worker.
+    # The only operator that tells a step its epoch and its worker.
     stamped = op.inspect_debug("stamp", packs, _stamp)
     keyed = op.key_on("lane", stamped, lambda pack: lanes.key_of(pack.worker))
     reports = op.stateful_batch(
@@ -60,24 +61,22 @@ def publish_step(
 
 
 def oks_of(reports: list[Keyed]) -> list[PublishResult]:
-    """The stored ones."""
+    """Results of stored envelopes."""
     return [result for _, report in reports for result in report.oks]
 
 
 def errs_of(reports: list[Keyed]) -> list[PublishResult]:
-    """The rejected ones."""
+    """Results of rejected envelopes."""
     return [result for _, report in reports for result in report.errs]
 
 
 def checkpoints_of(reports: list[Keyed]) -> list[Checkpoint]:
-    """The checkpoints of epochs that have ended."""
+    """Checkpoints of epochs that have ended."""
     return [checkpoint for _, report in reports for checkpoint in report.checkpoints]
 
 
 class _Pack:
-    """Envelopes that came in one batch, with where they belong; one item for the engine instead of
-    many.
-    """
+    """The envelopes of one batch with their epoch and worker: one item for the engine, not many."""
 
     __slots__ = ("envelopes", "epoch", "worker")
 
@@ -96,7 +95,7 @@ def _stamp(step_id: str, pack: _Pack, epoch: int, worker: int) -> None:
 
 
 class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
-    """One lane, between its submissions and its results.
+    """Submits envelopes to one lane, and reports what the lane has settled.
 
     :arg resumed: The state of the last committed epoch, as the recovery store has it.
     """
@@ -110,10 +109,10 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         self._report = (
             Report([], [], []) if resumed is None else read_publish_state(resumed, lanes.step_id)
         )
-        """Settled, and not yet passed on."""
+        """What is settled and not yet passed on."""
 
     def on_batch(self, values: list[_Pack]) -> tuple[Iterable[Report], bool]:
-        """Hand envelopes to the lane, waiting while the budget is spent; pass on what is settled."""
+        """Submit envelopes, waiting while the budget is spent; pass on what is settled."""
         for pack in values:
             if self._lane is None:
                 self._lane = self._lanes.lane_of(pack.worker)
@@ -126,12 +125,12 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         return self._pass_on()
 
     def on_notify(self) -> tuple[Iterable[Report], bool]:
-        """Pass on what was settled while nothing came."""
+        """Pass on what was settled while no envelope came."""
         self._collect()
         return self._pass_on()
 
     def on_eof(self) -> tuple[Iterable[Report], bool]:
-        """Wait for everything that is in flight, and pass it on: nothing comes after this."""
+        """Wait for everything in flight, and pass on its results: the input has ended."""
         self._close_epoch()
         return self._pass_on()
 
@@ -139,19 +138,19 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         """When to look again for results or a checkpoint; None while there can be neither."""
         if any(self._report) or (self._lane is not None and self._lane.unsettled):
             return datetime.now(UTC) + POLL
-        # The epoch's end leaves a checkpoint, and nobody asks again then.
+        # The epoch's end will leave a checkpoint, and this is not called again then.
         return datetime.now(UTC) + IDLE_POLL if self._tally is not None else None
 
     def snapshot(self) -> PublishState:
-        """The barrier: an epoch commits with nothing in flight; results that cannot be emitted now
-        are its state.
+        """The barrier: wait until nothing is in flight, so that the epoch may commit; results that
+        cannot be emitted now are its state.
         """
         self._close_epoch()
         return publish_state(self._report)
 
     def _close_epoch(self) -> None:
         if self._lane is None or self._tally is None:
-            return  # nothing was submitted in this epoch, so nothing is in flight
+            return  # no envelope was submitted in this epoch, so none is in flight
         self._settle_all(self._lane)
         self._collect()
         if not self._strict:
@@ -160,7 +159,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
 
     def _settle_all(self, lane: Lane) -> None:
         pool = self._lanes.settings.pool
-        # By then every envelope has its result: this only ends a wait that nothing will end.
+        # Every envelope has its result before that: this only ends a wait that would never end.
         seconds = pool.delivery_timeout + pool.ack_timeout + 1
         until = time.monotonic() + seconds
         while not lane.wait(1, time.monotonic() + SLICE):
@@ -178,7 +177,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
 
     def _collect(self) -> None:
         if self._lane is None:
-            return  # resumed with results to pass on, and no envelope came yet
+            return  # no envelope has come yet; there may be results from before a restart
         for delivery in self._lane.take():
             if self._tally is not None:
                 self._tally.add(delivery)

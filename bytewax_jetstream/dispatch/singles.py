@@ -148,7 +148,7 @@ class Singles:
         return number
 
     def _deadline(self, entries: list[Entry], now: float) -> float:
-        """Until when answers are awaited; also a library that gives up by itself may fall silent."""
+        """Until when to await answers; even a library that gives up by itself may fall silent."""
         timeout = self._policy.ack_timeout
         if timeout is not None:
             return now + timeout

@@ -1,4 +1,4 @@
-"""The way from the producers' threads to the pool's thread: whether envelopes are taken, and how."""
+"""`Intake`: how envelopes get from the producers' threads to the pool's thread."""
 
 import os
 from collections import deque
@@ -40,7 +40,7 @@ class _HandedOver(NamedTuple):
 
 
 class Intake:
-    """What lanes hand over, until the pool's thread accepts it; and whether the pool takes anything.
+    """What lanes hand over, until the pool's thread accepts it; and whether the pool takes more.
 
     :arg thread: The pool's thread.
     :arg look: Run on that thread when something was handed over while it was idle.

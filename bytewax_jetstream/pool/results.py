@@ -1,4 +1,4 @@
-"""Publish results, made of what has ended at a broker."""
+"""Makes publish results from settlements."""
 
 from typing import NamedTuple
 
@@ -13,29 +13,29 @@ _new = tuple.__new__
 
 
 class Delivery(NamedTuple):
-    """What an ACK worker settled in one go."""
+    """The results that an ACK worker made in one go."""
 
     oks: list[PublishResult]
-    """Stored ones."""
+    """Results of stored envelopes."""
     errs: list[PublishResult]
-    """Rejected and unknown ones."""
+    """Results of rejected and unknown envelopes."""
     duplicates: int
     last_event_id: str
 
 
 class Reckoning(NamedTuple):
-    """A delivery, and what the pool needs to know about it."""
+    """A delivery, with what the pool needs to know of it."""
 
     delivery: Delivery
     stop_reason: str | None
-    """Why a dataflow must not commit, if it must not."""
+    """Why the dataflow must stop without committing; None if it may go on."""
     unknown: int
     size: int
-    """Payload bytes that are now settled."""
+    """Payload bytes that were settled."""
 
 
 def reckon(settled: list[Settlement], broker: str, at: float, worker: int) -> Reckoning:
-    """One result for each envelope, in the order in which they ended."""
+    """One result for each envelope, in the order of settlement."""
     stop, size, duplicates, unknown = None, 0, 0, 0
     oks: list[PublishResult] = []
     errs: list[PublishResult] = []
@@ -84,23 +84,26 @@ def reckon(settled: list[Settlement], broker: str, at: float, worker: int) -> Re
 
 
 def _of_each(acked: SinglesStored, broker: str, at: float, worker: int) -> list[PublishResult]:
-    """Without the keyword constructor: this runs once per message (0.2 us instead of 0.9)."""
+    """Without the keyword constructor, as this runs for each message (0.2 us instead of 0.9)."""
     kind, new, outcome = PublishResult, _new, Outcome.STORED
     return [
         new(
             kind,
             (
-                outcome, envelope[2], envelope[0], envelope[3], envelope[4], broker, stream, partition, sequence,
-                duplicate, entry.attempts, at - entry.submission[0], None, None, None, worker, entry.submission[2],
+                outcome, envelope[2], envelope[0], envelope[3], envelope[4], broker,
+                stream, partition, sequence, duplicate, entry.attempts,
+                at - entry.submission[0], None, None, None, worker, entry.submission[2],
             ),
         )
-        for entry, (stream, partition, sequence, duplicate) in zip(acked.entries, acked.receipts, strict=True)
+        for entry, (stream, partition, sequence, duplicate) in zip(
+            acked.entries, acked.receipts, strict=True
+        )
         for envelope in (entry.envelope,)
     ]  # fmt: skip
 
 
 def _of_all(stored: SegmentStored, broker: str, at: float, worker: int) -> list[PublishResult]:
-    """The same, with what all messages share looked up once."""
+    """The same for a segment: values that all of its messages share are looked up once."""
     (stream, partition, sequence, duplicate), segment = stored.receipt, stored.segment
     kind, new, outcome, attempts = PublishResult, _new, Outcome.STORED, segment.attempts
     ack_seconds, epoch = at - segment.submission.submitted, segment.submission.epoch
@@ -108,8 +111,9 @@ def _of_all(stored: SegmentStored, broker: str, at: float, worker: int) -> list[
         new(
             kind,
             (
-                outcome, event_id, topic, aggregate_id, event_type, broker, stream, partition, sequence, duplicate,
-                attempts, ack_seconds, None, None, None, worker, epoch,
+                outcome, event_id, topic, aggregate_id, event_type, broker,
+                stream, partition, sequence, duplicate, attempts,
+                ack_seconds, None, None, None, worker, epoch,
             ),
         )
         for topic, _, event_id, aggregate_id, event_type, _, _, _ in segment.envelopes

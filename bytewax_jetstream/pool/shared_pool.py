@@ -55,7 +55,7 @@ def give_back_pool() -> None:
 
 
 def forget_after_fork() -> None:
-    """In a forked child: the parent's pool has no thread here, so the next borrower makes another."""
+    """In a forked child, the parent's pool has no thread, so the next borrower makes another."""
     global _shared
     _shared = _Shared()
     AckPool.live.clear()

@@ -1,4 +1,4 @@
-"""A publisher in the pool, with its dispatch, shared by all lanes that publish to the same broker."""
+"""A publisher in the pool with its dispatch, shared by all lanes that publish to one broker."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""What a publisher asks of the dispatch: how much to send at once, what to wait for, when to retry."""
+"""What a publisher asks of the dispatch: how much to send, what to wait for, when to retry."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Policy(NamedTuple):
     ack_timeout: float | None
     """Seconds an attempt may wait; None where the broker's library retries and gives up itself."""
     one_per_aggregate: bool
-    """Whether an envelope sent as a single must be settled before the next of its aggregate goes."""
+    """Whether a single must be settled before the next envelope of its aggregate is sent."""
     window: int
     """How many messages may be in flight, over all lanes."""
     window_bytes: int

@@ -49,7 +49,7 @@ class PublisherEvents(Protocol):
         """
 
     def refused(self, number: int, index: int, refusal: Refusal) -> None:
-        """The broker has not stored the message at that index; of a batch, nothing from there on."""
+        """The broker has not stored the message at that index; of a batch, none from there on."""
 
     def refused_topic(self, topic: str, refusal: Refusal) -> None:
         """The broker stores nothing of what is in flight on that topic."""
@@ -84,16 +84,16 @@ class Publisher(Protocol):
         """How envelopes for this broker are sent and retried."""
 
     async def start(self, events: PublisherEvents) -> None:
-        """Connect, make or check what the topics need; raises when that fails within its deadline."""
+        """Connect, and make or check streams or topics; raises when that fails by its deadline."""
 
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
         """Check envelopes and encode each once, for all of its attempts.
 
-        :returns: For each its wire form, or an `EnvelopeError` when it can never be stored as it is.
+        :returns: For each its wire form, or an `EnvelopeError` if it can never be stored as it is.
         """
 
     def route(self, topic: str) -> Route | None:
-        """The route that takes batches of a topic; None where each message has to go as a single."""
+        """The route that takes batches of a topic; None if each message must go as a single."""
 
     def send(self, outgoing: Outgoing) -> None:
         """Write it; the answers come through the events."""

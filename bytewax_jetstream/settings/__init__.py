@@ -1,4 +1,4 @@
-"""Settings, from arguments, the environment, `.env` and a secrets directory, in this order."""
+"""All settings: of the pool, of JetStream and of Kafka; `sources` says where values come from."""
 
 from .jetstream import JetStreamSettings, StreamSettings
 from .kafka import KafkaSettings, KafkaTopicSettings

@@ -1,4 +1,4 @@
-"""Settings of JetStream: how to reach it, and which streams must be there."""
+"""`JetStreamSettings`, `StreamSettings`: how to reach JetStream, and which streams must exist."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +16,7 @@ __all__ = ["JetStreamSettings", "StreamSettings"]
 
 
 class StreamSettings(BaseModel):
-    """A JetStream stream as this flow needs it; fields left None are the server's or the stream's
-    own.
-    """
+    """A JetStream stream as this flow needs it; for None, the server's or the stream's own applies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,22 +31,22 @@ class StreamSettings(BaseModel):
     max_message_size: Count | None = None
     max_age: timedelta | None = None
     duplicate_window: timedelta = timedelta(minutes=2)
-    """How long the server knows an event id; must not be below the delivery timeout."""
+    """How long the server remembers an event id; at least the delivery timeout."""
     allow_message_ttl: bool = False
-    """Needed for envelopes with `PublishOptions(ttl=…)`."""
+    """Required by envelopes with `PublishOptions(ttl=…)`."""
     allow_atomic: bool = False
-    """Needed for `JetStreamSettings(atomic=True)`; nats-server 2.12 and later."""
+    """Required by `JetStreamSettings(atomic=True)`; needs nats-server 2.12 or later."""
     allow_batched: bool = True
-    """Let the stream take whole flights with one ack, where the server can (2.14 and later)."""
+    """Let the stream take batches, if the server can (nats-server 2.14 or later)."""
 
 
 class JetStreamSettings(Settings):
-    """How to reach JetStream, and which streams must be there (`BYTEWAX_JETSTREAM_…`)."""
+    """How to reach JetStream, and which streams must exist (`BYTEWAX_JETSTREAM_…`)."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX)
 
     servers: Words = ("nats://127.0.0.1:4222",)
-    """URLs of one cluster, without credentials; comma-separated in a variable."""
+    """URLs of one cluster's servers, without credentials; comma-separated in a variable."""
     name: str = "bytewax_jetstream"
     """Shown in the server's monitoring."""
     user: str | None = None
@@ -64,28 +62,29 @@ class JetStreamSettings(Settings):
     tls_key_file: Path | None = None
     tls_hostname: str | None = None
     tls_handshake_first: bool = False
-    """For servers that are configured with `handshake_first`."""
+    """Set it for servers that are configured with `handshake_first`."""
     domain: str | None = None
     """JetStream domain: the API prefix becomes `$JS.<domain>.API`."""
     api_prefix: str | None = None
-    """Prefix of the JetStream API where an account imports it under another name."""
+    """Prefix of the JetStream API, if an account imports it under another name."""
     connect_timeout: Seconds = 10.0
-    """Seconds until the first connection must stand, streams made or checked."""
+    """Seconds for the first connection, including making or checking the streams."""
     topics: Words = ()
-    """Topics known beforehand: the run fails at start unless a stream covers each."""
+    """Topics known in advance: the run fails at start unless a stream covers each of them."""
     streams: tuple[StreamSettings, ...] = ()
     stream_strategy: StreamStrategy = "create"
-    """`create` makes what is missing and checks what is there; `create_or_update` also fixes it;
-    `validate` only checks; `skip` asks the server nothing (for users without that permission)."""
+    """`create` makes missing streams and checks existing ones; `create_or_update` also updates
+    them; `validate` only checks; `skip` sends no requests, for users without permission for them.
+    """
     dedupe: bool = True
-    """Whether the server is to know event ids (`Nats-Msg-Id`) and drop what it has already.
-    Without, the id travels in `Event-Id` only: that is faster, and a retry after an unanswered
-    attempt, or a replay, may be stored twice.
+    """Whether the server remembers event ids (`Nats-Msg-Id`) and drops duplicates. If False, the id
+    is in the header `Event-Id` only. That is faster, but a retry after an unanswered attempt, or a
+    replay, may be stored twice.
     """
     atomic: bool = False
-    """Whether the envelopes of one aggregate that come in one batch are stored all or none: at most
-    1,000, on one stream, which must have `allow_atomic`; they share one outcome. Slower than whole
-    flights.
+    """Whether the envelopes of one aggregate that are submitted together are stored all or none,
+    and share one outcome: at most 1,000, on one stream, which must have `allow_atomic`. Slower than
+    batches.
     """
     pool: PoolSettings = Field(default_factory=PoolSettings)
 
@@ -102,12 +101,13 @@ class JetStreamSettings(Settings):
             scheme = _scheme(server)
             if scheme in ("ws", "wss"):
                 raise ValueError(
-                    "WebSocket servers are not supported: use the server's nats:// or tls:// address"
+                    "WebSocket servers are not supported: use the server's nats:// or tls:// "
+                    "address"
                 )
             try:
                 url = urlsplit(f"//{server.split('://', 1)[-1]}")
                 complete = bool(url.hostname) and url.port != 0
-            except ValueError:  # whose words may contain what was written
+            except ValueError:  # not shown: its text may contain a password
                 complete = False
             if not complete or scheme not in ("nats", "tls"):
                 raise ValueError(

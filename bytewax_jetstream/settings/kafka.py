@@ -1,4 +1,4 @@
-"""Settings of Kafka: how to reach it, and which topics must be there."""
+"""`KafkaSettings`, `KafkaTopicSettings`: how to reach Kafka, and which topics must exist."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -35,21 +35,21 @@ KAFKA_OWN = frozenset(
         "enable.gapless.guarantee",
     }
 )
-"""Properties of librdkafka that are not the user's to set."""
+"""Properties of librdkafka that a guarantee depends on, so users may not set them."""
 
 
 class KafkaTopicSettings(BaseModel):
-    """A Kafka topic as this flow needs it; fields left None are the broker's or the topic's own."""
+    """A Kafka topic as this flow needs it; for None, the broker's or the topic's own applies."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")]
     partitions: Count | None = None
-    """At least so many; more of them later move keys to other partitions, so choose well."""
+    """At least this many. Choose well: partitions added later move keys to other partitions."""
     replicas: Annotated[int, Field(ge=1, le=32_767)] | None = None
-    """On how many brokers each partition is kept, at least."""
+    """On how many brokers each partition is stored, at least."""
     min_insync_replicas: Count | None = None
-    """How many of them must have a message before it counts as stored."""
+    """How many replicas must have a message before it counts as stored."""
     cleanup_policy: Literal["delete", "compact", "compact,delete"] | None = None
     retention: timedelta | None = None
     """How long messages are kept, at least."""
@@ -67,7 +67,7 @@ class KafkaTopicSettings(BaseModel):
 
 
 class KafkaSettings(Settings):
-    """How to reach Kafka, and which topics must be there (`BYTEWAX_JETSTREAM_KAFKA_…`)."""
+    """How to reach Kafka, and which topics must exist (`BYTEWAX_JETSTREAM_KAFKA_…`)."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX + "KAFKA_")
 
@@ -83,35 +83,36 @@ class KafkaSettings(Settings):
     tls_key_file: Path | None = None
     tls_key_password: SecretStr | None = None
     sasl: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = None
-    """How to authenticate; with `user` and `password`, OAUTHBEARER with the `oauth_…` fields."""
+    """How to authenticate: OAUTHBEARER with the `oauth_…` fields, the others with `user` and
+    `password`.
+    """
     user: str | None = None
     password: SecretStr | None = None
     oauth_token_url: str | None = None
-    """Where an access token is got with the client id and secret (OIDC client credentials)."""
+    """Where to get an access token with the client id and secret (OIDC client credentials)."""
     oauth_client_id: str | None = None
     oauth_client_secret: SecretStr | None = None
     oauth_scope: str | None = None
     connect_timeout: Seconds = 10.0
-    """Seconds until a broker must have answered, topics made or checked."""
+    """Seconds for a broker's first answer, including making or checking the topics."""
     linger: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] = 0.005
-    """Seconds a message may wait for others to share its request; an epoch's end does not wait for
-    it.
+    """Seconds that a message may wait for others to share its request; at an epoch's end it is sent
+    at once.
     """
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     batch_bytes: Count = 1_000_000
-    """Bytes in one request to a partition; must not exceed the topic's `max.message.bytes`."""
+    """Bytes in one request to a partition, at most the topic's `max.message.bytes`."""
     max_message_bytes: Count = 1_000_000
-    """The largest message this flow sends; a larger one is rejected before it is sent."""
+    """Size of the largest message this flow sends; a larger one is rejected before it is sent."""
     topics: Words = ()
-    """Topics known beforehand: the run fails at start unless each is there."""
+    """Topics known in advance: the run fails at start unless each of them exists."""
     topic_settings: tuple[KafkaTopicSettings, ...] = ()
     topic_strategy: StreamStrategy = "create"
-    """`create` makes what is missing and checks what is there; `create_or_update` also fixes it;
-    `validate` only checks; `skip` asks the brokers nothing (for users without that permission)."""
-    add_config: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
-    """Any other property of librdkafka, by its own name; those that guarantees depend on are
-    refused.
+    """`create` makes missing topics and checks existing ones; `create_or_update` also updates them;
+    `validate` only checks; `skip` sends no requests, for users without permission for them.
     """
+    add_config: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
+    """Other properties of librdkafka by name; those that a guarantee depends on are refused."""
     pool: PoolSettings = Field(default_factory=PoolSettings)
 
     @field_validator("brokers")
@@ -129,7 +130,7 @@ class KafkaSettings(Settings):
                 complete = (
                     bool(url.hostname) and bool(url.port) and not url.path and "://" not in broker
                 )
-            except ValueError:  # whose words may contain what was written
+            except ValueError:  # not shown: its text may contain a password
                 complete = False
             if not complete:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Settings of the process's ACK pool."""
+"""`PoolSettings`: sizes and deadlines of the process's ACK pool."""
 
 import os
 
@@ -11,24 +11,23 @@ __all__ = ["PoolSettings"]
 
 
 class PoolSettings(Settings):
-    """Sizes and deadlines of the process's one ACK pool (`BYTEWAX_JETSTREAM_POOL_…`)."""
+    """Sizes and deadlines of the process's ACK pool (`BYTEWAX_JETSTREAM_POOL_…`)."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX + "POOL_")
 
     ack_workers: Count = Field(default_factory=lambda: 2 * (os.cpu_count() or 1))
-    """How many ACK workers settle answered tasks; default twice the CPUs."""
+    """How many ACK workers settle answered tasks; by default twice the number of CPUs."""
     budget_messages: Count = 16_000
     """How many messages may be unsettled at once, over all lanes and brokers.
 
-    Two windows full: enough that a broker never waits for us, and little enough that the garbage
-    collector, which looks at all that is unsettled, does not take from the dataflow what a larger
-    one would win (`bench --max-pending`). """
+    The default is two windows, which is enough that a broker never waits for us. A larger budget
+    brought nothing when measured (C3 in `tests/benchmark/README.md`).
+    """
     budget_bytes: Count = 256 * 1024 * 1024
     """How many payload bytes may be unsettled at once, over all lanes and brokers."""
     ack_timeout: Seconds = 5.0
-    """Seconds one attempt may wait for its ack before it is sent again with the same event id."""
+    """Seconds to wait for an attempt's ack; then the message is sent again, with the same id."""
     delivery_timeout: Seconds = 60.0
-    """Seconds an envelope may take with all its attempts; then its outcome is unknown."""
+    """Seconds that an envelope may take with all its attempts; then its outcome is unknown."""
     drain_timeout: Seconds = 20.0
-    """Seconds for settling what is in flight after SIGTERM or SIGINT; then the run ends non-zero.
-    """
+    """Seconds to settle what is in flight after SIGTERM or SIGINT; then the run ends non-zero."""

@@ -1,9 +1,9 @@
-"""Settings, from arguments, the environment, `.env` and a secrets directory, in this order.
+"""Where settings come from: arguments, then environment variables, `.env`, a secrets directory.
 
-One prefix: `BYTEWAX_JETSTREAM_`; the pool's are `BYTEWAX_JETSTREAM_POOL_…`, Kafka's
-`BYTEWAX_JETSTREAM_KAFKA_…`. A variable with that prefix which no settings class knows is an error:
-a misspelt deadline must not fall back to a default in silence. Other people's keys in `.env` are
-not our business. Secrets are `SecretStr` and never printed.
+Names begin with `BYTEWAX_JETSTREAM_`, those of the pool with `BYTEWAX_JETSTREAM_POOL_`, those of
+Kafka with `BYTEWAX_JETSTREAM_KAFKA_`. A name with this prefix that no settings class knows is an
+error, because a misspelt deadline must not silently become the default. Other keys in `.env` are
+ignored. Secrets are `SecretStr` and never printed.
 """
 
 import os
@@ -27,7 +27,7 @@ SECRETS_DIR = PREFIX + "SECRETS_DIR"
 
 
 def _split(value: object) -> object:
-    """Let `a,b` in a variable stand for two words, as `nats` servers are commonly written."""
+    """Split `a,b` into two words, because NATS servers are commonly written like that."""
     return (
         tuple(word.strip() for word in value.split(",") if word.strip())
         if isinstance(value, str)
@@ -42,7 +42,7 @@ StreamStrategy = Literal["create", "create_or_update", "validate", "skip"]
 
 
 class Settings(BaseSettings):
-    """What all settings of this package share: their sources, and the check for misspelt variables."""
+    """What all settings classes share: their sources, and the check for misspelt names."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -65,14 +65,14 @@ class Settings(BaseSettings):
         secrets = _checked_secrets_dir(cls.model_config.get("env_file"))
         if secrets is not None:
             file_secret_settings = SecretsSettingsSource(settings_cls, secrets_dir=secrets)
-        # Other classes' and other people's keys in `.env` would be "extra" to this class: only its
-        # own count.
+        # Keys of other classes and programs in `.env` would be "extra" to this class, so only its
+        # own keys are read.
         own = _OwnKeys(settings_cls, dotenv_settings)
         return init_settings, env_settings, own, file_secret_settings
 
 
 class _OwnKeys(PydanticBaseSettingsSource):
-    """The fields of one class out of a `.env` file that many share."""
+    """The fields of one class from a `.env` file that many programs share."""
 
     def __init__(
         self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource
@@ -89,8 +89,9 @@ class _OwnKeys(PydanticBaseSettingsSource):
 
 
 def _checked_secrets_dir(env_file: Any) -> Path | None:
-    """Look at every name with our prefix, wherever it is written; returns the secrets directory, if
-    one is named.
+    """Check every name with our prefix, in all sources; returns the secrets directory, if any.
+
+    :raises ValueError: when a name is unknown, or the secrets directory does not exist.
     """
     known = {SECRETS_DIR} | {
         (str(cls.model_config.get("env_prefix")) + field).upper()
