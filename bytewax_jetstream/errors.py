@@ -84,7 +84,7 @@ class ConnectError(JetStreamPipelineError):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class StreamError(JetStreamPipelineError):
-    """A JetStream stream is missing, or weaker than the settings require; nothing was published to it.
+    """A JetStream stream is missing, or weaker than the settings require: it got no message.
 
     It is raised before the first message, so that nothing is acknowledged by a stream that would
     not keep it.
@@ -107,7 +107,7 @@ class StreamError(JetStreamPipelineError):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class TopicError(JetStreamPipelineError):
-    """A Kafka topic is missing, or weaker than the settings require; nothing was published to it.
+    """A Kafka topic is missing, or weaker than the settings require: it got no message.
 
     It is raised before the first message, so that nothing is acknowledged by a topic that would not
     keep it.
