@@ -38,14 +38,14 @@ REQUIRED = {
 
 
 @pytest.mark.parametrize("page", PAGES, ids=["README", "performance", "claims"])
-def test_the_numbers_of_a_page_are_those_of_its_results_files(page: Path) -> None:
+def test_page_shows_the_numbers_of_its_results_files(page: Path) -> None:
     assert page.read_text() == fill(page), "make pages brings it in step"
 
 
 @pytest.mark.parametrize(
     "file", sorted((HERE / "results").glob("*.json")), ids=lambda file: file.stem
 )
-def test_a_results_file_is_complete_and_nothing_was_lost_in_it(file: Path) -> None:
+def test_results_file_is_complete_and_shows_no_loss(file: Path) -> None:
     rounds = load(file)["rounds"]
 
     assert all(set(entry) >= REQUIRED for entry in rounds)

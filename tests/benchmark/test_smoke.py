@@ -57,7 +57,7 @@ def test_a_strategy_stores_or_reads_every_message_and_leaves_nothing_behind(
     assert entry["tasks_initial"] == entry["tasks_final"] == 0
 
 
-def test_management_requests_are_those_that_the_server_counted(
+def test_management_requests_match_the_servers_count(
     rounds: dict[str, dict[str, Any]],
 ) -> None:
     assert rounds["before"]["mgmt_requests_per_msg"] == 1
@@ -67,14 +67,14 @@ def test_management_requests_are_those_that_the_server_counted(
     )
 
 
-def test_ack_frames_are_those_that_the_server_sent(rounds: dict[str, dict[str, Any]]) -> None:
+def test_ack_frames_match_the_servers_count(rounds: dict[str, dict[str, Any]]) -> None:
     assert rounds["sync"]["ack_frames_per_msg"] == rounds["pool"]["ack_frames_per_msg"] == 1
     assert rounds["before"]["ack_frames_per_msg"] == 2
     assert rounds["lean"]["ack_frames_per_msg"] < 0.1
 
 
 @pytest.mark.parametrize("payload", [128, 1024, 16_384])
-def test_a_round_of_every_strategy_of_kafka_stores_every_message_and_leaves_nothing_behind(
+def test_every_kafka_strategy_stores_every_message_and_leaves_nothing_behind(
     kafka_address: str, payload: int
 ) -> None:
     group = [
@@ -103,6 +103,6 @@ def test_paced_messages_and_ids_in_another_header_are_stored_too(broker: JetStre
     assert check(run([group], {"jetstream": broker}, rounds=1)) == []
 
 
-def test_a_strategy_that_fails_is_said_with_its_reason(broker: JetStreamBroker) -> None:
+def test_failed_strategy_is_reported_with_its_reason(broker: JetStreamBroker) -> None:
     with pytest.raises(BenchError, match=r"jetstream sync failed: .*maximum payload"):
         run([[case("sync", payload_bytes=2_000_000)]], {"jetstream": broker}, rounds=1)

@@ -17,10 +17,10 @@ def names() -> Names:
     return lambda: f"S{next(_numbers)}"
 
 
-@pytest.fixture(params=[False, True], ids=["one by one", "whole flights"])
-def whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Every promise of a module that uses this is one of both ways: of streams that take whole
-    flights or not.
+@pytest.fixture(params=[False, True], ids=["singles", "batches"])
+def batched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Runs the tests of a module twice: with streams that take batches, and with streams that do
+    not. The value says which.
     """
     monkeypatch.setattr(
         request.module, "make_stream", partial(remake_stream, allow_batched=request.param)

@@ -95,7 +95,7 @@ def test_a_server_serves_jetstream_and_says_what_it_is(own_nats_server: NatsServ
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])
-def test_a_server_that_was_ended_starts_again_on_its_port_with_its_data(
+def test_ended_server_starts_again_on_its_port_with_its_data(
     own_nats_server: NatsServer, how: str
 ) -> None:
     server = own_nats_server
@@ -114,7 +114,7 @@ def test_a_server_that_was_ended_starts_again_on_its_port_with_its_data(
     assert asyncio.run(_stored(url)) == [b"one", b"two"]
 
 
-def test_a_server_that_died_by_itself_is_seen_and_starts_again(own_nats_server: NatsServer) -> None:
+def test_crashed_server_is_noticed_and_starts_again(own_nats_server: NatsServer) -> None:
     server = own_nats_server
     url = server.url
     os.kill(server.pid, signal.SIGKILL)
@@ -180,7 +180,7 @@ def test_more_configuration_reaches_the_server(tmp_path: Path) -> None:
         assert json.load(answer)["disabled"]
 
 
-def test_a_wrong_configuration_is_one_clear_sentence_and_leaves_nothing(
+def test_wrong_configuration_is_one_clear_error_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -194,7 +194,7 @@ def test_a_wrong_configuration_is_one_clear_sentence_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_taken_port_is_one_clear_sentence(nats_server: NatsServer) -> None:
+def test_taken_port_is_one_clear_error(nats_server: NatsServer) -> None:
     with pytest.raises(NatsServerError, match=r"^nats-server ended .*address already in use\"$"):
         NatsServer(port=nats_server.port).start()
 
@@ -207,7 +207,7 @@ def test_a_missing_binary_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_p
         NatsServer().start()
 
 
-def test_what_a_server_is_asked_before_its_start_says_to_start_it() -> None:
+def test_asking_a_server_before_its_start_says_to_start_it() -> None:
     server = NatsServer()
     assert repr(server) == "<NatsServer without a port yet, not running>"
     assert server.log == ""

@@ -1,6 +1,4 @@
-"""A program that forgets to close its pool: what is in flight is settled, or it does not end as if
-all were well.
-"""
+"""A program that forgets to close its pool: what is in flight is settled, or the program fails."""
 
 import subprocess
 import sys
@@ -44,7 +42,7 @@ def _start(broker: str, address: str, topic: str, seconds: float) -> subprocess.
     return program
 
 
-def test_what_is_in_flight_at_the_exit_is_settled(nats_server: NatsServer) -> None:
+def test_envelopes_in_flight_at_exit_are_settled(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "FORGOTTEN", "forgotten")
     program = _start("jetstream", nats_server.url, "forgotten", 20)
     _, said = program.communicate("go\n", timeout=60)
@@ -54,7 +52,7 @@ def test_what_is_in_flight_at_the_exit_is_settled(nats_server: NatsServer) -> No
     assert audit(nats_server.url, "FORGOTTEN", envelopes(COUNT, "forgotten")) == FLAWLESS
 
 
-def test_what_cannot_be_settled_at_the_exit_is_no_success(own_nats_server: NatsServer) -> None:
+def test_envelopes_unsettled_at_exit_make_the_program_fail(own_nats_server: NatsServer) -> None:
     make_stream(own_nats_server.url, "FORGOTTEN", "forgotten")
     program = _start("jetstream", own_nats_server.url, "forgotten", 1)
     own_nats_server.pause()

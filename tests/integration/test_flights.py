@@ -38,7 +38,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_dataflow_runs_as_any_other(
+def test_dataflow_runs_with_bytewax_run(
     run_dir: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLIGHTS_LIMIT", str(LIMIT))
@@ -58,7 +58,7 @@ def test_the_dataflow_runs_as_any_other(
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)])
-def test_a_run_ended_in_the_middle_goes_on_when_started_again(
+def test_interrupted_run_resumes_when_started_again(
     run_dir: Path, how: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So that the source is never far ahead of the stream, and the first commit comes long before
@@ -108,7 +108,7 @@ def test_a_configured_server_is_used_and_never_emptied(
     )
 
 
-def test_a_run_directory_in_use_or_unwritable_is_a_sentence(
+def test_run_directory_in_use_or_unwritable_is_one_clear_error(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = RunDirectory(run_dir).claim()
@@ -119,7 +119,7 @@ def test_a_run_directory_in_use_or_unwritable_is_a_sentence(
     assert "cannot be written" in python("flows.flights", code=1)
 
 
-def test_another_number_of_partitions_is_not_resumed(
+def test_run_with_another_number_of_partitions_is_not_resumed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python("flows.flights", "--limit", "3000")
@@ -177,7 +177,7 @@ def test_the_count_finds_what_is_wrong(
         assert count_flights(reader, streams, lines) == counted
 
 
-def test_the_count_refuses_what_is_no_row_of_the_input(
+def test_count_refuses_a_message_that_is_no_row_of_the_input(
     nats_server: NatsServer, names: Callable[[], str]
 ) -> None:
     stream, dead = names(), names()

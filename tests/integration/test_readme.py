@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_quickstart_in_the_readme_is_the_flow_and_prints_what_it_says() -> None:
+def test_readme_quickstart_is_the_flow_file_and_prints_what_the_readme_shows() -> None:
     block = re.search(
         r"<!-- flows/quickstart.py -->\n```python\n(.*?)```\n\nprints\n\n```text\n(.*?)```",
         README,

@@ -84,7 +84,7 @@ def _evidence() -> Evidence:
     )
 
 
-def test_what_a_crash_may_leave_behind_is_no_flaw() -> None:
+def test_judge_accepts_what_a_crash_may_leave_behind() -> None:
     assert flaws(_evidence()) == FLAWLESS
     assert proofs(_evidence()) == (10, 1)
 
@@ -176,5 +176,5 @@ def _with_a_checkpoint_of_nothing(evidence: Evidence) -> Evidence:
         ("uncovered", _with_a_checkpoint_of_nothing),
     ],
 )
-def test_a_flaw_is_counted(flaw: str, damage: Callable[[Evidence], Evidence]) -> None:
+def test_judge_counts_each_kind_of_flaw(flaw: str, damage: Callable[[Evidence], Evidence]) -> None:
     assert getattr(flaws(damage(_evidence())), flaw) == 1

@@ -13,7 +13,7 @@ from tests.support.recovery.kills import commit_while_the_server_is_silent, kill
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("workers", [1, 2])
-def test_nothing_is_missing_after_ten_kills_in_flight(
+def test_ten_kills_in_flight_lose_nothing(
     workers: int, tmp_path: Path, own_kafka_server: KafkaServer
 ) -> None:
     with KafkaPipeline(tmp_path, own_kafka_server) as pipeline:
@@ -25,7 +25,7 @@ def test_nothing_is_missing_after_ten_kills_in_flight(
 
 
 @pytest.mark.parametrize("without", ["barrier", None])
-def test_without_the_barrier_rows_of_committed_epochs_are_lost(
+def test_missing_barrier_loses_rows_of_committed_epochs(
     without: Without | None, tmp_path: Path, own_kafka_server: KafkaServer
 ) -> None:
     with KafkaPipeline(tmp_path, own_kafka_server) as pipeline:

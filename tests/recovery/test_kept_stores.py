@@ -72,7 +72,7 @@ def _in_queue(url: str) -> set[int]:
     return {*range(state["first_seq"], state["last_seq"] + 1)} - {*state.get("deleted", ())}
 
 
-def test_a_kept_store_resumes_with_nothing_missing_and_nothing_repeated(folder: Path) -> None:
+def test_kept_store_resumes_with_nothing_lost_and_nothing_repeated(folder: Path) -> None:
     states = {step: pickle.loads(state) for step, state in _pickles(folder).items()}
     pending = read_publish_state(states[PUBLISH], PUBLISH)
     position = read_source_state(states[READ], READ)
@@ -121,7 +121,7 @@ def test_a_kept_store_resumes_with_nothing_missing_and_nothing_repeated(folder: 
     ]
 
 
-def test_the_kept_stores_are_of_the_forms_they_are_named_after() -> None:
+def test_kept_stores_have_the_form_that_their_name_says() -> None:
     unversioned, first = _pickles(STORES / "unversioned"), _pickles(STORES / "version-1")
 
     assert b"bytewax_jetstream.operators" in unversioned[PUBLISH]
@@ -135,7 +135,7 @@ def test_the_kept_stores_are_of_the_forms_they_are_named_after() -> None:
     }
 
 
-def test_a_state_that_is_written_now_names_no_class_of_this_package(tmp_path: Path) -> None:
+def test_present_state_names_no_class_of_this_package(tmp_path: Path) -> None:
     write(tmp_path / "kept")
 
     states = {step: plain(state) for step, state in _pickles(tmp_path / "kept").items()}
@@ -147,6 +147,6 @@ def test_a_state_that_is_written_now_names_no_class_of_this_package(tmp_path: Pa
     assert set(states) == {PUBLISH, READ, QUEUE}
 
 
-def test_a_state_with_classes_is_seen_by_the_test_above() -> None:
+def test_check_for_classes_fails_on_a_state_that_names_one() -> None:
     with pytest.raises(AssertionError, match=r"bytewax_jetstream\.operators\._Report is in"):
         plain(_pickles(STORES / "unversioned")[PUBLISH])

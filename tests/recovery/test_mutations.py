@@ -1,5 +1,5 @@
-"""What these tests would see if a promise were not kept: each is taken away once, beside a run with
-it.
+"""Each rule is taken away once, and the test must see the promise broken; a run with the rule is
+beside it.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ NEVER = 600.0
 
 @pytest.mark.parametrize("without", ["barrier", None])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_without_the_barrier_rows_of_committed_epochs_are_lost(
+def test_missing_barrier_loses_rows_of_committed_epochs(
     workers: int, without: Without | None, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     with Pipeline(tmp_path, own_nats_server) as pipeline:
@@ -35,7 +35,7 @@ def test_without_the_barrier_rows_of_committed_epochs_are_lost(
 
 
 @pytest.mark.parametrize("without", ["ids", None])
-def test_without_ids_that_stay_the_same_rows_are_stored_twice(
+def test_changing_ids_store_rows_twice(
     without: Without | None, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     with Pipeline(tmp_path, own_nats_server) as pipeline:
@@ -55,7 +55,7 @@ def test_without_ids_that_stay_the_same_rows_are_stored_twice(
 
 
 @pytest.mark.parametrize("without", ["results", None])
-def test_without_the_results_in_the_state_rows_stay_unanswered(
+def test_state_without_results_leaves_rows_unanswered(
     without: Without | None, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     with Pipeline(tmp_path, own_nats_server) as pipeline:
@@ -72,7 +72,7 @@ def test_without_the_results_in_the_state_rows_stay_unanswered(
 
 
 @pytest.mark.parametrize("without", ["order", None])
-def test_without_one_at_a_time_of_an_aggregate_a_retry_overtakes(
+def test_aggregates_not_sent_one_at_a_time_are_reordered_by_a_retry(
     without: Without | None, tmp_path: Path, own_nats_server: NatsServer
 ) -> None:
     with Pipeline(tmp_path, own_nats_server) as pipeline:

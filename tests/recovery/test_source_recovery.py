@@ -25,7 +25,7 @@ PATIENCE = 60.0
 
 
 @pytest.mark.parametrize("durable", [None, "reader"], ids=["by sequence", "durable"])
-def test_no_message_is_missing_after_five_kills(
+def test_five_kills_lose_no_message(
     nats_server: NatsServer, tmp_path: Path, durable: str | None
 ) -> None:
     chance = random.Random(f"source {durable}")

@@ -47,7 +47,7 @@ def kafka(
     pool: dict[str, Any] | None = None,
     **settings: Any,
 ) -> KafkaSettings:
-    """Likewise for Kafka."""
+    """Settings for Kafka with deadlines for tests; whatever else is the default."""
     return KafkaSettings(
         brokers=tuple(address.split(",")),
         pool=PoolSettings(ack_timeout=ack_timeout, delivery_timeout=delivery_timeout, **pool or {}),

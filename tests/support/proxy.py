@@ -1,7 +1,7 @@
 """A TCP proxy before a nats-server that loses, delays and cuts on demand, and counts what passes.
 
-It knows where a NATS frame ends, so that a lost message leaves the protocol whole, as a lost packet
-does not exist for TCP: what is lost in practice is the answer, or the whole connection."""
+It knows where a NATS frame ends, so that a lost message leaves the protocol intact, as a lost packet
+does not exist for TCP: what is lost in practice is the answer, or the connection."""
 
 import asyncio
 import contextlib
@@ -171,7 +171,7 @@ class Proxy:
 
 
 async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, bytes]]:
-    """Whole protocol frames, each with its first line."""
+    """Complete protocol frames, each with its first line."""
     while line := await reader.readline():
         words = line.split()
         if words and words[0] in (b"PUB", b"HPUB", b"MSG", b"HMSG"):

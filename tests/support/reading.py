@@ -53,7 +53,7 @@ def numbered(subject: str, count: int, *, first: int = 1) -> list[bytes]:
 
 
 def put(url: str, stream: str, frames: Iterable[bytes]) -> None:
-    """Publish whole protocol frames; returns when the stream has stored a message for each."""
+    """Publish protocol frames; returns when the stream has stored a message for each."""
     frames = list(frames)
     before = api(url, f"STREAM.INFO.{stream}")["state"]["last_seq"]
     write(url, frames)
@@ -61,7 +61,7 @@ def put(url: str, stream: str, frames: Iterable[bytes]) -> None:
 
 
 def write(url: str, frames: Iterable[bytes], *, user: str = "", password: str = "") -> None:
-    """Publish whole protocol frames as they are; returns when the server has read them."""
+    """Publish protocol frames as they are; returns when the server has read them."""
     hello = {"verbose": False, "headers": True, "user": user, "pass": password}
     with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=10) as connection:
         connection.sendall(

@@ -1,4 +1,4 @@
-"""Settings written to each place they are read from, and what a refusal says."""
+"""Settings written to each source they are read from, and what a refusal says."""
 
 from pathlib import Path
 from typing import Any

@@ -81,7 +81,7 @@ def make_stream(url: str, name: str, *subjects: str, **config: Any) -> None:
 
 
 def remake_stream(url: str, name: str, *subjects: str, **config: Any) -> None:
-    """Likewise, in place of any that has that name."""
+    """Create a stream as `make_stream` does, after deleting any of that name."""
     with contextlib.suppress(AssertionError):  # there is none
         api(url, f"STREAM.DELETE.{name}")
     make_stream(url, name, *subjects, **config)

@@ -21,7 +21,7 @@ def test_a_record_keeps_its_identity_its_key_and_its_headers() -> None:
     assert from_kafka(Record(None), "x") == Envelope("x", b"v", "t-2-17", "t-2")
 
 
-def test_a_key_that_is_no_text_comes_back_as_it_was() -> None:
+def test_key_that_is_not_text_comes_back_unchanged() -> None:
     envelope = from_kafka(Record(b"\xff\x00"), "x")
 
     assert not is_plain(envelope)

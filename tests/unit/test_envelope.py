@@ -46,7 +46,7 @@ def test_a_value_is_immutable(value: Any) -> None:
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("value", [ENVELOPE, RESULT, CHECKPOINT])
-def test_a_value_comes_out_of_a_pickle_as_it_went_in(value: Any, protocol: int) -> None:
+def test_value_survives_pickling_unchanged(value: Any, protocol: int) -> None:
     copy = pickle.loads(pickle.dumps(value, protocol))
 
     assert copy == value
@@ -84,6 +84,6 @@ def test_every_field_has_its_type(kind: type[tuple[Any, ...]]) -> None:
     assert list(get_type_hints(kind)) == list(kind._fields)  # type: ignore[attr-defined]  # of a NamedTuple
 
 
-def test_an_outcome_reads_as_its_word() -> None:
+def test_outcome_is_shown_as_its_word() -> None:
     assert [f"{outcome}" for outcome in Outcome] == ["stored", "rejected", "unknown"]
     assert pickle.loads(pickle.dumps(Outcome.STORED)) is Outcome.STORED

@@ -111,7 +111,7 @@ def test_every_error_is_caught_by_the_base_class(error: JetStreamPipelineError) 
     assert str(caught.value) == caught.value.message == error.args[0]
 
 
-def test_every_class_of_the_module_is_public_and_tried_here() -> None:
+def test_every_class_of_the_module_is_public_and_tested_here() -> None:
     own = {
         name
         for name, value in vars(errors).items()
@@ -131,7 +131,7 @@ def test_the_packages_root_exports_every_error_in_order() -> None:
         assert getattr(bytewax_jetstream, name) is getattr(errors, name)
 
 
-def test_an_error_of_a_kafka_topic_is_no_error_of_a_stream() -> None:
+def test_topic_error_is_not_a_stream_error() -> None:
     assert not issubclass(TopicError, StreamError)
     assert not issubclass(StreamError, TopicError)
 
@@ -220,7 +220,7 @@ def test_an_api_error_shows_description_and_code() -> None:
     assert (error.code, error.description) == (10059, "stream not found")
 
 
-# What the raises give
+# What the raised errors carry
 
 
 def bad(encode: Callable[[Envelope], object], **fields: Any) -> EnvelopeError:
@@ -264,7 +264,7 @@ def test_a_refused_envelope_names_the_field_at_fault(
     assert bad(encode, **{field: value}).field == field
 
 
-def test_a_refused_envelope_says_how_large_it_is_and_may_be() -> None:
+def test_refused_envelope_names_its_size_and_the_limit() -> None:
     header = len(b"NATS/1.0\r\nNats-Msg-Id: e-1\r\n\r\n")
     error = bad(jetstream, payload=b"x" * 1_000)
 
@@ -276,7 +276,7 @@ def test_a_refused_envelope_says_how_large_it_is_and_may_be() -> None:
     assert (error.topic, error.size, error.limit) == ("x" * 250, 250, 249)
 
 
-def test_what_a_step_raises_says_all_that_is_known_of_the_envelope() -> None:
+def test_error_of_a_step_says_all_that_is_known_of_the_envelope() -> None:
     result = PublishResult(
         outcome=Outcome.REJECTED,
         event_id="e-1",

@@ -80,7 +80,7 @@ def test_every_contract_has_an_import_that_breaks_it() -> None:
     assert {each["name"] for each in project["tool"]["importlinter"]["contracts"]} == set(PLANTED)
 
 
-def test_contracts_hold_in_the_copy_as_it_is(tree: Path) -> None:
+def test_contracts_hold_in_the_unchanged_copy(tree: Path) -> None:
     assert _broken_contracts(tree) == set()
 
 

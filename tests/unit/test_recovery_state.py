@@ -143,14 +143,14 @@ def test_a_report_may_change_after_its_state_was_made() -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("field", Envelope._fields)
-def test_an_envelope_comes_back_with_whatever_was_put_into_it(field: str, value: Any) -> None:
+def test_envelope_comes_back_with_any_value_in_its_fields(field: str, value: Any) -> None:
     envelope = _envelope_after(_rejected(**{field: value}))
 
     assert envelope == ENVELOPE._replace(**{field: value})
     assert type(getattr(envelope, field)) is type(value)
 
 
-def test_options_come_back_with_whatever_was_put_into_them() -> None:
+def test_options_come_back_with_any_value_in_their_fields() -> None:
     odd = PublishOptions(ttl=HTTPMethod.POST, expected_last_sequence=("options",))  # type: ignore[arg-type]  # as users do
 
     assert _envelope_after(_rejected(options=odd)).options == odd

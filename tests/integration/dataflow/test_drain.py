@@ -26,7 +26,7 @@ def _runs_to_its_end(told: Told, workers: int, store: Path | None) -> None:
 
 @signals
 @workers_1_2
-def test_a_signal_settles_everything_that_was_emitted_and_commits_it(
+def test_signal_settles_and_commits_all_emitted_envelopes(
     own_nats_server: NatsServer, tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
     make_stream(own_nats_server.url, "CHILD", "child")
@@ -68,7 +68,7 @@ def test_a_source_without_partitions_drains_too(
 
 
 @workers_1_2
-def test_a_source_that_sleeps_for_an_hour_is_woken_by_the_signal(
+def test_sleeping_source_is_woken_by_the_signal(
     own_nats_server: NatsServer, tmp_path: Path, workers: int
 ) -> None:
     make_stream(own_nats_server.url, "CHILD", "child")
@@ -94,7 +94,7 @@ def test_a_signal_before_the_source_starts_ends_the_process(tmp_path: Path, work
 
 
 @workers_1_2
-def test_a_signal_after_the_sources_have_ended_still_waits_for_what_they_emitted(
+def test_signal_after_the_end_of_the_sources_waits_for_unsettled_envelopes(
     own_nats_server: NatsServer, tmp_path: Path, workers: int
 ) -> None:
     make_stream(own_nats_server.url, "CHILD", "child")
@@ -126,7 +126,7 @@ def test_a_signal_after_the_sources_have_ended_still_waits_for_what_they_emitted
     [("publish", {}), ("publish", {"budget_messages": 100}), ("sink", {})],
     ids=["in the barrier", "behind a full budget", "in a sink"],
 )
-def test_what_cannot_be_settled_in_time_ends_non_zero_and_is_replayed(
+def test_envelopes_unsettled_at_the_drain_timeout_fail_the_run_and_are_replayed(
     own_nats_server: NatsServer, tmp_path: Path, workers: int, step: str, pool: dict[str, int]
 ) -> None:
     server = own_nats_server

@@ -1,5 +1,5 @@
 """A server that is killed, paused and restarted, and a cluster that loses its leaders, under a
-whole dataflow.
+dataflow.
 """
 
 import threading
@@ -30,7 +30,7 @@ from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, 
 from tests.support.waiting import until
 from tests.support.ways import workers_1_2
 
-pytestmark = pytest.mark.usefixtures("whole")
+pytestmark = pytest.mark.usefixtures("batched")
 
 
 class _Faults:
@@ -74,7 +74,7 @@ def _terminate(server: NatsServer) -> None:
 
 @workers_1_2
 @pytest.mark.parametrize("fault", [_kill, _terminate])
-def test_a_server_that_ends_and_comes_back_costs_nothing(
+def test_restarted_server_loses_and_duplicates_nothing(
     own_nats_server: NatsServer, fault: Callable[[NatsServer], None], workers: int
 ) -> None:
     server = own_nats_server
@@ -91,7 +91,9 @@ def test_a_server_that_ends_and_comes_back_costs_nothing(
 
 
 @pytest.mark.parametrize("seconds", [1, 8])
-def test_a_server_that_is_paused_costs_nothing(own_nats_server: NatsServer, seconds: int) -> None:
+def test_paused_server_loses_and_duplicates_nothing(
+    own_nats_server: NatsServer, seconds: int
+) -> None:
     server = own_nats_server
     make_stream(server.url, "PAUSED", "paused")
     batch = envelopes(8_000, "paused", aggregates=800)
@@ -114,7 +116,7 @@ def test_a_server_that_is_paused_costs_nothing(own_nats_server: NatsServer, seco
     _all_is_well(made, batch, server.url, "PAUSED")
 
 
-def test_a_server_that_stays_away_longer_than_many_ack_timeouts_costs_nothing(
+def test_server_away_for_many_ack_timeouts_loses_and_duplicates_nothing(
     own_nats_server: NatsServer,
 ) -> None:
     server = own_nats_server
@@ -134,7 +136,7 @@ def test_a_server_that_stays_away_longer_than_many_ack_timeouts_costs_nothing(
 
 
 @workers_1_2
-def test_a_server_that_does_not_come_back_stops_the_run_and_the_next_one_replays(
+def test_server_gone_for_good_stops_the_run_and_the_next_run_replays(
     own_nats_server: NatsServer, tmp_path: Path, workers: int
 ) -> None:
     server = own_nats_server
@@ -178,10 +180,10 @@ def _leader(cluster: NatsCluster, stream: str) -> str:
         return ""
 
 
-def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(
-    cluster: NatsCluster, *, whole: bool
+def test_cluster_that_loses_its_leaders_loses_and_duplicates_no_message(
+    cluster: NatsCluster, *, batched: bool
 ) -> None:
-    stream = f"R3{whole}"
+    stream = f"R3{batched}"
     make_stream(cluster.url, stream, stream, num_replicas=3)
     batch = envelopes(6_000, stream, aggregates=600)
     killed: list[NatsServer] = []
@@ -217,21 +219,23 @@ def test_a_cluster_that_changes_and_loses_its_leaders_costs_nothing(
 
 
 def test_a_replicated_stream_is_not_updated_down_to_one_replica(
-    cluster: NatsCluster, *, whole: bool
+    cluster: NatsCluster, *, batched: bool
 ) -> None:
-    make_stream(cluster.url, f"KEPT3{whole}", f"kept3{whole}.>", num_replicas=3)
-    wanted = StreamSettings(name=f"KEPT3{whole}", subjects=(f"kept3{whole}.>",), max_messages=1_000)
+    make_stream(cluster.url, f"KEPT3{batched}", f"kept3{batched}.>", num_replicas=3)
+    wanted = StreamSettings(
+        name=f"KEPT3{batched}", subjects=(f"kept3{batched}.>",), max_messages=1_000
+    )
     settings = jetstream(cluster.url, streams=(wanted,), stream_strategy="create_or_update")
 
-    publish(settings, *envelopes(10, f"kept3{whole}.a"))
+    publish(settings, *envelopes(10, f"kept3{batched}.a"))
 
-    assert api(cluster.url, f"STREAM.INFO.KEPT3{whole}")["config"]["num_replicas"] == 3
+    assert api(cluster.url, f"STREAM.INFO.KEPT3{batched}")["config"]["num_replicas"] == 3
 
 
-def test_a_repeated_envelope_with_a_met_expectation_is_a_duplicate_in_a_cluster_too(
-    cluster: NatsCluster, *, whole: bool
+def test_repeated_envelope_with_an_expectation_is_a_duplicate_in_a_cluster(
+    cluster: NatsCluster, *, batched: bool
 ) -> None:
-    stream = f"EXPECT3{whole}"
+    stream = f"EXPECT3{batched}"
     make_stream(cluster.url, stream, stream, num_replicas=3)
     envelope = Envelope(
         stream, b"", event_id="e", options=PublishOptions(expected_last_subject_sequence=0)

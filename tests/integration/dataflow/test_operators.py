@@ -1,4 +1,4 @@
-"""`publish`, `output` and `JetStreamSink` in whole dataflows, against a real nats-server."""
+"""`publish`, `output` and `JetStreamSink` in dataflows, against a real nats-server."""
 
 import time
 from collections import Counter, defaultdict
@@ -94,7 +94,7 @@ def test_every_worker_publishes(nats_server: NatsServer, stream: str) -> None:
 
 @workers_1_2
 @pytest.mark.parametrize("stored_before", [0, 300])
-def test_there_is_one_checkpoint_for_each_lane_and_epoch_with_what_became_of_it(
+def test_each_lane_and_epoch_gets_one_checkpoint_with_its_counts(
     nats_server: NatsServer, stream: str, workers: int, stored_before: int
 ) -> None:
     settings = jetstream(nats_server.url)
@@ -124,7 +124,7 @@ def test_there_is_one_checkpoint_for_each_lane_and_epoch_with_what_became_of_it(
     assert sum(checkpoint.duplicates for checkpoint in made.checkpoints) == stored_before
 
 
-def test_a_checkpoints_last_event_id_is_the_one_that_was_settled_last(
+def test_checkpoint_names_the_event_id_that_was_settled_last(
     nats_server: NatsServer, stream: str
 ) -> None:
     made = publishing(
@@ -138,9 +138,7 @@ def test_a_checkpoints_last_event_id_is_the_one_that_was_settled_last(
     ]
 
 
-def test_results_say_which_epoch_and_worker_they_belong_to(
-    nats_server: NatsServer, stream: str
-) -> None:
+def test_result_names_its_epoch_and_worker(nats_server: NatsServer, stream: str) -> None:
     made = publishing(Envelopes(envelopes(50, stream), batch_size=10), jetstream(nats_server.url))
 
     run(made.flow, epoch=EVERY_BATCH)
@@ -220,7 +218,7 @@ def test_results_and_checkpoints_survive_crashes_at_the_commit_of_an_epoch(
 
 
 @workers_1_2
-def test_a_crash_at_any_batch_loses_and_doubles_nothing(
+def test_crash_at_any_batch_loses_and_duplicates_nothing(
     nats_server: NatsServer, stream: str, tmp_path: Path, workers: int
 ) -> None:
     batch = envelopes(2_000, stream)
@@ -339,7 +337,7 @@ def test_an_output_stores_everything(
 
 @workers_1_2
 @both_outputs
-def test_an_output_stops_at_a_refused_envelope_and_commits_nothing_of_its_epoch(
+def test_output_stops_at_a_rejected_envelope_and_does_not_commit_its_epoch(
     nats_server: NatsServer,
     stream: str,
     tmp_path: Path,
@@ -377,7 +375,7 @@ def _left() -> tuple[int, int, bool]:
 
 
 @pytest.mark.parametrize("store", [False, True], ids=["without recovery", "with recovery"])
-def test_dataflows_run_one_after_the_other_in_one_process_and_leave_nothing(
+def test_successive_dataflows_in_one_process_leave_nothing_behind(
     nats_server: NatsServer, names: Names, tmp_path: Path, *, store: bool
 ) -> None:
     before = _left()
@@ -397,7 +395,7 @@ def test_dataflows_run_one_after_the_other_in_one_process_and_leave_nothing(
         assert _left() == before
 
 
-def test_a_dataflow_that_fails_leaves_nothing_either(nats_server: NatsServer, stream: str) -> None:
+def test_failed_dataflow_leaves_nothing_behind(nats_server: NatsServer, stream: str) -> None:
     def crash(index: int) -> None:
         if index == 100:
             raise CrashError(str(index))
@@ -412,7 +410,7 @@ def test_a_dataflow_that_fails_leaves_nothing_either(nats_server: NatsServer, st
         until(lambda: _left() == before)  # the engine raises before its other threads have ended
 
 
-def test_a_dataflow_that_cannot_start_leaves_nothing_either(nats_server: NatsServer) -> None:
+def test_dataflow_that_cannot_start_leaves_nothing_behind(nats_server: NatsServer) -> None:
     before = _left()
     for workers in (1, 2, 1, 2):
         made = publishing(
@@ -424,7 +422,7 @@ def test_a_dataflow_that_cannot_start_leaves_nothing_either(nats_server: NatsSer
         until(lambda: _left() == before)
 
 
-def test_steps_with_different_pool_settings_are_refused_with_both(
+def test_steps_with_different_pool_settings_are_refused_naming_both(
     nats_server: NatsServer, stream: str
 ) -> None:
     flow = Dataflow("flow")
@@ -444,7 +442,9 @@ def test_steps_with_different_pool_settings_are_refused_with_both(
     assert "budget_messages=2" in str(cause)
 
 
-def test_streams_that_nobody_uses_may_be_left_open(nats_server: NatsServer, stream: str) -> None:
+def test_outputs_of_a_publish_step_may_stay_unconnected(
+    nats_server: NatsServer, stream: str
+) -> None:
     batch = envelopes(1_000, stream)
     flow = Dataflow("flow")
     jop.publish(

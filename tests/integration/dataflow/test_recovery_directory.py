@@ -37,7 +37,7 @@ def _run_child(
     )
 
 
-def test_a_missing_recovery_directory_is_bytewaxs_own_clear_error(tmp_path: Path) -> None:
+def test_missing_recovery_directory_ends_in_bytewaxs_own_error(tmp_path: Path) -> None:
     ended = _run_child(tmp_path, tmp_path / "absent")
 
     assert ended.returncode == 1
@@ -47,7 +47,7 @@ def test_a_missing_recovery_directory_is_bytewaxs_own_clear_error(tmp_path: Path
     )
 
 
-def test_a_recovery_directory_that_was_not_made_ready_is_bytewaxs_own_clear_error(
+def test_empty_recovery_directory_ends_in_bytewaxs_own_error(
     tmp_path: Path,
 ) -> None:
     ended = _run_child(tmp_path, tmp_path)
@@ -56,7 +56,7 @@ def test_a_recovery_directory_that_was_not_made_ready_is_bytewaxs_own_clear_erro
     assert "No recovery partitions found" in ended.stderr.splitlines()[-1]
 
 
-def test_an_unwritable_recovery_directory_is_bytewaxs_own_clear_error(tmp_path: Path) -> None:
+def test_unwritable_recovery_directory_ends_in_bytewaxs_own_error(tmp_path: Path) -> None:
     # A file-size limit, because permissions do not stop root, who runs the tests in many
     # containers.
     ended = _run_child(tmp_path, recovery_store(tmp_path / "store"), limit="0")

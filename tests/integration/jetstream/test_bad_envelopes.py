@@ -86,7 +86,7 @@ BAD_ENVELOPES = [
 
 
 @both_ways
-def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(
+def test_bad_envelope_is_rejected_with_what_to_do_and_the_others_are_stored(
     nats_server: NatsServer, way: str
 ) -> None:
     stream = f"BAD-{way}"
@@ -141,7 +141,7 @@ def test_rejected_envelopes_of_any_kind_survive_in_the_recovery_store(
 
 
 @both_ways
-def test_a_payload_may_fill_the_servers_limit_to_the_byte_and_no_further(way: str) -> None:
+def test_payload_may_reach_the_servers_limit_to_the_byte(way: str) -> None:
     with NatsServer(config="max_payload: 10000") as server, Proxy(server.url) as proxy:
         make_stream(server.url, "LIMIT", "limit")
         most = 10_000 - len(HEADER)
@@ -162,7 +162,7 @@ def test_a_payload_may_fill_the_servers_limit_to_the_byte_and_no_further(way: st
         assert [len(message.payload) for message in stored(server.url, "LIMIT")] == [most]
 
 
-def test_a_message_that_a_stream_finds_too_large_is_rejected_alone(nats_server: NatsServer) -> None:
+def test_message_too_large_for_its_stream_is_rejected_alone(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "SMALL", "small", max_msg_size=100)
     with opened(jetstream(nats_server.url)) as (pool, lane):
         large = Envelope("small", b"x" * 101, event_id="large")
@@ -177,7 +177,7 @@ def test_a_message_that_a_stream_finds_too_large_is_rejected_alone(nats_server: 
 
 
 @both_ways
-def test_a_repeated_event_id_is_stored_once_and_called_a_duplicate(
+def test_repeated_event_id_is_stored_once_and_reported_as_a_duplicate(
     nats_server: NatsServer, way: str
 ) -> None:
     stream = f"REPEATED-{way}"

@@ -1,5 +1,5 @@
-"""A server that is missing, silent or refuses the user ends in one clear error or in one rejected
-result an envelope.
+"""A missing or silent server is one clear error; a refused user is one, or one rejected result for
+each envelope.
 """
 
 import logging
@@ -23,7 +23,7 @@ CANARY = "canary-8d21c4"
 
 
 @both_ways
-def test_a_server_that_is_not_there_is_named_within_the_connect_timeout(way: str) -> None:
+def test_unreachable_server_is_named_within_the_connect_timeout(way: str) -> None:
     with NatsServer() as server:
         settings = jetstream(server.url, connect_timeout=1)
     began = time.monotonic()
@@ -37,7 +37,7 @@ def test_a_server_that_is_not_there_is_named_within_the_connect_timeout(way: str
 
 
 @both_ways
-def test_a_server_that_accepts_and_says_nothing_is_named_within_the_connect_timeout(
+def test_silent_server_is_named_within_the_connect_timeout(
     own_nats_server: NatsServer, way: str
 ) -> None:
     own_nats_server.pause()
@@ -49,7 +49,7 @@ def test_a_server_that_accepts_and_says_nothing_is_named_within_the_connect_time
     assert time.monotonic() - began < 10
 
 
-def test_a_server_that_falls_silent_while_the_streams_are_checked_is_an_error(
+def test_server_that_falls_silent_during_the_stream_check_is_an_error(
     nats_server: NatsServer,
 ) -> None:
     with Proxy(nats_server.url) as proxy:
@@ -60,7 +60,7 @@ def test_a_server_that_falls_silent_while_the_streams_are_checked_is_an_error(
 
 
 @both_ways
-def test_a_wrong_password_is_said_at_once_and_never_shown(
+def test_wrong_password_is_reported_at_once_and_never_shown(
     way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -78,9 +78,9 @@ def test_a_wrong_password_is_said_at_once_and_never_shown(
     )
 
 
-@pytest.fixture(params=[False, True], ids=["one by one", "whole flights"])
+@pytest.fixture(params=[False, True], ids=["singles", "batches"])
 def guarded(request: pytest.FixtureRequest) -> Iterator[NatsServer]:
-    """A server with a stream OPEN and users who may do this and not that."""
+    """A server with a stream OPEN and users with different permissions."""
     users = """
         authorization { users: [
             { user: all, password: all }
@@ -122,7 +122,7 @@ def test_a_subject_without_permission_is_rejected_and_the_others_are_stored(
     assert len(stored(guarded.url, "OPEN", user="all", password="all")) == len(fine)
 
 
-def test_all_of_a_flight_without_permission_is_rejected_at_once(guarded: NatsServer) -> None:
+def test_batch_without_permission_is_rejected_at_once(guarded: NatsServer) -> None:
     denied = [
         Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(40)
     ]
@@ -135,7 +135,7 @@ def test_all_of_a_flight_without_permission_is_rejected_at_once(guarded: NatsSer
 
 
 @both_ways
-def test_a_user_who_may_hear_no_answers_is_told_so_at_the_start(
+def test_user_who_may_not_receive_answers_is_refused_at_the_start(
     guarded: NatsServer, way: str
 ) -> None:
     with pytest.raises(
@@ -147,7 +147,7 @@ def test_a_user_who_may_hear_no_answers_is_told_so_at_the_start(
 
 
 @both_ways
-def test_a_user_without_the_jetstream_api_is_told_to_skip_the_check_and_then_can_publish(
+def test_user_without_the_jetstream_api_can_publish_when_the_check_is_skipped(
     guarded: NatsServer, way: str
 ) -> None:
     with pytest.raises(
@@ -164,7 +164,7 @@ def test_a_user_without_the_jetstream_api_is_told_to_skip_the_check_and_then_can
 
 
 def test_an_unmet_expectation_that_cannot_be_looked_up_is_unknown(guarded: NatsServer) -> None:
-    # It may be its own earlier success that is in the way, and this user may not see.
+    # Its own earlier attempt may be what fails the expectation, and this user may not look that up.
     expecting = Envelope(
         "open.x", b"", event_id="e", options=PublishOptions(expected_last_sequence=0)
     )
@@ -180,7 +180,7 @@ def test_an_unmet_expectation_that_cannot_be_looked_up_is_unknown(guarded: NatsS
 
 
 @both_ways
-def test_a_server_without_jetstream_is_one_sentence(way: str) -> None:
+def test_server_without_jetstream_is_one_clear_error(way: str) -> None:
     with (
         NatsServer(jetstream=False) as server,
         pytest.raises(

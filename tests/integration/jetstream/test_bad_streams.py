@@ -30,7 +30,7 @@ from tests.support.ways import both_ways, publish_by
 
 
 @both_ways
-def test_a_missing_stream_is_one_sentence(nats_server: NatsServer, way: str) -> None:
+def test_missing_stream_is_one_clear_error(nats_server: NatsServer, way: str) -> None:
     settings = jetstream(
         nats_server.url,
         stream_strategy="validate",
@@ -44,7 +44,7 @@ def test_a_missing_stream_is_one_sentence(nats_server: NatsServer, way: str) -> 
 
 
 @both_ways
-def test_a_declared_topic_without_a_stream_is_one_sentence(
+def test_declared_topic_without_a_stream_is_one_clear_error(
     nats_server: NatsServer, way: str
 ) -> None:
     with pytest.raises(
@@ -64,7 +64,7 @@ def test_a_declared_topic_without_a_stream_is_one_sentence(
     ],
     ids=["no_ack", "sealed", "async"],
 )
-def test_a_stream_that_cannot_keep_the_promise_rejects_its_topics_only(
+def test_unsuitable_stream_rejects_only_its_own_topics(
     nats_server: NatsServer, config: dict[str, Any], says: str
 ) -> None:
     stream = f"UNFIT-{'-'.join(config)}"
@@ -90,7 +90,7 @@ def _seal(url: str, stream: str) -> None:
     change_stream(url, stream, sealed=True)
 
 
-def test_a_stream_that_never_acknowledges_ends_at_the_delivery_timeout(
+def test_envelopes_without_acks_are_unknown_at_the_delivery_timeout(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "NOACK", "noack", no_ack=True)
@@ -105,7 +105,7 @@ def test_a_stream_that_never_acknowledges_ends_at_the_delivery_timeout(
     assert "(no ack within 0.2 s): check the broker" in str(results["e-0"].reason)
 
 
-def test_a_full_stream_is_unknown_at_the_delivery_timeout_and_says_what_to_do(
+def test_envelopes_for_a_full_stream_are_unknown_with_what_to_do(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "FULL", "full", discard="new", max_msgs=50)
@@ -152,7 +152,9 @@ def test_a_full_stream_stops_a_dataflow_and_its_epoch_is_replayed(
 
 
 @both_ways
-def test_a_full_stream_goes_on_when_room_is_made_in_time(nats_server: NatsServer, way: str) -> None:
+def test_full_stream_stores_the_rest_when_room_is_made_in_time(
+    nats_server: NatsServer, way: str
+) -> None:
     stream = f"ROOM-{way}"
     make_stream(nats_server.url, stream, stream, discard="new", max_bytes=5_000)
     batch = envelopes(300, stream)
@@ -191,12 +193,12 @@ def _delete(url: str, stream: str) -> None:
     ],
     ids=["deleted", "sealed"],
 )
-@pytest.mark.parametrize("whole", [False, True], ids=["one by one", "whole flights"])
-def test_a_stream_that_goes_while_a_dataflow_runs_stops_it_with_its_epoch_uncommitted(
-    nats_server: NatsServer, tmp_path: Path, harm: Any, says: str, whole: bool
+@pytest.mark.parametrize("batched", [False, True], ids=["singles", "batches"])
+def test_stream_deleted_or_sealed_mid_run_stops_the_dataflow_without_a_commit(
+    nats_server: NatsServer, tmp_path: Path, harm: Any, says: str, batched: bool
 ) -> None:
-    stream = f"GOES{harm.__name__}{whole}"
-    make_stream(nats_server.url, stream, stream, allow_batched=whole)
+    stream = f"GOES{harm.__name__}{batched}"
+    make_stream(nats_server.url, stream, stream, allow_batched=batched)
     batch = envelopes(1_000, stream)
     gone = threading.Event()
 
@@ -215,7 +217,7 @@ def test_a_stream_that_goes_while_a_dataflow_runs_stops_it_with_its_epoch_uncomm
     assert time.monotonic() - began < 20
     assert re.search(says, str(root_cause(stopped.value)))
     assert "stops without committing its epoch" in str(root_cause(stopped.value))
-    assert not made.errs, "a whole dataflow dead-lettered"
+    assert not made.errs, "a dataflow dead-lettered everything"
     if gone.is_set() and harm is _delete:
         make_stream(nats_server.url, stream, stream)
         run(made.flow, store=store)
@@ -223,7 +225,7 @@ def test_a_stream_that_goes_while_a_dataflow_runs_stops_it_with_its_epoch_uncomm
         assert ids >= {envelope.event_id for envelope in batch[500:]}
 
 
-def test_a_stream_deleted_under_the_bare_pool_is_said_within_seconds(
+def test_deleted_stream_rejects_its_envelopes_within_seconds(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "DELETED", "deleted")

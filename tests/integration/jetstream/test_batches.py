@@ -1,5 +1,5 @@
-"""Whole flights on a real server: its traps, each with what has to come of it, and the
-acknowledgement that is none.
+"""Batches on a real server: what the server does in odd cases, what has to come of it, and the ack
+of a leader without followers.
 """
 
 import json
@@ -48,12 +48,12 @@ def _outcomes(results: dict[str, PublishResult]) -> list[str]:
     return [str(results[f"e-{at}"].outcome) for at in range(len(results))]
 
 
-def test_a_batch_goes_whole_and_is_acknowledged_as_one(nats_server: NatsServer) -> None:
-    make_stream(nats_server.url, "WHOLE", "whole.>", allow_batched=True)
-    warm_up, *batch = envelopes(10_001, "whole.a", aggregates=100)
+def test_batch_is_sent_as_one_and_acknowledged_as_one(nats_server: NatsServer) -> None:
+    make_stream(nats_server.url, "TOGETHER", "together.>", allow_batched=True)
+    warm_up, *batch = envelopes(10_001, "together.a", aggregates=100)
     with opened(jetstream(nats_server.url)) as (pool, lane):
         settle(lane, [warm_up])
-        before = api(nats_server.url, "STREAM.INFO.WHOLE")["state"]["messages"]
+        before = api(nats_server.url, "STREAM.INFO.TOGETHER")["state"]["messages"]
         requests = broker_of(pool)["management_requests"]
         results = settle(lane, batch)
         counts = broker_of(pool)
@@ -64,12 +64,12 @@ def test_a_batch_goes_whole_and_is_acknowledged_as_one(nats_server: NatsServer) 
     assert counts["management_requests"] == requests
     assert {
         (r.outcome, r.stream, r.sequence, r.duplicate, r.attempts) for r in results.values()
-    } == {(Outcome.STORED, "WHOLE", None, None, 1)}
-    assert audit(nats_server.url, "WHOLE", [warm_up, *batch]) == FLAWLESS
+    } == {(Outcome.STORED, "TOGETHER", None, None, 1)}
+    assert audit(nats_server.url, "TOGETHER", [warm_up, *batch]) == FLAWLESS
 
 
 @pytest.mark.parametrize("bad", [[0], [7], [19], [0, 1, 18, 19], [5, 6, 7]], ids=str)
-def test_what_is_refused_is_rejected_alone_wherever_in_the_flight_it_is(
+def test_refused_message_at_any_index_of_a_batch_is_rejected_alone(
     nats_server: NatsServer, request: pytest.FixtureRequest, bad: list[int]
 ) -> None:
     stream = f"MIDDLE{'_'.join(map(str, bad))}"
@@ -86,7 +86,7 @@ def test_what_is_refused_is_rejected_alone_wherever_in_the_flight_it_is(
 
 
 @pytest.mark.parametrize("dedupe", [True, False])
-def test_what_is_refused_in_a_flight_that_goes_on_is_rejected_alone_too(
+def test_refused_message_of_a_long_batch_is_rejected_alone(
     nats_server: NatsServer, dedupe: bool
 ) -> None:
     stream = f"LONG{dedupe}".upper()
@@ -107,7 +107,7 @@ def test_what_is_refused_in_a_flight_that_goes_on_is_rejected_alone_too(
     assert found == [f"e-{at}" for at in range(8_000) if at not in bad]
 
 
-def test_a_full_stream_takes_the_rest_when_there_is_room(nats_server: NatsServer) -> None:
+def test_full_stream_stores_the_rest_when_there_is_room(nats_server: NatsServer) -> None:
     make_stream(
         nats_server.url, "BRIMFUL", "brimful", allow_batched=True, max_msgs=10, discard="new"
     )
@@ -125,7 +125,7 @@ def test_a_full_stream_takes_the_rest_when_there_is_room(nats_server: NatsServer
 @pytest.mark.parametrize(
     "known", [slice(0, 1), slice(0, 20), slice(3, 4), slice(10, 20), slice(19, 20)], ids=str
 )
-def test_a_replay_is_stored_once_wherever_the_known_ones_are(
+def test_replayed_batch_is_stored_once_whichever_messages_are_known(
     nats_server: NatsServer, known: slice
 ) -> None:
     stream = f"REPLAY{known.start}_{known.stop}"
@@ -140,7 +140,7 @@ def test_a_replay_is_stored_once_wherever_the_known_ones_are(
     assert sorted(found) == sorted(envelope.event_id for envelope in batch)
 
 
-def test_what_has_options_goes_alone_in_its_place_in_the_order(nats_server: NatsServer) -> None:
+def test_envelope_with_options_is_sent_as_a_single_in_its_order(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "OPTIONS", "options", allow_batched=True)
     batch = envelopes(30, "options", aggregates=1)
     batch[10] = batch[10]._replace(options=PublishOptions(expected_last_sequence=10))
@@ -154,7 +154,7 @@ def test_what_has_options_goes_alone_in_its_place_in_the_order(nats_server: Nats
     assert message_ids(nats_server.url, "OPTIONS") == [f"e-{at}" for at in range(30) if at != 20]
 
 
-def test_topics_of_two_streams_go_in_a_flight_each(nats_server: NatsServer) -> None:
+def test_each_stream_gets_its_own_batches(nats_server: NatsServer) -> None:
     for name in ("LEFT", "RIGHT"):
         make_stream(nats_server.url, name, name, allow_batched=True)
     batch = [
@@ -171,7 +171,7 @@ def test_topics_of_two_streams_go_in_a_flight_each(nats_server: NatsServer) -> N
         )
 
 
-def test_a_stream_that_takes_no_flights_any_more_is_published_to_one_by_one_and_that_is_said_once(
+def test_stream_that_stops_taking_batches_gets_singles_and_one_log_line(
     nats_server: NatsServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_stream(nats_server.url, "TURNED", "turned", allow_batched=True)
@@ -189,7 +189,7 @@ def test_a_stream_that_takes_no_flights_any_more_is_published_to_one_by_one_and_
     assert audit(nats_server.url, "TURNED", envelopes(400, "turned")) == FLAWLESS
 
 
-def test_a_stream_that_the_settings_declare_takes_whole_flights(nats_server: NatsServer) -> None:
+def test_declared_stream_takes_batches(nats_server: NatsServer) -> None:
     stream = StreamSettings(name="OURS", subjects=("ours.>",))
     with opened(jetstream(nats_server.url, streams=(stream,))) as (pool, lane):
         settle(lane, envelopes(100, "ours.x"))
@@ -197,7 +197,7 @@ def test_a_stream_that_the_settings_declare_takes_whole_flights(nats_server: Nat
         assert broker_of(pool)["messages_in_batches"] == 100
 
 
-def test_without_dedupe_the_server_keeps_no_ids(nats_server: NatsServer) -> None:
+def test_server_keeps_no_ids_without_dedupe(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "HEADER", "header", allow_batched=True)
     with opened(jetstream(nats_server.url, dedupe=False)) as (pool, lane):
         settle(lane, envelopes(100, "header"))
@@ -216,7 +216,7 @@ def narrow_server() -> Iterator[NatsServer]:
         yield server
 
 
-def test_lanes_for_which_the_server_has_no_flight_left_go_one_by_one(
+def test_lanes_beyond_the_servers_batch_limit_send_singles(
     narrow_server: NatsServer,
 ) -> None:
     make_stream(narrow_server.url, "NARROW", "narrow", allow_batched=True)
@@ -235,7 +235,7 @@ def test_lanes_for_which_the_server_has_no_flight_left_go_one_by_one(
 
     assert {result.outcome for result in results} == {Outcome.STORED}
     assert len(results) == 12_000
-    assert max(result.attempts for result in results) > 1, "no flight was refused"
+    assert max(result.attempts for result in results) > 1, "no batch was refused"
     assert counts["streams_without_batches"] == 0
     assert (
         audit(narrow_server.url, "NARROW", [each for batch in batches for each in batch])
@@ -243,7 +243,7 @@ def test_lanes_for_which_the_server_has_no_flight_left_go_one_by_one(
     )
 
 
-def test_no_flight_lies_open_until_the_server_forgets_it(narrow_server: NatsServer) -> None:
+def test_no_batch_stays_open_until_the_server_forgets_it(narrow_server: NatsServer) -> None:
     make_stream(narrow_server.url, "IDLE", "idle", allow_batched=True)
     with opened(jetstream(narrow_server.url, ack_timeout=20)) as (pool, lane):
         for round_ in range(3):
@@ -262,11 +262,11 @@ def test_no_flight_lies_open_until_the_server_forgets_it(narrow_server: NatsServ
 
 
 @pytest.mark.parametrize("believing", [False, True])
-def test_an_ack_of_a_leader_without_followers_is_not_believed(
+def test_ack_of_a_leader_without_followers_is_not_believed(
     own_cluster: NatsCluster, monkeypatch: pytest.MonkeyPatch, believing: bool
 ) -> None:
-    """The leader loses its followers with a flight out; then it dies, and they come back and elect
-    another.
+    """The leader loses its followers with a batch in flight. Then it dies, and they come back and
+    elect another.
     """
     if believing:
         monkeypatch.setattr("bytewax_jetstream.dispatch.dispatch.Batches", Believing)
@@ -288,7 +288,7 @@ def test_an_ack_of_a_leader_without_followers_is_not_believed(
 
 
 @pytest.mark.parametrize("believing", [False, True])
-def test_nor_is_it_by_a_run_that_takes_over_from_one_that_was_killed_with_a_flight_out(
+def test_ack_without_followers_is_not_believed_by_the_run_after_a_kill(
     own_cluster: NatsCluster, monkeypatch: pytest.MonkeyPatch, believing: bool, tmp_path: Path
 ) -> None:
     """The first run's messages are in process, and the next one does not know which they are."""
@@ -299,7 +299,7 @@ def test_nor_is_it_by_a_run_that_takes_over_from_one_that_was_killed_with_a_flig
     roles.have_the_leader_lead()
     told = Told(roles.leader.url, str(tmp_path), messages=100_000, pool={"ack_timeout": 0.5})
     with Child.of(told) as child:
-        until(lambda: len(told.results) > 10_000, 30)  # by then it goes in whole flights
+        until(lambda: len(told.results) > 10_000, 30)  # by then it goes in batches
         roles.lose_the_followers()
         until(lambda: len(told.emitted) > len(told.results) + 100, 20)
         child.signal(signal.SIGKILL)
@@ -327,8 +327,8 @@ class Roles(NamedTuple):
 
     def have_the_leader_lead(self) -> None:
         if self._stream_leader() is not self.leader:
-            place = {"placement": {"preferred": self.leader.name}}
-            api(self.leader.url, "STREAM.LEADER.STEPDOWN.DOUBT", place)
+            wish = {"placement": {"preferred": self.leader.name}}
+            api(self.leader.url, "STREAM.LEADER.STEPDOWN.DOUBT", wish)
             until(lambda: self._stream_leader() is self.leader, 20)
 
     def lose_the_followers(self) -> None:
@@ -370,7 +370,7 @@ def _roles(cluster: NatsCluster) -> Roles:
 def _acknowledged_without_followers(
     pool: AckPool, lane: Lane, believing: bool, aggregates: int
 ) -> list[PublishResult]:
-    """Results of what was submitted, long enough after it for whoever believes to have them all."""
+    """Results of what was submitted, long enough after it for a run that believes acks to have them all."""
     if believing:
         until(lambda: not lane.unsettled, 20)
     else:  # it tries one of each aggregate, again and again
@@ -390,7 +390,7 @@ def _judge(
     """
     lost = {result.event_id for result in early} - first
     if believing:
-        assert lost, "the server keeps its word by now: then this rule is not needed any more"
+        assert lost, "this server keeps its word: the rule is no longer needed"
     else:
         assert not lost
         assert audit(roles.followers[0].url, "DOUBT", wanted) == FLAWLESS

@@ -28,7 +28,7 @@ def _outcomes(results: dict[str, PublishResult]) -> set[Outcome]:
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_groups_are_stored_one_behind_the_other_and_each_result_has_its_own_sequence(
+def test_groups_are_stored_contiguously_and_each_result_has_its_sequence(
     nats_server: NatsServer, batched: bool
 ) -> None:
     stream = f"GROUPS{batched}".upper()
@@ -42,10 +42,10 @@ def test_groups_are_stored_one_behind_the_other_and_each_result_has_its_own_sequ
     assert _outcomes(results) == {Outcome.STORED}
     assert {result.attempts for result in results.values()} == {1}
     found = stored(nats_server.url, stream)
-    for place, message in enumerate(found, start=1):
+    for sequence, message in enumerate(found, start=1):
         alone = "Nats-Batch-Id" not in message.headers
         assert results[message.headers["Nats-Msg-Id"]].sequence in (
-            (place, None) if alone else (place,)
+            (sequence, None) if alone else (sequence,)
         )
     groups = [message.headers.get("Nats-Batch-Id") for message in found]
     assert len(set(groups)) == 8  # one for each aggregate, and none for the two that are alone
@@ -53,7 +53,7 @@ def test_groups_are_stored_one_behind_the_other_and_each_result_has_its_own_sequ
     assert audit(nats_server.url, stream, batch) == FLAWLESS
 
 
-def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(
+def test_refused_group_stores_nothing_and_the_other_groups_are_stored(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "ALLORNONE", "allornone", allow_atomic=True, max_msg_size=400)
@@ -92,7 +92,7 @@ def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(
         ),
     ],
 )
-def test_of_a_group_that_can_never_be_one_all_are_rejected_before_anything_is_sent(
+def test_impossible_group_is_rejected_before_anything_of_it_is_sent(
     nats_server: NatsServer, bad: dict[str, Any], words: str
 ) -> None:
     for name in ("BADONE", "ELSEWHERE"):
@@ -109,7 +109,7 @@ def test_of_a_group_that_can_never_be_one_all_are_rejected_before_anything_is_se
     assert {result.attempts for result in results.values() if result.reason} == {0}
 
 
-def test_a_group_of_more_than_a_thousand_is_rejected_and_one_of_a_thousand_is_not(
+def test_group_may_have_a_thousand_envelopes_and_no_more(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "THOUSAND", "thousand", allow_atomic=True)
@@ -127,7 +127,7 @@ def test_a_group_of_more_than_a_thousand_is_rejected_and_one_of_a_thousand_is_no
     )
 
 
-def test_an_expectation_of_the_first_holds_for_the_group(nats_server: NatsServer) -> None:
+def test_expectation_of_the_first_envelope_holds_for_the_group(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "EXPECTING", "expecting", allow_atomic=True)
     first, second = (
         envelopes(4, "expecting", aggregates=1),
@@ -139,20 +139,20 @@ def test_an_expectation_of_the_first_holds_for_the_group(nats_server: NatsServer
         assert _outcomes(settle(lane, first)) == {Outcome.STORED}
         assert _outcomes(settle(lane, first)) == {
             Outcome.STORED
-        }  # it is its own message that is in the way
+        }  # its own message is what fails the expectation
         assert _outcomes(settle(lane, second)) == {Outcome.REJECTED}
 
     assert audit(nats_server.url, "EXPECTING", first) == FLAWLESS
 
 
-@pytest.mark.parametrize("place", [0, 2])
-def test_an_expectation_that_is_not_met_rejects_the_group_wherever_it_is(
-    nats_server: NatsServer, place: int
+@pytest.mark.parametrize("index", [0, 2])
+def test_unmet_expectation_at_any_index_rejects_the_group(
+    nats_server: NatsServer, index: int
 ) -> None:
-    stream = f"UNMET{place}"
+    stream = f"UNMET{index}"
     make_stream(nats_server.url, stream, stream, allow_atomic=True)
     batch = envelopes(4, stream, aggregates=1)
-    batch[place] = batch[place]._replace(options=PublishOptions(expected_last_subject_sequence=7))
+    batch[index] = batch[index]._replace(options=PublishOptions(expected_last_subject_sequence=7))
     with opened(_settings(nats_server.url)) as (pool, lane):
         assert _outcomes(settle(lane, batch)) == {Outcome.REJECTED}
         assert broker_of(pool)["retries"] == 0
@@ -162,7 +162,7 @@ def test_an_expectation_that_is_not_met_rejects_the_group_wherever_it_is(
 
 @pytest.mark.parametrize("servers", ["nats_server", "cluster"])
 @pytest.mark.parametrize("known", [slice(0, 6), slice(0, 1), slice(2, 4), slice(5, 6)], ids=str)
-def test_a_group_of_which_ids_are_known_is_stored_if_all_are_and_else_rejected_and_nothing_more_is_stored(
+def test_replayed_group_is_a_duplicate_if_all_ids_are_known_and_else_rejected(
     request: pytest.FixtureRequest, servers: str, known: slice
 ) -> None:
     server = request.getfixturevalue(servers)
@@ -176,8 +176,7 @@ def test_a_group_of_which_ids_are_known_is_stored_if_all_are_and_else_rejected_a
         for envelope in batch[known]:
             settle(lane, [envelope])
         results = settle(lane, batch)
-        # The look-up leaves nothing behind that would keep the others from being stored by
-        # themselves.
+        # The look-up leaves nothing behind that would stop the others from being stored as singles.
         alone: dict[str, PublishResult] = {}
         for envelope in batch:
             alone |= settle(lane, [envelope])
@@ -210,7 +209,7 @@ def test_the_same_id_twice_in_a_group_is_rejected(nats_server: NatsServer) -> No
     assert stored(nats_server.url, "TWICE") == []
 
 
-def test_a_group_whose_answer_is_lost_is_found_stored(
+def test_group_whose_answer_is_lost_is_found_stored(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_stream(nats_server.url, "UNHEARD", "unheard", allow_atomic=True)
@@ -236,7 +235,7 @@ def test_a_group_whose_answer_is_lost_is_found_stored(
 
 
 @pytest.mark.parametrize("dedupe", [True, False])
-def test_groups_stay_whole_through_the_death_of_the_server(tmp_path: Any, dedupe: bool) -> None:
+def test_groups_stay_complete_when_the_server_is_killed(tmp_path: Any, dedupe: bool) -> None:
     with NatsServer(store_dir=tmp_path / "store") as server:
         make_stream(server.url, "DEATH", "death", allow_atomic=True)
         rounds = [
@@ -270,7 +269,7 @@ def test_groups_stay_whole_through_the_death_of_the_server(tmp_path: Any, dedupe
     assert set(sizes.values()) == {50}
 
 
-def test_a_stream_that_stores_no_groups_stops_the_run_and_says_what_to_do(
+def test_stream_without_atomic_publish_stops_the_run_with_what_to_do(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "PLAIN", "plain")
@@ -297,11 +296,11 @@ def test_a_declared_stream_stores_groups(nats_server: NatsServer) -> None:
 
 @pytest.mark.parametrize("servers", ["nats_server", "cluster"])
 @pytest.mark.parametrize("rollup", [True, False])
-def test_the_server_looks_for_an_id_before_it_finds_that_the_message_cannot_be_stored(
+def test_server_checks_the_message_id_before_it_refuses_the_message(
     request: pytest.FixtureRequest, servers: str, rollup: bool
 ) -> None:
-    """What the look-up of a group's ids stands on; it must be looked at again when this fails with
-    another server.
+    """The look-up of a group's ids relies on this. If it fails with another server, change the
+    look-up.
     """
     server = request.getfixturevalue(servers)
     name = f"LOOK{rollup}".upper()

@@ -11,10 +11,10 @@ from tests.support.proxy import Proxy
 from tests.support.streams import FLAWLESS, audit, envelopes, make_stream
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.usefixtures("whole")
+pytestmark = pytest.mark.usefixtures("batched")
 
 
-def test_order_is_kept_and_nothing_missing_when_the_server_is_killed_with_thousands_in_flight(
+def test_server_killed_with_thousands_in_flight_loses_and_reorders_nothing(
     own_nats_server: NatsServer,
 ) -> None:
     server = own_nats_server
@@ -36,8 +36,8 @@ def test_order_is_kept_and_nothing_missing_when_the_server_is_killed_with_thousa
     assert audit(server.url, "KILLED", batch) == FLAWLESS
 
 
-def test_silent_flights_beyond_the_number_of_ack_workers_block_nobody_else(
-    nats_server: NatsServer, proxy: Proxy, whole: bool
+def test_more_silent_sends_than_ack_workers_block_no_other_lane(
+    nats_server: NatsServer, proxy: Proxy, batched: bool
 ) -> None:
     make_stream(nats_server.url, "SILENT", "silent.>")
     make_stream(nats_server.url, "LOUD", "loud.>")
@@ -60,8 +60,8 @@ def test_silent_flights_beyond_the_number_of_ack_workers_block_nobody_else(
             assert result.outcome is Outcome.UNKNOWN
             assert result.attempts > 1
             assert "not settled within 2 s" in str(result.reason)
-            # The end of a whole flight does get through, and is answered.
-            ended = whole and "its batch ended before it" in str(result.reason)
+            # The end of a batch does get through, and is answered.
+            ended = batched and "its batch ended before it" in str(result.reason)
             assert ended or "no ack within 0.3 s" in str(result.reason)
         proxy.requests.loses = lambda frame: False
         assert {result.outcome for result in settle(quiet_lane, silent).values()} == {
@@ -69,8 +69,8 @@ def test_silent_flights_beyond_the_number_of_ack_workers_block_nobody_else(
         }
 
 
-def test_lost_acks_are_asked_for_again_and_stored_once(
-    nats_server: NatsServer, proxy: Proxy, whole: bool
+def test_messages_with_lost_acks_are_sent_again_and_stored_once(
+    nats_server: NatsServer, proxy: Proxy, batched: bool
 ) -> None:
     make_stream(nats_server.url, "ACKLESS", "ackless.>")
     batch = envelopes(3_000, "ackless.x", aggregates=500)
@@ -83,9 +83,9 @@ def test_lost_acks_are_asked_for_again_and_stored_once(
         results = settle(lane, batch)
 
         assert broker_of(pool)["reconnects"] == 0
-    assert proxy.answers.lost > (0 if whole else 500)
+    assert proxy.answers.lost > (0 if batched else 500)
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
-    assert sum(bool(result.duplicate) for result in results.values()) > 300 or whole
+    assert sum(bool(result.duplicate) for result in results.values()) > 300 or batched
     assert audit(nats_server.url, "ACKLESS", batch) == FLAWLESS
 
 
@@ -107,14 +107,14 @@ def test_lost_requests_are_sent_again_in_the_order_of_their_aggregates(
 
 @pytest.mark.parametrize("way", ["requests", "answers"])
 def test_a_connection_cut_in_the_middle_of_a_frame_is_replaced(
-    nats_server: NatsServer, proxy: Proxy, way: str, whole: bool
+    nats_server: NatsServer, proxy: Proxy, way: str, batched: bool
 ) -> None:
     stream = f"CUT-{way}"
     make_stream(nats_server.url, stream, f"{stream}.>")
     batch = envelopes(10_000, f"{stream}.x", aggregates=1_000)
     direction = getattr(proxy, way)
     with opened(jetstream(proxy.url)) as (pool, lane):
-        passed, fatal = iter(range(1_000_000)), 3 if whole and way == "answers" else 2_000
+        passed, fatal = iter(range(1_000_000)), 3 if batched and way == "answers" else 2_000
         direction.cuts = lambda frame: frame.startswith((b"HPUB", b"MSG")) and next(passed) == fatal
 
         results = settle(lane, batch)
@@ -145,7 +145,7 @@ def test_connections_reset_again_and_again_lose_nothing(
     assert audit(nats_server.url, "RESET", batch) == FLAWLESS
 
 
-def test_a_peer_that_vanished_without_a_word_is_noticed_and_replaced(
+def test_connection_that_went_dead_is_noticed_and_replaced(
     nats_server: NatsServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It is noticed at the third ping without an answer.
@@ -163,7 +163,7 @@ def test_a_peer_that_vanished_without_a_word_is_noticed_and_replaced(
     assert audit(nats_server.url, "HALF", batch) == FLAWLESS
 
 
-def test_a_slow_link_settles_everything_though_acks_come_after_their_timeout(
+def test_slow_link_settles_everything_although_acks_come_late(
     nats_server: NatsServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pings queue behind the data: on a busy machine their answers come late, too.

@@ -15,10 +15,10 @@ from tests.support.proxy import Proxy
 from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, stored
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.usefixtures("whole")
+pytestmark = pytest.mark.usefixtures("batched")
 
 
-def test_a_stored_result_names_where_it_is_stored(nats_server: NatsServer, whole: bool) -> None:
+def test_a_stored_result_names_where_it_is_stored(nats_server: NatsServer, batched: bool) -> None:
     make_stream(nats_server.url, "NAMED", "named.>")
     first = Envelope("named.a", b"one", event_id="e-1", aggregate_id="a-1", event_type="made")
     second = Envelope("named.b", b"two", event_id="e-2")
@@ -30,15 +30,15 @@ def test_a_stored_result_names_where_it_is_stored(nats_server: NatsServer, whole
     assert result.outcome is Outcome.STORED
     assert (result.topic, result.aggregate_id, result.event_type) == ("named.a", "a-1", "made")
     assert (result.broker, result.stream, result.partition) == ("jetstream", "NAMED", None)
-    # Of a whole flight the server says no more than that it is stored.
-    assert (result.sequence, result.duplicate) == ((None, None) if whole else (1, False))
+    # Of a batch the server says only that it is stored.
+    assert (result.sequence, result.duplicate) == ((None, None) if batched else (1, False))
     assert (result.attempts, result.reason, result.code) == (1, None, None)
     assert result.envelope is None
     assert 0 < result.ack_seconds < 30
-    assert results["e-2"].sequence == (None if whole else 2)
+    assert results["e-2"].sequence == (None if batched else 2)
 
 
-def test_what_is_stored_is_what_was_published(nats_server: NatsServer) -> None:
+def test_stored_message_is_what_was_published(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "HEADERS", "headers.>")
     odd_id = "order 7/Ü"
     published = [
@@ -104,7 +104,7 @@ def test_event_ids_that_differ_only_in_blanks_are_not_duplicates_of_each_other(
     )
 
 
-def test_a_message_with_a_ttl_goes_when_it_is_over(nats_server: NatsServer) -> None:
+def test_message_with_a_ttl_expires(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "TTL", "ttl", allow_msg_ttl=True)
     make_stream(nats_server.url, "NOTTL", "nottl")
     short = PublishOptions(ttl=timedelta(seconds=1))
@@ -130,7 +130,7 @@ def test_a_message_with_a_ttl_goes_when_it_is_over(nats_server: NatsServer) -> N
     assert [message.headers["Nats-TTL"] for message in stored(nats_server.url, "TTL")] == ["3600"]
 
 
-def test_an_expected_sequence_that_is_wrong_is_rejected_and_not_stored(
+def test_envelope_with_a_wrong_expected_sequence_is_rejected_and_not_stored(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "EXPECTED", "expected.>")
@@ -166,11 +166,11 @@ def test_an_expected_sequence_that_is_wrong_is_rejected_and_not_stored(
 
 
 @pytest.mark.parametrize("dedupe", [True, False])
-def test_an_envelope_whose_own_earlier_attempt_met_the_expectation_is_a_duplicate_not_rejected(
+def test_envelope_that_met_its_expectation_before_is_a_duplicate(
     nats_server: NatsServer, dedupe: bool
 ) -> None:
-    # The server looks at the expectation before it looks at the id, and after the first attempt it
-    # is not met any more.
+    # The server checks the expectation before the id, and after the first attempt the expectation
+    # is no longer met.
     make_stream(nats_server.url, "AGAIN", "again.>")
     settings = jetstream(nats_server.url, dedupe=dedupe)
     by_stream = Envelope(
@@ -284,7 +284,7 @@ def test_an_api_prefix_reaches_the_jetstream_of_another_account() -> None:
         assert len(stored(server.url, "ORDERS", user="hub", password="hub")) == 100
 
 
-def test_the_number_of_api_requests_does_not_depend_on_the_number_of_messages(
+def test_api_requests_do_not_grow_with_the_number_of_messages(
     nats_server: NatsServer, proxy: Proxy
 ) -> None:
     make_stream(nats_server.url, "COUNTED", "counted.>")
@@ -317,15 +317,15 @@ def test_a_full_budget_blocks_the_producer_and_discards_nothing(
     assert audit(nats_server.url, "BUDGET", batch) == FLAWLESS
 
 
-def test_a_pool_that_is_closed_says_what_it_could_not_settle(
-    nats_server: NatsServer, proxy: Proxy, whole: bool
+def test_closed_pool_returns_unsettled_envelopes_as_unknown(
+    nats_server: NatsServer, proxy: Proxy, batched: bool
 ) -> None:
     make_stream(nats_server.url, "CLOSED", "closed.>")
     with opened(jetstream(proxy.url, ack_timeout=5)) as (pool, lane):
         proxy.answers.loses = lambda frame: b"CLOSED" in frame
         lane.submit(envelopes(100, "closed.x"))
-        # One of each aggregate, while the others wait for it; or one for all.
-        until(lambda: proxy.answers.lost == (1 if whole else 50))
+        # An ack for the first message of each aggregate, while the others wait; or one for the batch.
+        until(lambda: proxy.answers.lost == (1 if batched else 50))
         began = time.monotonic()
         pool.close(0.2)
 

@@ -26,7 +26,7 @@ def _streams(url: str) -> set[str]:
     return set(api(url, "STREAM.NAMES")["streams"] or ())
 
 
-def test_create_makes_a_stream_as_asked_and_publishes_to_it(nats_server: NatsServer) -> None:
+def test_create_makes_the_declared_stream_and_publishes_to_it(nats_server: NatsServer) -> None:
     wanted = StreamSettings(
         name="MADE",
         subjects=("made.*", "made.deep.>"),
@@ -58,7 +58,7 @@ def test_create_makes_a_stream_as_asked_and_publishes_to_it(nats_server: NatsSer
     assert (config["max_age"], config["duplicate_window"]) == (3_600 * SECOND, 300 * SECOND)
 
 
-def test_create_leaves_a_stream_that_is_strong_enough_alone(nats_server: NatsServer) -> None:
+def test_create_leaves_a_sufficient_stream_unchanged(nats_server: NatsServer) -> None:
     make_stream(
         nats_server.url,
         "STRONG",
@@ -76,7 +76,7 @@ def test_create_leaves_a_stream_that_is_strong_enough_alone(nats_server: NatsSer
     assert _config(nats_server.url, "STRONG") == before
 
 
-def test_create_or_update_changes_what_is_asked_and_resets_nothing_else(
+def test_create_or_update_changes_declared_fields_and_resets_no_others(
     nats_server: NatsServer,
 ) -> None:
     make_stream(
@@ -116,7 +116,7 @@ def test_create_or_update_changes_what_is_asked_and_resets_nothing_else(
     assert _config(nats_server.url, "UPDATED") == {**before, **changed}
 
 
-def test_create_or_update_asks_for_no_update_when_nothing_is_to_be_changed(
+def test_create_or_update_sends_no_update_when_nothing_changes(
     nats_server: NatsServer,
 ) -> None:
     wanted = StreamSettings(
@@ -151,7 +151,7 @@ def test_create_or_update_never_lowers_what_a_stream_keeps(nats_server: NatsServ
     assert len(stored(nats_server.url, "LOWER")) == 100
 
 
-def test_create_or_update_says_what_the_server_does_not_let_be_changed(
+def test_create_or_update_reports_what_the_server_refuses_to_change(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "STORAGE", "storage", storage="memory")
@@ -179,7 +179,7 @@ def test_validate_makes_nothing(nats_server: NatsServer) -> None:
     assert _streams(nats_server.url) == before
 
 
-def test_validate_passes_what_is_there(nats_server: NatsServer) -> None:
+def test_validate_accepts_an_existing_stream(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "THERE", "there.>")
     wanted = StreamSettings(name="THERE", subjects=("there.a",))
     settings = jetstream(
@@ -250,7 +250,7 @@ def test_skip_asks_the_server_nothing(nats_server: NatsServer) -> None:
     ],
     ids=lambda value: next(iter(value), "plain") if isinstance(value, dict) else "",
 )
-def test_a_stream_that_is_too_weak_is_refused_with_what_to_change(
+def test_weak_stream_is_refused_with_what_to_change(
     nats_server: NatsServer,
     names: Callable[[], str],
     config: dict[str, Any],
@@ -273,7 +273,7 @@ def test_a_stream_that_is_too_weak_is_refused_with_what_to_change(
     assert _config(nats_server.url, name) == before
 
 
-def test_all_that_is_too_weak_is_named_at_once(nats_server: NatsServer) -> None:
+def test_refusal_of_a_weak_stream_names_every_shortcoming(nats_server: NatsServer) -> None:
     make_stream(nats_server.url, "WEAK", "weak", storage="memory", duplicate_window=SECOND)
     wanted = StreamSettings(name="WEAK", subjects=("weak", "weaker"), replicas=3)
 
@@ -318,7 +318,9 @@ def test_a_declared_topic_that_no_stream_covers_fails_at_the_start(nats_server: 
         publish(jetstream(nats_server.url, topics=("covers.a", "covers.a.b")))
 
 
-def test_a_topic_first_seen_later_is_checked_and_harms_nobody_else(nats_server: NatsServer) -> None:
+def test_unknown_topic_in_a_later_envelope_is_rejected_and_others_are_stored(
+    nats_server: NatsServer,
+) -> None:
     make_stream(nats_server.url, "LATER", "later.*")
     settings = jetstream(nats_server.url, topics=("later.a",))
 

@@ -59,7 +59,7 @@ def certificates(tmp_path: Path) -> Certificates:
 
 
 class PlainPeer:
-    """Something on a port that speaks no TLS, sends what it is told to, and keeps whatever it
+    """Something on a port that speaks no TLS, sends what it is told to, and keeps what it
     hears.
     """
 
@@ -114,7 +114,7 @@ def _publishes(settings: JetStreamSettings) -> bool:
 
 
 def _refused(settings: JetStreamSettings, caplog: pytest.LogCaptureFixture) -> str:
-    """The one sentence of a refusal, in which no secret is, nor anywhere else."""
+    """The one sentence of a refusal; neither it nor anything else shows a secret."""
     caplog.set_level(logging.DEBUG)
     with pytest.raises(ConnectError) as refused:
         publish(settings, *envelopes(1, "safe"))
@@ -142,7 +142,7 @@ def test_an_encrypted_connection_publishes(certificates: Certificates) -> None:
         assert b"safe" not in wire
 
 
-def test_a_server_that_shakes_hands_first_is_spoken_to_in_its_way(
+def test_handshake_first_server_is_published_to(
     certificates: Certificates,
 ) -> None:
     with NatsServer(config=certificates.block("handshake_first: true")) as server:
@@ -154,7 +154,7 @@ def test_a_server_that_shakes_hands_first_is_spoken_to_in_its_way(
 
 
 @pytest.mark.parametrize("server_first", [False, True])
-def test_the_wrong_way_of_shaking_hands_is_one_sentence(
+def test_wrong_handshake_order_is_one_clear_error(
     certificates: Certificates, caplog: pytest.LogCaptureFixture, *, server_first: bool
 ) -> None:
     with NatsServer(
@@ -174,7 +174,7 @@ def test_the_wrong_way_of_shaking_hands_is_one_sentence(
     assert "within 1 s" in words if server_first else "check that the server speaks TLS" in words
 
 
-def test_a_client_with_its_certificate_is_let_in_and_one_without_is_not(
+def test_mutual_tls_lets_in_only_a_client_with_its_certificate(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     with NatsServer(config=certificates.block("verify: true")) as server:
@@ -194,7 +194,7 @@ def test_a_client_with_its_certificate_is_let_in_and_one_without_is_not(
     assert "certificate" in words
 
 
-def test_a_server_of_another_authority_is_refused(
+def test_server_certificate_of_another_authority_is_refused(
     certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Certificates(tmp_path / "other")
@@ -206,7 +206,7 @@ def test_a_server_of_another_authority_is_refused(
     assert "certificate verify failed" in words
 
 
-def test_a_server_of_another_name_is_refused_unless_the_settings_name_it(
+def test_server_certificate_of_another_name_is_refused_unless_configured(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     named = Certificates(tmp_path / "named", "nats.example")
@@ -224,7 +224,7 @@ def test_a_server_of_another_name_is_refused_unless_the_settings_name_it(
 
 
 @pytest.mark.parametrize("which", ["tls_ca_file", "tls_cert_file"])
-def test_a_certificate_that_is_not_there_is_named(
+def test_missing_certificate_file_is_one_clear_error(
     certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture, which: str
 ) -> None:
     files: dict[str, Any] = {
@@ -281,7 +281,7 @@ def test_a_nats_server_without_tls_is_refused_before_the_password_is_sent(
         assert proxy.requests.frames == []
 
 
-def test_a_peer_without_tls_in_the_servers_place_does_not_hear_the_password_at_a_reconnect(
+def test_reconnect_never_sends_the_password_to_a_peer_without_tls(
     certificates: Certificates,
 ) -> None:
     config = certificates.block() + f"\nauthorization {{ user: amy, password: {CANARY} }}"
@@ -320,7 +320,7 @@ def locked(user_seed: str) -> Iterator[NatsServer]:
         yield server
 
 
-def test_a_password_lets_in_and_a_wrong_one_does_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_right_password_lets_in_and_a_wrong_one_does_not(caplog: pytest.LogCaptureFixture) -> None:
     with NatsServer(config="authorization { user: amy, password: right }") as server:
         assert _publishes(jetstream(server.url, user="amy", password="right", streams=(STREAM,)))
 
@@ -332,7 +332,7 @@ def test_a_password_lets_in_and_a_wrong_one_does_not(caplog: pytest.LogCaptureFi
     assert words.endswith("correct the credentials in the settings")
 
 
-def test_a_token_lets_in_and_a_wrong_one_does_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_right_token_lets_in_and_a_wrong_one_does_not(caplog: pytest.LogCaptureFixture) -> None:
     with NatsServer(config="authorization { token: right }") as server:
         assert _publishes(jetstream(server.url, token="right", streams=(STREAM,)))
 
@@ -342,7 +342,7 @@ def test_a_token_lets_in_and_a_wrong_one_does_not(caplog: pytest.LogCaptureFixtu
     assert words.endswith("correct the credentials in the settings")
 
 
-def test_an_nkey_lets_in_and_a_wrong_one_does_not(
+def test_right_nkey_lets_in_and_a_wrong_one_does_not(
     locked: NatsServer, user_seed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)).decode()
@@ -357,7 +357,7 @@ def test_an_nkey_lets_in_and_a_wrong_one_does_not(
 @pytest.mark.parametrize(
     "seed", [CANARY, "SU" + CANARY, "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3V1"]
 )
-def test_an_nkey_that_is_none_is_one_sentence_without_it(
+def test_malformed_nkey_is_one_clear_error_that_does_not_show_it(
     locked: NatsServer, caplog: pytest.LogCaptureFixture, seed: str
 ) -> None:
     words = _refused(jetstream(locked.url, nkey_seed=seed, connect_timeout=60), caplog)
@@ -366,7 +366,7 @@ def test_an_nkey_that_is_none_is_one_sentence_without_it(
     assert "correct the credentials" in words
 
 
-def test_a_credentials_file_lets_in_and_one_that_is_none_does_not(
+def test_valid_credentials_file_lets_in_and_a_broken_or_missing_one_does_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config, creds = _operator_mode(tmp_path)

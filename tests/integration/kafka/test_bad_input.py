@@ -1,6 +1,4 @@
-"""Whatever is wrong with an input to Kafka ends in one clear error or one rejected result, and
-harms nothing else.
-"""
+"""Wrong input to Kafka is one clear error or one rejected result, and harms nothing else."""
 
 import logging
 import re
@@ -83,7 +81,7 @@ BAD_ENVELOPES = [
 
 
 @both_ways
-def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(
+def test_bad_envelope_is_rejected_with_what_to_do_and_the_others_are_stored(
     kafka_address: str, way: str
 ) -> None:
     good, bad = new_topic(kafka_address), new_topic(kafka_address)
@@ -109,7 +107,7 @@ def test_a_bad_envelope_is_rejected_with_what_to_do_and_harms_nobody_else(
     assert records(kafka_address, bad) == []
 
 
-def test_a_compacted_topic_rejects_what_has_no_key_alone(kafka_address: str) -> None:
+def test_compacted_topic_rejects_only_envelopes_without_a_key(kafka_address: str) -> None:
     topic = new_topic(kafka_address, cleanup_policy="compact")
     keyless = Envelope(topic, b"0", event_id="keyless")
     with opened(kafka(kafka_address)) as (_, lane):
@@ -119,7 +117,7 @@ def test_a_compacted_topic_rejects_what_has_no_key_alone(kafka_address: str) -> 
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
 
 
-def test_a_topic_whose_limit_is_below_a_batch_would_refuse_small_messages_and_is_refused(
+def test_topic_with_a_limit_below_the_batch_size_is_refused(
     kafka_address: str,
 ) -> None:
     topic = new_topic(kafka_address, max_message_bytes="10000")
@@ -133,7 +131,7 @@ def test_a_topic_whose_limit_is_below_a_batch_would_refuse_small_messages_and_is
 
 
 @both_ways
-def test_a_broker_that_is_not_there_is_named_within_the_connect_timeout(way: str) -> None:
+def test_unreachable_broker_is_named_within_the_connect_timeout(way: str) -> None:
     settings = kafka("127.0.0.1:1", connect_timeout=1)
     began = time.monotonic()
 
@@ -155,7 +153,7 @@ def test_a_broker_that_is_not_there_is_named_within_the_connect_timeout(way: str
     assert time.monotonic() - began < 10
 
 
-def test_a_broker_that_accepts_and_says_nothing_is_named_within_the_connect_timeout(
+def test_silent_broker_is_named_within_the_connect_timeout(
     own_kafka_server: KafkaServer,
 ) -> None:
     own_kafka_server.pause()
@@ -167,7 +165,7 @@ def test_a_broker_that_accepts_and_says_nothing_is_named_within_the_connect_time
     assert time.monotonic() - began < 10
 
 
-def test_a_missing_topic_to_read_is_one_sentence(kafka_address: str) -> None:
+def test_missing_topic_to_read_is_one_clear_error(kafka_address: str) -> None:
     from bytewax.dataflow import Dataflow
     from bytewax.operators import output
     from bytewax.testing import TestingSink
@@ -188,16 +186,14 @@ def test_a_missing_topic_to_read_is_one_sentence(kafka_address: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["create", "create_or_update", "validate"])
-def test_a_declared_topic_that_is_missing_is_one_sentence(
-    kafka_address: str, strategy: Any
-) -> None:
+def test_missing_declared_topic_is_one_clear_error(kafka_address: str, strategy: Any) -> None:
     with pytest.raises(
         TopicError, match=r"^there is no topic nowhere: create it, or declare a KafkaTopicSettings"
     ):
         publish(kafka(kafka_address, topics=("nowhere",), topic_strategy=strategy))
 
 
-def test_topics_are_made_checked_and_mended_by_strategy(kafka_address: str) -> None:
+def test_topics_are_created_checked_and_updated_by_strategy(kafka_address: str) -> None:
     name = f"strategy-{time.time_ns()}"
     small = KafkaTopicSettings(name=name, partitions=2, cleanup_policy="compact")
     large = KafkaTopicSettings(name=name, partitions=3, cleanup_policy="delete")
@@ -221,7 +217,7 @@ def test_topics_are_made_checked_and_mended_by_strategy(kafka_address: str) -> N
     assert results["e"].partition == 2
 
 
-def test_with_skip_nothing_is_asked_and_an_unknown_topic_is_rejected(kafka_address: str) -> None:
+def test_skip_strategy_checks_nothing_and_an_unknown_topic_is_rejected(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
     settings = kafka(kafka_address, delivery_timeout=4, topic_strategy="skip")
 
@@ -259,7 +255,7 @@ def _as(user: str, password: str, server: KafkaServer, **settings: Any) -> Kafka
     return kafka(server.bootstrap, sasl="PLAIN", user=user, password=password, **settings)
 
 
-def test_a_wrong_password_is_said_at_once_and_never_shown(
+def test_wrong_password_is_reported_at_once_and_never_shown(
     guarded: KafkaServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -276,7 +272,7 @@ def test_a_wrong_password_is_said_at_once_and_never_shown(
     assert CANARY not in "".join(traceback.format_exception(e.value)) + caplog.text + repr(settings)
 
 
-def test_a_missing_password_is_one_sentence_within_the_connect_timeout(
+def test_missing_password_is_one_clear_error_within_the_connect_timeout(
     guarded: KafkaServer,
 ) -> None:
     with pytest.raises(ConnectError, match=r"and whether they require TLS or a password$"):
@@ -300,7 +296,9 @@ def test_a_topic_without_permission_is_rejected_and_the_others_are_stored(
     assert records(guarded.internal, "closed") == []
 
 
-def test_without_a_check_the_brokers_own_refusal_is_the_reason(guarded: KafkaServer) -> None:
+def test_brokers_own_refusal_is_the_reason_when_topics_are_not_checked(
+    guarded: KafkaServer,
+) -> None:
     result = publish(
         _as("bob", "bob", guarded, topic_strategy="skip"), Envelope("closed", b"", event_id="d")
     )["d"]

@@ -1,4 +1,4 @@
-"""A Kafka broker that is killed, paused, cut off and short of replicas, under the pool and a whole
+"""A Kafka broker that is killed, paused, cut off and short of replicas, under the pool and a
 dataflow.
 """
 
@@ -42,7 +42,7 @@ def _restart(server: KafkaServer) -> None:
 
 
 @pytest.mark.parametrize("fault", [_kill, _restart])
-def test_a_broker_that_ends_and_comes_back_costs_nothing(
+def test_restarted_broker_loses_and_duplicates_nothing(
     own_kafka_server: KafkaServer, fault: Callable[[KafkaServer], None]
 ) -> None:
     server = own_kafka_server
@@ -66,7 +66,7 @@ def test_a_broker_that_ends_and_comes_back_costs_nothing(
     assert audit(server.bootstrap, topic, batch) == FLAWLESS
 
 
-def test_a_broker_that_ends_and_is_back_under_a_dataflow_costs_nothing(
+def test_broker_restarted_under_a_dataflow_loses_and_duplicates_nothing(
     own_kafka_server: KafkaServer,
 ) -> None:
     server = own_kafka_server
@@ -92,7 +92,7 @@ def test_a_broker_that_ends_and_is_back_under_a_dataflow_costs_nothing(
     assert sorted(result.event_id for result in made.oks) == sorted(each.event_id for each in batch)
 
 
-def test_a_broker_that_is_paused_for_longer_than_an_attempt_costs_nothing(
+def test_broker_paused_beyond_the_ack_timeout_loses_and_duplicates_nothing(
     own_kafka_server: KafkaServer,
 ) -> None:
     server = own_kafka_server
@@ -122,7 +122,7 @@ def proxied() -> Iterator[tuple[KafkaServer, Proxy]]:
         yield server, proxy
 
 
-def test_lost_responses_are_answered_by_a_retry_that_is_stored_once(
+def test_messages_with_lost_responses_are_retried_and_stored_once(
     proxied: tuple[KafkaServer, Proxy],
 ) -> None:
     server, proxy = proxied
@@ -164,7 +164,7 @@ def test_connections_reset_again_and_again_lose_nothing(proxied: tuple[KafkaServ
     assert audit(server.bootstrap, topic, batch) == FLAWLESS
 
 
-def test_a_broker_that_does_not_come_back_is_unknown_in_time_and_stops_a_dataflow_which_is_replayed(
+def test_broker_gone_for_good_stops_the_dataflow_and_the_next_run_replays(
     own_kafka_server: KafkaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     server = own_kafka_server
@@ -198,7 +198,7 @@ def test_a_broker_that_does_not_come_back_is_unknown_in_time_and_stops_a_dataflo
     assert {result.event_id for result in made.oks} == ids
 
 
-def test_too_few_replicas_are_unknown_and_never_called_stored(
+def test_messages_with_too_few_replicas_are_unknown_never_called_stored(
     own_kafka_server: KafkaServer,
 ) -> None:
     with KafkaServer(joins=own_kafka_server) as second:

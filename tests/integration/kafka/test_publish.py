@@ -63,25 +63,27 @@ def test_a_stored_result_names_partition_and_offset(kafka_address: str) -> None:
     assert (results["e-ü"].partition, results["e-ü"].sequence) == (3, two.offset)
 
 
-def test_every_envelope_of_many_is_stored_once_and_in_order(kafka_address: str) -> None:
+def test_every_envelope_is_stored_once_and_in_order(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
     batch = envelopes(30_000, topic, aggregates=100)
 
     results = publish(kafka(kafka_address, topics=(topic,)), *batch)
 
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
-    places = {(record.partition, record.offset): record for record in records(kafka_address, topic)}
+    by_position = {
+        (record.partition, record.offset): record for record in records(kafka_address, topic)
+    }
     for result in results.values():
         assert result.partition is not None
         assert result.sequence is not None
         assert (
-            places[result.partition, result.sequence].headers["Event-Id"].decode()
+            by_position[result.partition, result.sequence].headers["Event-Id"].decode()
             == result.event_id
         )
     assert audit(kafka_address, topic, batch) == FLAWLESS
 
 
-def test_topics_are_looked_up_once_and_no_message_asks_for_one(kafka_address: str) -> None:
+def test_each_topic_is_looked_up_only_once(kafka_address: str) -> None:
     topics = [new_topic(kafka_address) for _ in range(3)]
     with opened(kafka(kafka_address)) as (pool, lane):
         settle(lane, [Envelope(topic, b"0", event_id=topic) for topic in topics])
@@ -93,7 +95,7 @@ def test_topics_are_looked_up_once_and_no_message_asks_for_one(kafka_address: st
         assert broker_of(pool)["topics"] == 3
 
 
-def test_what_waits_for_a_topics_look_up_keeps_its_order(kafka_address: str) -> None:
+def test_envelopes_that_wait_for_a_topic_look_up_keep_their_order(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
     batch = envelopes(20_000, topic, aggregates=5)
     with opened(kafka(kafka_address)) as (_, lane):
@@ -105,7 +107,7 @@ def test_what_waits_for_a_topics_look_up_keeps_its_order(kafka_address: str) -> 
     assert audit(kafka_address, topic, batch) == FLAWLESS
 
 
-def test_a_topic_made_after_it_was_missed_is_found(kafka_address: str) -> None:
+def test_topic_created_after_a_rejection_is_found(kafka_address: str) -> None:
     topic = f"late-{time.time_ns()}"
     with opened(kafka(kafka_address)) as (_, lane):
         assert (
@@ -126,7 +128,7 @@ def test_a_topic_made_after_it_was_missed_is_found(kafka_address: str) -> None:
         until(stored_now)
 
 
-def test_an_epochs_end_does_not_wait_for_company(kafka_address: str) -> None:
+def test_end_of_an_epoch_does_not_wait_for_the_linger_time(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
     linger = 10.0
     with opened(kafka(kafka_address, topics=(topic,), linger=linger)) as (_, lane):
@@ -137,7 +139,7 @@ def test_an_epochs_end_does_not_wait_for_company(kafka_address: str) -> None:
     assert all(result.outcome is Outcome.STORED for each in results for result in each.values())
 
 
-def test_an_epochs_end_does_not_wait_for_other_lanes(kafka_address: str) -> None:
+def test_end_of_an_epoch_does_not_wait_for_other_lanes(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
     settings = kafka(kafka_address, topics=(topic,))
     stop = threading.Event()
@@ -183,7 +185,7 @@ def test_a_dataflow_gets_every_result_and_a_checkpoint(kafka_address: str, tmp_p
 
 
 @pytest.mark.parametrize("step", ["sink", "output"])
-def test_what_cannot_be_stored_stops_the_run(kafka_address: str, step: str) -> None:
+def test_rejected_envelope_stops_the_run(kafka_address: str, step: str) -> None:
     topic = new_topic(kafka_address)
     settings = kafka(kafka_address)
     flow = Dataflow("flow")
@@ -205,7 +207,7 @@ def test_what_cannot_be_stored_stops_the_run(kafka_address: str, step: str) -> N
 
 
 @pytest.mark.parametrize("step", ["sink", "output"])
-def test_what_was_written_is_stored_when_the_run_ends(kafka_address: str, step: str) -> None:
+def test_written_envelopes_are_stored_when_the_run_ends(kafka_address: str, step: str) -> None:
     topic = new_topic(kafka_address)
     batch = envelopes(1_000, topic)
     flow = Dataflow("flow")
@@ -220,9 +222,7 @@ def test_what_was_written_is_stored_when_the_run_ends(kafka_address: str, step: 
     assert audit(kafka_address, topic, batch) == FLAWLESS
 
 
-def test_a_broker_that_is_not_there_loses_all_with_bytewaxs_sink_and_stops_the_run_with_ours() -> (
-    None
-):
+def test_unreachable_broker_stops_our_sink_where_bytewaxs_loses_everything() -> None:
     with KafkaServer() as server:
         address = server.bootstrap  # where nobody listens from now on
     theirs = Dataflow("theirs")
@@ -241,7 +241,7 @@ def test_a_broker_that_is_not_there_loses_all_with_bytewaxs_sink_and_stops_the_r
     assert f"no connection to Kafka at {address} within 1 s" in str(root_cause(stopped.value))
 
 
-def test_a_broker_that_goes_loses_all_with_bytewaxs_sink_and_stops_the_run_with_ours(
+def test_vanished_broker_stops_our_sink_where_bytewaxs_loses_messages(
     own_kafka_server: KafkaServer,
 ) -> None:
     server = own_kafka_server
@@ -320,7 +320,7 @@ def test_one_dataflow_into_both_brokers_has_one_pool(
     assert audit(kafka_address, topic, batch) == FLAWLESS
 
 
-def test_what_is_read_from_kafka_can_be_published_to_jetstream_and_back_with_its_id_key_and_order(
+def test_bridge_to_jetstream_and_back_keeps_ids_keys_and_order(
     kafka_address: str, nats_server: NatsServer
 ) -> None:
     source, target = new_topic(kafka_address), new_topic(kafka_address)
@@ -358,7 +358,7 @@ def test_what_is_read_from_kafka_can_be_published_to_jetstream_and_back_with_its
     assert before == after
 
 
-def test_a_kafka_input_resumes_after_what_was_committed(kafka_address: str, tmp_path: Path) -> None:
+def test_kafka_input_resumes_after_the_last_commit(kafka_address: str, tmp_path: Path) -> None:
     topic = new_topic(kafka_address, partitions=2)
     publish(kafka(kafka_address), *envelopes(1_000, topic, aggregates=10))
     store = recovery_store(tmp_path / "store")
@@ -381,8 +381,8 @@ def test_a_kafka_input_resumes_after_what_was_committed(kafka_address: str, tmp_
     assert sorted(second, key=int) == [b"%d" % number for number in range(1_000, 1_500)]
 
 
-def test_a_flow_ends_in_order_though_its_kafka_input_goes_on(kafka_address: str) -> None:
-    """As a process, stopped by SIGTERM while it tails a topic and publishes what it reads."""
+def test_flow_that_tails_a_topic_ends_cleanly_at_sigterm(kafka_address: str) -> None:
+    """In a process of its own, stopped by SIGTERM while it tails a topic and publishes what it reads."""
     source, target = new_topic(kafka_address), new_topic(kafka_address)
     batch = envelopes(2_000, source)
     publish(kafka(kafka_address), *batch)
@@ -409,7 +409,7 @@ run_main(flow)
     assert audit(kafka_address, target, batch) == FLAWLESS
 
 
-def test_closed_it_leaves_no_thread_of_the_library_whoever_still_holds_the_publisher(
+def test_closed_publisher_leaves_no_thread_of_the_library(
     kafka_address: str,
 ) -> None:
     topic = new_topic(kafka_address)

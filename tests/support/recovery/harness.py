@@ -35,12 +35,12 @@ PATIENCE = 30.0
 class Pipeline:
     """The dataflow, its stream, its recovery store and what it keeps; at most one run at a time.
 
-    :arg whole: Whether the stream takes whole flights.
+    :arg batched: Whether the stream takes batches.
     """
 
-    def __init__(self, directory: Path, server: Any, *, whole: bool = False) -> None:
+    def __init__(self, directory: Path, server: Any, *, batched: bool = False) -> None:
         self.server = server
-        self._whole = whole
+        self._batched = batched
         self.runs = 0
         self._directory = directory
         self._store = recovery_store(directory / "recovery", 2)
@@ -136,7 +136,7 @@ class Pipeline:
         return str(self.server.url)
 
     def _prepare(self) -> None:
-        make_stream(self.server.url, STREAM, TOPICS, storage="file", allow_batched=self._whole)
+        make_stream(self.server.url, STREAM, TOPICS, storage="file", allow_batched=self._batched)
 
     @property
     def _log(self) -> Path:

@@ -22,7 +22,7 @@ class Evidence(NamedTuple):
     results: Sequence[tuple[int, PublishResult]]
     """With the run that they were kept in, in the order of keeping."""
     checkpoints: Sequence[tuple[int, Checkpoint]]
-    """Likewise."""
+    """With the run that they were kept in, in the order of keeping."""
     left: int
     """How many envelopes were in flight when an epoch's state was taken."""
     resumed: Mapping[int, int]
@@ -147,7 +147,7 @@ def _untrue(evidence: Evidence, good: set[str]) -> int:
         elif result.event_id in good:
             message = by_sequence.get(result.sequence or 0)
             stored = message is not None and message.payload == row.payload
-            if result.sequence is None:  # as of a whole flight
+            if result.sequence is None:  # as in a batch
                 stored = row.payload in payloads
             untrue += result.outcome is not Outcome.STORED or result.stream != STREAM or not stored
         else:
@@ -187,8 +187,8 @@ def _uncovered(
         if run >= _executor(evidence, checkpoint.epoch)
     }
     uncovered = len(last.keys() - committed.keys())
-    for place, ids in committed.items():
-        checkpoint = last.get(place)
+    for key, ids in committed.items():
+        checkpoint = last.get(key)
         counts = (len(ids & good), len(ids - good))
         uncovered += (
             checkpoint is None

@@ -60,7 +60,7 @@ def _first(evidence: Evidence) -> Evidence:
     return evidence._replace(messages=[m for m in evidence.messages if first[m.payload] is m])
 
 
-def _place(partition: int, offset: int) -> int:
+def _sequence(partition: int, offset: int) -> int:
     return offset * PARTITIONS + partition + 1
 
 
@@ -78,7 +78,7 @@ def _as_stored(record: Record) -> Stored:
         name: value.decode() for name, value in record.headers.items() if name != "Event-Id"
     }
     return Stored(
-        _place(record.partition, record.offset),
+        _sequence(record.partition, record.offset),
         envelope_of(part, index).topic,
         headers,
         record.payload,
@@ -96,5 +96,5 @@ def _as_result(result: PublishResult) -> PublishResult:
         int,
         result.event_id.removeprefix("part ").replace(", row ", "-").removeprefix("p").split("-"),
     )
-    place = _place(result.partition, result.sequence)
-    return result._replace(topic=envelope_of(part, index).topic, stream=STREAM, sequence=place)
+    sequence = _sequence(result.partition, result.sequence)
+    return result._replace(topic=envelope_of(part, index).topic, stream=STREAM, sequence=sequence)

@@ -141,7 +141,7 @@ def envelope_of(stream: str, sequence: int) -> Envelope:
 
 
 def write(target: Path) -> None:
-    """Make a kept store with the code that is imported, in place of one that is there."""
+    """Make a kept store with the code that is imported, replacing any that is there."""
     shutil.rmtree(target, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         store = recovery_store(Path(scratch, RECOVERY))

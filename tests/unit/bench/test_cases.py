@@ -13,7 +13,7 @@ def cases(**choice: Any) -> list[Case]:
     return list(chain(*plan(Choice(**({"scenarios": ["low"], "brokers": ["jetstream"]} | choice)))))
 
 
-def test_everything_can_be_planned() -> None:
+def test_every_scenario_and_strategy_can_be_planned() -> None:
     every = {name for names in STRATEGIES.values() for name in names}
 
     planned = cases(scenarios=list(SCENARIOS), brokers=BROKERS, strategies=every)
@@ -35,14 +35,14 @@ def test_strategies_of_one_speed_are_capped() -> None:
     }
 
 
-def test_a_case_is_measured_once_where_a_condition_does_not_concern_it() -> None:
+def test_case_is_measured_once_if_a_condition_does_not_concern_it() -> None:
     planned = cases(strategies=["sync", "flow"], ack_workers=[1, 4], ids=["msgid", "header"])
 
     assert sum(case.strategy == "sync" for case in planned) == 2
     assert sum(case.strategy == "flow" for case in planned) == 4
 
 
-def test_kafka_has_neither_storage_nor_ids_to_choose() -> None:
+def test_kafka_cases_have_no_choice_of_storage_or_ids() -> None:
     planned = cases(
         brokers=["kafka"], strategies=["flow"], ids=["msgid", "header"], storage=["file", "memory"]
     )
@@ -54,13 +54,13 @@ def test_a_pull_loop_runs_beside_the_source() -> None:
     assert [case.strategy for case in cases(strategies=["source"])] == ["source", "pull"]
 
 
-def test_paced_messages_come_one_by_one_and_only_where_they_have_an_ack_of_their_own() -> None:
+def test_paced_messages_are_singles_and_only_of_strategies_with_an_ack_each() -> None:
     planned = cases(scenarios=["paced"], strategies=["sync", "lean", "source"], batch=[1_000])
 
     assert [(case.strategy, case.batch, case.rate) for case in planned] == [("sync", 1, 1_000)]
 
 
-def test_a_load_gives_each_message_once_in_batches_with_an_id_of_its_own() -> None:
+def test_load_gives_each_message_once_with_its_own_id() -> None:
     load = Load(CASE, "run")
 
     batches = list(load.batches())

@@ -27,7 +27,7 @@ def test_a_percentile_is_a_value_that_was_measured() -> None:
     assert percentile(array("d", [7.0]), 0.99) == 7
 
 
-def test_latencies_come_in_milliseconds_in_whatever_order_they_were_taken() -> None:
+def test_latencies_are_in_milliseconds_whatever_their_order() -> None:
     assert latencies(array("d", [0.003, 0.001, 0.002])) == {
         "ack_ms_mean": 2,
         "ack_ms_p50": 2,
@@ -36,11 +36,11 @@ def test_latencies_come_in_milliseconds_in_whatever_order_they_were_taken() -> N
     }
 
 
-def test_what_has_no_acks_has_no_latencies() -> None:
+def test_round_without_acks_has_no_latencies() -> None:
     assert set(latencies(array("d")).values()) == {None}
 
 
-def test_a_spread_is_the_median_and_what_is_around_it() -> None:
+def test_spread_is_the_median_with_the_least_and_the_most() -> None:
     assert spread([3, 1, 10]) == Spread(3, 1, 10)
     assert spread([]) is None
 
@@ -52,7 +52,7 @@ def test_a_ratio_is_taken_within_each_round() -> None:
     assert ratios(fast, slow) == [2, 10]
 
 
-def test_a_ratio_of_two_series_at_once_says_to_name_conditions() -> None:
+def test_ratio_of_two_series_at_once_asks_for_conditions() -> None:
     both = [entry("flow", 1, 100, ids="msgid"), entry("flow", 1, 10, ids="header")]
 
     with pytest.raises(BenchError, match="name conditions until it is one series"):
@@ -74,14 +74,14 @@ def test_rounds_are_selected_and_grouped_by_their_conditions() -> None:
     assert values(rounds, "ack_ms_p50") == []
 
 
-def test_stored_ids_are_told_from_the_warm_up_and_from_each_other() -> None:
+def test_stored_ids_are_counted_apart_from_warm_up_and_duplicates() -> None:
     assert tally_ids(["wr-0", "wr-1", "r-0", "r-1", "r-1", "other-2"], "r") == Stored(
         found=2, duplicates=1
     )
     assert tally_ids(["wr-0", "wr-0", "r-0"], "r") == Stored(found=1, duplicates=1)
 
 
-def test_a_brokers_figures_are_differences_and_what_it_does_not_tell_stays_untold() -> None:
+def test_figures_of_a_broker_are_differences_and_unknown_ones_stay_unknown() -> None:
     assert Figures(2.0, 10, None).since(Figures(1.0, 10, None), 1_000) == {
         "server_cpu_us_per_msg": 1000,
         "mgmt_requests_per_msg": 0,

@@ -84,7 +84,7 @@ def results(folder: Path, *rounds: dict[str, Any]) -> str:
         ),
     ],
 )
-def test_a_wrong_argument_is_said_in_one_sentence(
+def test_invalid_argument_is_one_clear_error(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -94,7 +94,7 @@ def test_a_wrong_argument_is_said_in_one_sentence(
     assert f"bytewax-jetstream bench: error: {sentence}" in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_results_file_is_said_in_one_sentence(
+def test_file_that_is_no_results_file_is_one_clear_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "other.json").write_text("[]")
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_results_file_is_said_in_one_sentence(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_server_that_is_not_there_is_said_in_one_sentence(
+def test_unreachable_server_is_one_clear_error(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert (
@@ -178,7 +178,7 @@ def test_a_page_is_filled_from_its_results_file_and_only_there(tmp_path: Path) -
     assert page.read_text() == once
 
 
-def test_a_page_that_asks_for_what_is_not_there_is_left_as_it_is(
+def test_page_that_asks_for_a_missing_number_is_left_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results(tmp_path, ROUND)
@@ -190,7 +190,7 @@ def test_a_page_that_asks_for_what_is_not_there_is_left_as_it_is(
     assert page.read_text() == PAGE
 
 
-def test_a_page_that_names_a_value_no_round_has_is_told_so_though_others_fit(
+def test_condition_that_fits_no_round_is_named_although_others_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results(tmp_path, ROUND, FLOW)

@@ -86,14 +86,14 @@ def test_a_workers_key_stays_on_that_worker(workers: int) -> None:
     assert _workers_of(list(keys), workers) == keys
 
 
-def test_bytewax_would_send_other_names_elsewhere() -> None:
+def test_other_names_may_be_routed_to_another_worker() -> None:
     names = [f"lane-{number}" for number in range(20)]
 
     assert set(_workers_of(names, 2).values()) == {0, 1}
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5, 7, 64])
-def test_every_worker_has_a_key_of_its_own_that_names_it(workers: int) -> None:
+def test_every_worker_has_its_own_key_that_names_it(workers: int) -> None:
     keys = [local_key(worker, workers) for worker in range(workers)]
 
     assert len(set(keys)) == workers

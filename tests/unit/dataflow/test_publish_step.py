@@ -17,7 +17,7 @@ def _logic(state: object | None) -> PublishLogic:
     return PublishLogic(Lanes("flow.publish", JetStreamSettings()), state, strict=False)
 
 
-def test_a_resumed_step_soon_passes_on_what_was_pending() -> None:
+def test_resumed_step_soon_passes_on_its_pending_results() -> None:
     logic = _logic(publish_state(PENDING))
 
     assert logic.notify_at() is not None
@@ -27,7 +27,7 @@ def test_a_resumed_step_soon_passes_on_what_was_pending() -> None:
 
 
 @pytest.mark.parametrize("state", [publish_state(PENDING), PENDING], ids=["version 1", "before"])
-def test_what_a_resumed_step_has_not_passed_on_is_in_its_next_state(state: object) -> None:
+def test_pending_results_of_a_resumed_step_are_in_its_next_state(state: object) -> None:
     logic = _logic(pickle.loads(pickle.dumps(state)))
 
     assert logic.snapshot() == publish_state(PENDING)

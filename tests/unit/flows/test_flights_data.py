@@ -15,7 +15,7 @@ def flights() -> list[Flight]:
     return [Flight(row, *line.split(",")) for row, line in enumerate(rows())]
 
 
-def test_the_year_is_whole_and_sorted_by_scheduled_departure(flights: list[Flight]) -> None:
+def test_year_is_complete_and_sorted_by_scheduled_departure(flights: list[Flight]) -> None:
     assert len(flights) == 336_776
     scheduled = [flight.scheduled for flight in flights]
     assert scheduled == sorted(scheduled)
@@ -121,7 +121,7 @@ def test_all_partitions_together_have_every_row_once_and_in_order() -> None:
     assert all(rows == sorted(rows) for rows in read.values())
 
 
-def test_a_partition_resumes_after_the_last_row_it_gave_out() -> None:
+def test_partition_resumes_after_the_last_row_it_emitted() -> None:
     source = FlightsSource(2, limit=5_000)
     part = source.build_part("step", "1 of 2", None)
     assert part.snapshot() == 0

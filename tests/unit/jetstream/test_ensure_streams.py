@@ -67,7 +67,7 @@ def refusal(api: Api, *streams: StreamSettings, **fields: Any) -> str:
     return str(caught.value)
 
 
-def test_a_missing_stream_is_made_with_what_the_settings_say_and_nothing_else() -> None:
+def test_missing_stream_is_created_with_exactly_the_settings() -> None:
     api = Api()
     coverage = ensure(
         api, wanted(max_age=timedelta(days=1), allow_message_ttl=True), topics=("orders.new",)
@@ -90,7 +90,7 @@ def test_a_missing_stream_is_made_with_what_the_settings_say_and_nothing_else() 
     assert coverage.of("orders.new") is not None
 
 
-def test_an_update_is_merged_into_what_the_server_has() -> None:
+def test_update_is_merged_into_the_servers_configuration() -> None:
     api = Api({**ON_THE_SERVER, "duplicate_window": MINUTE})
     ensure(api, wanted(discard="new"), stream_strategy="create_or_update")
 
@@ -99,7 +99,7 @@ def test_an_update_is_merged_into_what_the_server_has() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["create", "validate"])
-def test_without_the_strategy_for_it_nothing_is_updated(strategy: str) -> None:
+def test_other_strategies_update_nothing(strategy: str) -> None:
     api = Api({**ON_THE_SERVER, "duplicate_window": MINUTE, "storage": "memory"})
     reason = refusal(api, wanted(), stream_strategy=strategy)
 
@@ -111,7 +111,7 @@ def test_without_the_strategy_for_it_nothing_is_updated(strategy: str) -> None:
     assert api.verbs == ["INFO"]
 
 
-def test_what_the_server_did_not_change_is_still_too_weak() -> None:
+def test_stream_the_server_left_unchanged_is_still_too_weak() -> None:
     class Stubborn(Api):
         async def request(
             self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
@@ -127,7 +127,7 @@ def test_what_the_server_did_not_change_is_still_too_weak() -> None:
     )
 
 
-def test_what_the_server_refuses_to_change_is_named() -> None:
+def test_change_refused_by_the_server_is_named() -> None:
     api = Api({**ON_THE_SERVER, "storage": "memory"})
     api.refusals["STREAM.UPDATE.ORDERS"] = JetStreamApiError(
         10052, "stream configuration update can not change storage"
@@ -139,20 +139,20 @@ def test_what_the_server_refuses_to_change_is_named() -> None:
     )
 
 
-def test_validate_does_not_make_what_is_missing() -> None:
+def test_validate_does_not_create_a_missing_stream() -> None:
     assert refusal(Api(), wanted(), stream_strategy="validate") == (
         "stream ORDERS is missing: create it, or use stream_strategy=create"
     )
 
 
-def test_skip_asks_nothing() -> None:
+def test_skip_sends_no_request() -> None:
     api = Api()
 
     assert ensure(api, wanted(), topics=("bills",), stream_strategy="skip") is None
     assert api.asked == []
 
 
-def test_a_stream_another_process_made_meanwhile_is_checked_like_any_other() -> None:
+def test_stream_created_meanwhile_by_another_process_is_checked() -> None:
     class Late(Api):
         async def request(
             self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
@@ -165,7 +165,7 @@ def test_a_stream_another_process_made_meanwhile_is_checked_like_any_other() -> 
     assert "storage is memory" in refusal(Late(), wanted())
 
 
-def test_a_stream_that_cannot_be_looked_up_or_made_says_why() -> None:
+def test_stream_that_cannot_be_looked_up_or_created_says_why() -> None:
     api = Api()
     api.refusals["STREAM.INFO.ORDERS"] = JetStreamApiError(10118, "stream is offline")
     assert refusal(api, wanted()) == (
@@ -197,7 +197,7 @@ def test_a_declared_topic_needs_a_stream_that_keeps_what_an_ack_promises() -> No
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5])
-def test_all_pages_of_the_streams_are_read_and_no_more(count: int) -> None:
+def test_all_pages_of_the_stream_list_are_read_and_no_more(count: int) -> None:
     api = Api(
         *({"name": f"S{number}", "subjects": [f"s.{number}"]} for number in range(count)), page=2
     )
@@ -207,7 +207,7 @@ def test_all_pages_of_the_streams_are_read_and_no_more(count: int) -> None:
     assert len(api.asked) == max(1, (count + 1) // 2)
 
 
-def test_a_stream_deleted_between_two_pages_does_not_keep_us_reading() -> None:
+def test_stream_deleted_between_two_pages_does_not_make_reading_endless() -> None:
     class Shrinking(Api):
         async def request(
             self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
@@ -222,7 +222,7 @@ def test_a_stream_deleted_between_two_pages_does_not_keep_us_reading() -> None:
     assert len(api.asked) <= 3
 
 
-def test_a_stream_that_has_no_leader_for_now_still_covers_what_it_covered() -> None:
+def test_stream_without_a_leader_still_covers_its_topics() -> None:
     """As a cluster of nats-server 2.15.1 lists it: by name, in `missing`."""
 
     class Leaderless(Api):

@@ -20,7 +20,7 @@ from bytewax_jetstream.jetstream.message import (
         b"$JS.ACK.hub.ACCOUNT.ORDERS.bytewax-1.1.42.7.1795375450441346169.9.random.more",
     ],
 )
-def test_a_messages_place_is_read_from_every_form_of_its_reply_subject(reply: bytes) -> None:
+def test_message_position_is_read_from_every_form_of_reply_subject(reply: bytes) -> None:
     assert parse_position(reply) == (42, 7, 1795375450441346169)
 
 
@@ -35,7 +35,7 @@ def test_a_messages_place_is_read_from_every_form_of_its_reply_subject(reply: by
         b"$JS.ACK.a.b.c.d.e.1.2.3",
     ],
 )
-def test_what_is_no_place_is_refused(reply: bytes) -> None:
+def test_malformed_reply_subject_is_refused(reply: bytes) -> None:
     with pytest.raises(ValueError, match=r"not the reply subject|invalid literal"):
         parse_position(reply)
 
@@ -76,7 +76,7 @@ def test_a_broken_header_block_is_refused_with_what_is_wrong(block: bytes, reaso
         parse_headers(block)
 
 
-def test_a_message_has_its_place_and_the_time_it_was_stored_at() -> None:
+def test_message_has_its_position_and_the_time_it_was_stored() -> None:
     raw = ("orders.ä".encode(), b"", b"NATS/1.0\r\nA: b\r\n\r\n", b"\x00\xff")
 
     message = decode("ORDERS", 42, 1795375450441346999, raw)
@@ -103,7 +103,7 @@ def test_a_message_without_headers_has_none() -> None:
         (b"orders", b"NATS/1.0\r\nA: \xff\r\n\r\n", "its header block is not UTF-8"),
     ],
 )
-def test_a_message_that_cannot_be_read_keeps_what_it_is_made_of(
+def test_unreadable_message_keeps_its_raw_parts(
     subject: bytes, header: bytes | None, reason: str
 ) -> None:
     error = decode("ORDERS", 42, 0, (subject, b"", header, b"payload"))

@@ -1,4 +1,4 @@
-"""Which topics a subject takes in, what makes a stream too weak, and what an update says."""
+"""Which topics a subject covers, what makes a stream too weak, and what an update says."""
 
 import re
 from datetime import timedelta
@@ -18,7 +18,7 @@ from bytewax_jetstream.jetstream.streams import (
 )
 from tests.support.stream_configs import MINUTE, ON_THE_SERVER, wanted
 
-# Which topics a subject takes in
+# Which topics a subject covers
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
@@ -60,7 +60,7 @@ def _regex(pattern: str) -> re.Pattern[str]:
         ("orders", "*", False),
     ],
 )
-def test_a_subject_takes_in_topics_and_narrower_subjects(
+def test_subject_covers_topics_and_narrower_subjects(
     pattern: str, topic: str, expected: bool
 ) -> None:
     assert covers(pattern, topic) is expected
@@ -73,7 +73,7 @@ TOPICS = st.lists(st.sampled_from(["a", "b", "aa", "a*"]), min_size=1, max_size=
 
 @settings(max_examples=400, deadline=None)
 @given(PATTERNS, TOPICS)
-def test_a_topic_is_covered_as_a_regular_expression_says(pattern: str, topic: str) -> None:
+def test_coverage_agrees_with_a_regular_expression(pattern: str, topic: str) -> None:
     assert covers(pattern, topic) == bool(_regex(pattern).fullmatch(topic))
 
 
@@ -84,9 +84,7 @@ ALL_TOPICS = [
 
 @settings(max_examples=200, deadline=None)
 @given(PATTERNS, PATTERNS)
-def test_a_subject_takes_in_another_when_it_takes_in_all_of_its_topics(
-    wide: str, narrow: str
-) -> None:
+def test_subject_covers_another_if_it_covers_all_of_its_topics(wide: str, narrow: str) -> None:
     topics = [topic for topic in ALL_TOPICS if _regex(narrow).fullmatch(topic)]
 
     assert covers(wide, narrow) == all(_regex(wide).fullmatch(topic) for topic in topics)
@@ -107,7 +105,7 @@ def test_coverage_finds_the_stream_of_a_topic(subjects: list[str], topic: str) -
     assert (covered.stream if covered else None) in (expected or {None})
 
 
-def test_coverage_knows_streams_without_subjects() -> None:
+def test_coverage_accepts_streams_without_subjects() -> None:
     coverage = Coverage(
         {"MIRROR": {"name": "MIRROR", "mirror": {"name": "ORDERS"}}, "S": {"subjects": None}}
     )
@@ -212,7 +210,7 @@ def test_an_ordinary_stream_has_no_weakness() -> None:
         ),
     ],
 )
-def test_a_stream_that_keeps_less_than_asked_says_in_what(
+def test_stream_that_keeps_less_than_required_says_in_what(
     has: dict[str, Any], asks: dict[str, Any], words: str
 ) -> None:
     assert list(_shortcomings({**ON_THE_SERVER, **has}, wanted(**asks)).values()) == [words]
@@ -234,7 +232,7 @@ def test_a_stream_that_keeps_less_than_asked_says_in_what(
         ({"max_age": 0}, {"max_age": timedelta(hours=1)}),
     ],
 )
-def test_a_stream_that_keeps_as_much_or_more_is_left_alone(
+def test_stream_that_keeps_as_much_or_more_is_left_alone(
     has: dict[str, Any], asks: dict[str, Any]
 ) -> None:
     config = {**ON_THE_SERVER, **has}
@@ -246,7 +244,7 @@ def test_a_stream_that_keeps_as_much_or_more_is_left_alone(
 # What an update says
 
 
-def test_only_what_falls_short_is_changed() -> None:
+def test_only_insufficient_fields_are_changed() -> None:
     config = {**ON_THE_SERVER, "duplicate_window": MINUTE, "num_replicas": 5}
 
     assert _changes(config, wanted(max_messages=1000), takes_batches=False) == {
@@ -254,7 +252,7 @@ def test_only_what_falls_short_is_changed() -> None:
     }
 
 
-def test_subjects_are_added_and_none_is_taken_away() -> None:
+def test_subjects_are_added_and_none_is_removed() -> None:
     config = {**ON_THE_SERVER, "subjects": ["orders.new", "audit.>", "orders.eu.*"]}
 
     assert _changes(
@@ -264,11 +262,11 @@ def test_subjects_are_added_and_none_is_taken_away() -> None:
     )
 
 
-def test_a_weakness_that_no_setting_asks_for_is_not_mended_in_passing() -> None:
+def test_weakness_that_no_setting_concerns_is_not_fixed() -> None:
     assert _changes({**ON_THE_SERVER, "sealed": True}, wanted(), takes_batches=False) == {}
 
 
-def test_whole_flights_are_turned_on_where_the_server_can_and_the_settings_want_it() -> None:
+def test_batches_are_enabled_if_the_server_can_and_the_settings_ask() -> None:
     assert _changes(ON_THE_SERVER, wanted(), takes_batches=True) == {"allow_batched": True}
     assert _changes(ON_THE_SERVER, wanted(allow_batched=False), takes_batches=True) == {}
     assert _changes({**ON_THE_SERVER, "allow_batched": True}, wanted(), takes_batches=True) == {}

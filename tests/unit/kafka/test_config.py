@@ -20,14 +20,14 @@ from bytewax_jetstream.settings import KafkaSettings, PoolSettings
         ({"sasl": "SCRAM-SHA-256", "user": "me", "password": "x", "tls": True}, "SASL_SSL"),
     ],
 )
-def test_security_is_what_the_fields_say(fields: dict[str, Any], protocol: str) -> None:
+def test_security_protocol_follows_from_the_fields(fields: dict[str, Any], protocol: str) -> None:
     config = connection(KafkaSettings(**fields))
 
     assert config["security.protocol"] == protocol
     assert config.get("sasl.mechanisms") == fields.get("sasl")
 
 
-def test_oauth_is_librdkafkas_own() -> None:
+def test_oauth_is_left_to_librdkafka() -> None:
     config = connection(
         KafkaSettings(
             tls=True,

@@ -21,11 +21,13 @@ from bytewax_jetstream.kafka.encoding import ANY, encode, is_plain
         ({"payload": "x"}, False),
     ],
 )
-def test_only_what_needs_no_encoding_is_plain(fields: dict[str, Any], plain: bool) -> None:
+def test_envelope_is_plain_only_if_it_needs_no_encoding(
+    fields: dict[str, Any], plain: bool
+) -> None:
     assert is_plain(Envelope(**{"topic": "t", "payload": b"", "event_id": "e", **fields})) is plain
 
 
-def test_what_is_plain_encodes_to_the_same_as_it_stands() -> None:
+def test_plain_envelope_is_encoded_unchanged() -> None:
     wire = encode(Envelope("t", b"p", "e", "a", "made"))
 
     assert wire == ("t", b"p", b"a", ANY, [("Event-Id", b"e"), ("Event-Type", b"made")])

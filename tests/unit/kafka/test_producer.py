@@ -7,7 +7,7 @@ from bytewax_jetstream.kafka.producer import error_of, place_of
 from bytewax_jetstream.kafka.publisher import MAX_SEND
 
 
-def test_a_fatal_error_is_found_behind_what_the_library_wraps_it_in() -> None:
+def test_fatal_error_is_found_inside_the_librarys_own_exception() -> None:
     fatal = KafkaException(KafkaError(KafkaError._FATAL))
 
     def served() -> None:
@@ -24,7 +24,7 @@ def test_a_fatal_error_is_found_behind_what_the_library_wraps_it_in() -> None:
     assert error_of(BufferError("full")) is None
 
 
-def test_a_place_is_one_number() -> None:
+def test_each_sent_message_has_its_own_number() -> None:
     places = {place_of(number, index) for number in range(1, 5) for index in (0, 1, MAX_SEND - 1)}
 
     assert len(places) == 12

@@ -72,7 +72,7 @@ def test_settings_cannot_be_changed() -> None:
         {"streams": [{"name": CANARY + " ", "subjects": [CANARY], CANARY[:3]: CANARY}]},
     ],
 )
-def test_what_is_wrong_is_said_without_what_was_written(fields: dict[str, Any]) -> None:
+def test_error_never_shows_the_value_that_is_wrong(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # the sentence is not the point here
         JetStreamSettings(**fields)
     error: BaseException | None = caught.value
@@ -123,7 +123,7 @@ def test_websocket_servers_are_refused(server: str) -> None:
         "nats://[::1",
     ],
 )
-def test_what_is_no_servers_address_is_refused(server: str) -> None:
+def test_invalid_server_address_is_refused(server: str) -> None:
     assert "invalid server address: write nats://host:port or tls://host:port" in refusal(
         JetStreamSettings, servers=("nats://good", server)
     )
@@ -133,7 +133,7 @@ def test_what_is_no_servers_address_is_refused(server: str) -> None:
     "server",
     ["host", "host:4222", "nats://host", "tls://host:4443", "nats://[::1]:4222", "10.0.0.1"],
 )
-def test_a_server_may_be_written_short(server: str) -> None:
+def test_server_may_be_written_in_short(server: str) -> None:
     assert JetStreamSettings(servers=(server,)).servers == (server,)
 
 
@@ -208,7 +208,7 @@ def test_domain_and_api_prefix_say_where_the_api_is() -> None:
         ({"max_mesages": 5}, "max_mesages"),
     ],
 )
-def test_a_stream_that_cannot_be_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_invalid_stream_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         StreamSettings(**{"name": "ORDERS", "subjects": "orders.>", **fields})
 

@@ -63,7 +63,7 @@ def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
         ),
     ],
 )
-def test_what_cannot_work_is_one_sentence_without_a_secret(
+def test_invalid_settings_are_one_clear_error_without_a_secret(
     fields: dict[str, Any], says: str
 ) -> None:
     said = refusal(KafkaSettings, **fields)

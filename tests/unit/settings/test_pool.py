@@ -9,7 +9,7 @@ from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
 from tests.support.settings import PREFIX, dotenv
 
 
-def test_the_pool_has_a_prefix_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pool_settings_have_their_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PREFIX + "POOL_BUDGET_MESSAGES", "10")
     dotenv(f"{PREFIX}POOL_DELIVERY_TIMEOUT=30")
 

@@ -14,7 +14,7 @@ from tests.support.settings import CANARY, PREFIX, dotenv, refusal, secrets
 # Where they come from
 
 
-def test_without_any_setting_a_local_server_is_meant() -> None:
+def test_default_server_is_a_local_one() -> None:
     settings = JetStreamSettings()
 
     assert settings.servers == ("nats://127.0.0.1:4222",)
@@ -153,7 +153,7 @@ def test_all_misspelt_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatc
     assert refusal(JetStreamSettings).startswith(f"unknown setting {PREFIX}A, {PREFIX}B: ")
 
 
-def test_other_peoples_variables_are_not_our_business(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_without_our_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BYTEWAX_ADDRESSES", "x")
     monkeypatch.setenv("JETSTREAM_PASWORD", "x")
     secrets(monkeypatch, database_password="x")
@@ -179,9 +179,7 @@ def test_a_misspelt_argument_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("value", ["no/such/directory", "a-file"])
-def test_a_secrets_directory_that_is_none_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_invalid_secrets_directory_is_an_error(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     Path("a-file").touch()
     monkeypatch.setenv(PREFIX + "SECRETS_DIR", value)
 
@@ -191,7 +189,7 @@ def test_a_secrets_directory_that_is_none_is_an_error(
     )
 
 
-def test_a_variable_that_is_not_the_json_it_should_be_is_not_shown(
+def test_variable_with_invalid_json_is_not_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(PREFIX + "STREAMS", f'[{{"name": "{CANARY}"')

@@ -1,4 +1,6 @@
-"""Reading by sequence from a real server: whole, in order, within its bounds, poison kept out."""
+"""Reading by sequence from a real server: complete, in order, within its bounds, without
+unreadable messages.
+"""
 
 import logging
 import threading
@@ -22,7 +24,7 @@ from tests.support.waiting import until
 # What comes out
 
 
-def test_a_stream_is_read_in_order_with_all_that_a_message_has(url: str, names: Names) -> None:
+def test_stream_is_read_in_order_with_every_field_of_its_messages(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, f"{stream}.>")
     before = datetime.now(UTC)
@@ -50,7 +52,7 @@ def test_a_stream_is_read_in_order_with_all_that_a_message_has(url: str, names: 
     assert not consumers(url, stream)
 
 
-def test_every_batch_is_within_its_size(url: str, names: Names) -> None:
+def test_no_batch_exceeds_its_size(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 25))
@@ -78,7 +80,9 @@ def test_an_empty_stream_and_a_filter_that_nothing_matches_end_at_once(
     assert not read(source(url, stream, subjects=f"{stream}.b"))
 
 
-def test_without_tail_reading_ends_at_what_was_the_end_at_its_start(url: str, names: Names) -> None:
+def test_reading_without_tail_ends_where_the_stream_ended_at_the_start(
+    url: str, names: Names
+) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3))
@@ -94,7 +98,7 @@ def test_without_tail_reading_ends_at_what_was_the_end_at_its_start(url: str, na
     assert driver.numbers == [4, 5, 6]
 
 
-def test_without_tail_reading_ends_though_the_last_message_is_removed_before(
+def test_reading_without_tail_ends_although_the_last_message_was_removed(
     url: str, names: Names
 ) -> None:
     stream = names()
@@ -110,9 +114,7 @@ def test_without_tail_reading_ends_though_the_last_message_is_removed_before(
     assert driver.numbers in ([1, 2, 3], [])  # what was on its way came
 
 
-def test_with_tail_new_messages_come_and_an_idle_source_is_soon_awake(
-    url: str, names: Names
-) -> None:
+def test_reading_with_tail_wakes_soon_and_yields_new_messages(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
 
@@ -148,7 +150,7 @@ def test_reading_starts_where_it_is_told_to(
     assert driver.numbers == expected
 
 
-def test_reading_starts_at_a_time(url: str, names: Names) -> None:
+def test_reading_starts_at_a_given_time(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3))
@@ -160,7 +162,7 @@ def test_reading_starts_at_a_time(url: str, names: Names) -> None:
     ] == [3]
 
 
-def test_a_place_nothing_was_read_from_yet_is_kept(url: str, names: Names) -> None:
+def test_start_position_is_kept_before_anything_was_read(url: str, names: Names) -> None:
     """Otherwise what comes between a crash and the next start would be skipped."""
     stream = names()
     make_stream(url, stream, stream)
@@ -176,7 +178,7 @@ def test_a_place_nothing_was_read_from_yet_is_kept(url: str, names: Names) -> No
     assert driver.numbers == [4, 5]
 
 
-def test_a_start_that_lies_ahead_is_waited_for_and_resumed(url: str, names: Names) -> None:
+def test_start_beyond_the_end_is_waited_for_and_resumed(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     with Driver(source(url, stream, tail=True, start=3)) as driver:
@@ -208,7 +210,7 @@ def test_streams_and_subjects_are_partitions(url: str, names: Names, workers: in
     assert counts == {f"{stream}.{kind}.x": 10 for stream in streams for kind in ("a", "b")}
 
 
-def test_partitions_with_the_same_settings_share_one_connection_that_ends_with_the_last(
+def test_partitions_of_equal_settings_share_a_connection_until_the_last_closes(
     own_nats_server: NatsServer,
 ) -> None:
     url = own_nats_server.url
@@ -242,7 +244,7 @@ def test_a_domain_is_reached_through_its_prefix() -> None:
         assert [int(item.payload) for item in read(made)] == [1, 2, 3]
 
 
-def test_streams_that_the_settings_declare_are_made(url: str, names: Names) -> None:
+def test_declared_streams_are_created(url: str, names: Names) -> None:
     stream = names()
     declared = settings(url, streams=(StreamSettings(name=stream, subjects=(stream,)),))
 
@@ -251,11 +253,11 @@ def test_streams_that_the_settings_declare_are_made(url: str, names: Names) -> N
     assert api(url, f"STREAM.INFO.{stream}")["config"]["subjects"] == [stream]
 
 
-# Poison
+# Unreadable messages
 
 
-def poison(stream: str) -> Iterator[tuple[bytes, str]]:
-    """Messages that stop nats-py for good, each as a frame, with what is wrong."""
+def unreadable(stream: str) -> Iterator[tuple[bytes, str]]:
+    """Messages that stop nats-py for good, each as a frame, with the reason we give."""
     name = stream.encode()
     yield b"HPUB %s.a 8 11\r\nNATS/1.0abc\r\n" % name, "its header block has no end"
     yield b"PUB %s.\xff\xfe 3\r\nabc\r\n" % name, "its subject is not UTF-8"
@@ -271,12 +273,12 @@ def poison(stream: str) -> Iterator[tuple[bytes, str]]:
     yield frame, "its header block has a malformed line: 'no header'"
 
 
-def test_poison_is_kept_out_and_the_messages_after_it_come(
+def test_unreadable_message_goes_to_the_errors_and_the_next_messages_are_read(
     url: str, names: Names, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = names()
     make_stream(url, stream, f"{stream}.>")
-    frames, reasons = zip(*poison(stream), strict=True)
+    frames, reasons = zip(*unreadable(stream), strict=True)
     put(url, stream, [frame for each in frames for frame in (each, *numbered(f"{stream}.good", 1))])
 
     with caplog.at_level(logging.WARNING):
@@ -311,7 +313,7 @@ def test_no_more_than_four_batches_are_read_ahead(url: str, names: Names) -> Non
     assert driver.numbers == list(range(1, 5001))
 
 
-def test_no_more_than_so_many_bytes_are_read_ahead(
+def test_read_ahead_is_limited_in_bytes(
     url: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bytewax_jetstream.jetstream.source.feed, "PREFETCH_BYTES", 4 * 1024 * 1024)
@@ -330,7 +332,7 @@ def test_no_more_than_so_many_bytes_are_read_ahead(
     assert driver.sequences == list(range(1, 41))
 
 
-def test_a_message_as_large_as_the_server_takes_is_read(url: str, names: Names) -> None:
+def test_message_of_the_servers_maximum_size_is_read(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     body = bytes(1024 * 1024)

@@ -1,4 +1,4 @@
-"""Reading by sequence stops with one sentence when something stands in its way."""
+"""Reading by sequence stops with one clear error when it cannot go on."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ def failure(made: JetStreamSource, state: Any = None) -> JetStreamPipelineError:
 
 
 @pytest.mark.parametrize("retention", ["workqueue", "interest"])
-def test_a_stream_that_removes_what_is_acknowledged_needs_a_durable_consumer(
+def test_work_queue_or_interest_stream_needs_a_durable_consumer(
     url: str, names: Names, retention: str
 ) -> None:
     stream = names()
@@ -34,7 +34,7 @@ def test_a_stream_that_removes_what_is_acknowledged_needs_a_durable_consumer(
     )
 
 
-def test_a_missing_stream_is_one_sentence(url: str, names: Names) -> None:
+def test_missing_stream_is_one_clear_error(url: str, names: Names) -> None:
     error = failure(source(url, "NOWHERE"))
 
     assert isinstance(error, StreamError)
@@ -42,7 +42,7 @@ def test_a_missing_stream_is_one_sentence(url: str, names: Names) -> None:
     assert (error.stream, error.code) == ("NOWHERE", 10059)
 
 
-def test_a_server_that_is_not_there_is_one_sentence() -> None:
+def test_unreachable_server_is_one_clear_error() -> None:
     with NatsServer() as server:
         url = server.url
     error = failure(JetStreamSource(settings(url, connect_timeout=0.3), streams="S"))
@@ -52,7 +52,7 @@ def test_a_server_that_is_not_there_is_one_sentence() -> None:
     assert (error.broker, error.servers, error.seconds) == ("jetstream", (url,), 0.3)
 
 
-def test_a_server_without_jetstream_is_one_sentence() -> None:
+def test_server_without_jetstream_is_one_clear_error() -> None:
     with NatsServer(jetstream=False) as server:
         error = failure(source(server.url, "S"))
 
@@ -66,7 +66,7 @@ def test_a_server_without_jetstream_is_one_sentence() -> None:
         ("$JS.API.CONSUMER.CREATE.>", "CONSUMER.CREATE.S."),
     ],
 )
-def test_a_permission_that_is_lacking_is_named(denied: str, what: str) -> None:
+def test_missing_permission_is_named(denied: str, what: str) -> None:
     config = f"""
         authorization {{ users: [
             {{ user: amy, password: a }},
@@ -83,7 +83,7 @@ def test_a_permission_that_is_lacking_is_named(denied: str, what: str) -> None:
     assert "ermission" in str(error)
 
 
-def test_a_stream_made_anew_since_the_last_run_is_refused(url: str, names: Names) -> None:
+def test_stream_recreated_since_the_last_run_is_refused(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3))
@@ -94,7 +94,7 @@ def test_a_stream_made_anew_since_the_last_run_is_refused(url: str, names: Names
     assert not driver.items
 
 
-def test_a_stream_made_anew_while_it_is_read_ends_the_run(url: str, names: Names) -> None:
+def test_stream_recreated_while_reading_ends_the_run(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3))
@@ -111,7 +111,7 @@ def test_a_stream_made_anew_while_it_is_read_ends_the_run(url: str, names: Names
     assert driver.numbers == [1, 2, 3]
 
 
-def test_a_stream_deleted_while_it_is_read_ends_the_run_within_a_deadline(
+def test_stream_deleted_while_reading_ends_the_run_within_the_deadline(
     url: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bytewax_jetstream.jetstream.source.reader, "GONE_SECONDS", 0.3)
@@ -128,7 +128,7 @@ def test_a_stream_deleted_while_it_is_read_ends_the_run_within_a_deadline(
             driver.until(lambda: False)
 
 
-def test_a_server_that_stays_away_ends_the_run_within_a_deadline(
+def test_server_that_stays_away_ends_the_run_within_the_deadline(
     own_nats_server: NatsServer,
 ) -> None:
     server = own_nats_server
@@ -153,7 +153,7 @@ def test_a_source_without_a_server_is_closed_without_an_error(own_nats_server: N
     driver.part.close()
 
 
-def test_state_of_the_other_way_to_read_is_refused(url: str, names: Names) -> None:
+def test_state_of_the_other_kind_of_source_is_refused(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
 
@@ -195,7 +195,7 @@ def test_state_of_a_newer_version_is_refused(url: str, names: Names) -> None:
         ({"ack_wait": timedelta(0)}, "positive"),
     ],
 )
-def test_impossible_arguments_are_refused_at_once(arguments: dict[str, Any], reason: str) -> None:
+def test_invalid_arguments_are_refused_at_once(arguments: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         JetStreamSource(settings("nats://127.0.0.1:1"), **{"streams": "S", **arguments})
 

@@ -21,7 +21,7 @@ from tests.support.streams import Names, api, make_stream
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_crashed_run_goes_on_from_the_last_epoch(
+def test_crashed_run_resumes_from_the_last_committed_epoch(
     url: str, names: Names, tmp_path: Path, workers: int
 ) -> None:
     streams = [names(), names()]
@@ -59,7 +59,7 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(
     assert not seen
 
 
-def test_purged_sequences_are_passed_over_and_said(
+def test_purged_sequences_are_skipped_and_logged(
     url: str, names: Names, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = names()
@@ -76,7 +76,7 @@ def test_purged_sequences_are_passed_over_and_said(
     ]
 
 
-def test_a_purge_while_reading_leaves_out_what_is_purged(url: str, names: Names) -> None:
+def test_purge_while_reading_skips_the_purged_messages(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 2000))
@@ -96,7 +96,7 @@ def test_a_purge_while_reading_leaves_out_what_is_purged(url: str, names: Names)
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])
-def test_a_server_that_is_restarted_while_reading_costs_and_repeats_nothing(
+def test_server_restart_while_reading_loses_and_repeats_nothing(
     own_nats_server: NatsServer, how: str
 ) -> None:
     server = own_nats_server
@@ -116,7 +116,7 @@ def test_a_server_that_is_restarted_while_reading_costs_and_repeats_nothing(
     assert driver.numbers == list(range(1, 5002))
 
 
-def test_a_cut_connection_costs_and_repeats_nothing(url: str, names: Names) -> None:
+def test_cut_connection_loses_and_repeats_nothing(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3000))
@@ -132,7 +132,7 @@ def test_a_cut_connection_costs_and_repeats_nothing(url: str, names: Names) -> N
 
 
 @pytest.mark.parametrize("lost", [b"\r\n40\r\n", b"\r\n60\r\n"], ids=["in between", "at the end"])
-def test_a_message_that_does_not_arrive_is_noticed_and_read(
+def test_lost_delivery_is_noticed_and_read_again(
     url: str, names: Names, lost: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bytewax_jetstream.jetstream.source.feed, "HEARTBEAT_SECONDS", 0.2)
@@ -149,7 +149,7 @@ def test_a_message_that_does_not_arrive_is_noticed_and_read(
     assert driver.numbers == list(range(1, 61))
 
 
-def test_a_consumer_that_is_deleted_is_made_again_where_it_was(url: str, names: Names) -> None:
+def test_deleted_consumer_is_recreated_at_its_position(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 2000))
@@ -165,7 +165,7 @@ def test_a_consumer_that_is_deleted_is_made_again_where_it_was(url: str, names: 
     assert driver.numbers == list(range(1, 2002))
 
 
-def test_a_server_that_falls_silent_is_noticed(
+def test_silent_server_is_noticed_and_read_again(
     url: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bytewax_jetstream.jetstream.source.feed, "HEARTBEAT_SECONDS", 0.1)

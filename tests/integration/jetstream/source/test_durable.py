@@ -1,5 +1,5 @@
-"""Reading through a durable consumer of a real server: acknowledged with the epoch, neither before
-nor never.
+"""Reading through a durable consumer of a real server: each message is acknowledged
+once its epoch is committed.
 """
 
 import logging
@@ -50,7 +50,7 @@ def left_in(url: str, stream: str) -> int:
     return int(api(url, f"STREAM.INFO.{stream}")["state"]["messages"])
 
 
-def test_nothing_is_acknowledged_before_its_epoch_is_committed(url: str, names: Names) -> None:
+def test_no_message_is_acknowledged_before_its_epoch_is_committed(url: str, names: Names) -> None:
     stream = queue(url, names(), 10)
 
     with Driver(source(url, stream, batch_size=1)) as driver:
@@ -74,7 +74,7 @@ def test_nothing_is_acknowledged_before_its_epoch_is_committed(url: str, names: 
     assert driver.numbers == list(range(1, 11))
 
 
-def test_what_was_not_committed_comes_to_the_next_run_at_once(url: str, names: Names) -> None:
+def test_uncommitted_messages_are_delivered_to_the_next_run_at_once(url: str, names: Names) -> None:
     stream = queue(url, names(), 1000)
     with Driver(source(url, stream, batch_size=1)) as driver:
         driver.until(lambda: len(driver.items) == 200)
@@ -89,7 +89,7 @@ def test_what_was_not_committed_comes_to_the_next_run_at_once(url: str, names: N
     assert first[:200] == list(range(1, 201))
 
 
-def test_what_was_committed_and_not_acknowledged_is_not_emitted_by_the_next_run(
+def test_committed_but_unacknowledged_messages_are_not_emitted_again(
     url: str, names: Names
 ) -> None:
     stream = queue(url, names(), 20)
@@ -118,7 +118,7 @@ def test_a_work_queue_is_emptied_by_a_dataflow(url: str, names: Names) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_crashed_run_goes_on_from_the_last_epoch(
+def test_crashed_run_resumes_from_the_last_committed_epoch(
     url: str, names: Names, tmp_path: Path, workers: int
 ) -> None:
     stream = names()
@@ -157,9 +157,7 @@ def test_a_crashed_run_goes_on_from_the_last_epoch(
     assert left_in(url, stream) == 0
 
 
-def test_a_message_delivered_again_while_it_is_held_is_not_emitted_again(
-    url: str, names: Names
-) -> None:
+def test_message_redelivered_before_its_commit_is_not_emitted_again(url: str, names: Names) -> None:
     stream = queue(url, names(), 5)
 
     with Driver(source(url, stream, ack_wait=SOON)) as driver:
@@ -171,9 +169,7 @@ def test_a_message_delivered_again_while_it_is_held_is_not_emitted_again(
     assert driver.numbers == [1, 2, 3, 4, 5]
 
 
-def test_messages_that_wait_for_their_epoch_as_long_as_ack_wait_stop_the_run(
-    url: str, names: Names
-) -> None:
+def test_epoch_that_lasts_as_long_as_ack_wait_stops_the_run(url: str, names: Names) -> None:
     stream = queue(url, names(), 5)
 
     with Driver(source(url, stream, ack_wait=SOON)) as driver:
@@ -185,7 +181,7 @@ def test_messages_that_wait_for_their_epoch_as_long_as_ack_wait_stop_the_run(
             driver.part.snapshot()
 
 
-def test_an_epoch_with_more_messages_than_max_ack_pending_waits_for_its_end(
+def test_epoch_reads_at_most_max_ack_pending_messages_and_says_so(
     url: str, names: Names, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = queue(url, names(), 30)
@@ -205,7 +201,7 @@ def test_an_epoch_with_more_messages_than_max_ack_pending_waits_for_its_end(
     assert caplog.text.count("raise max_ack_pending") == 1
 
 
-def test_subjects_have_a_consumer_each(url: str, names: Names) -> None:
+def test_each_subject_has_its_own_consumer(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, f"{stream}.>", retention="workqueue")
     for kind in ("a", "b", "c"):
@@ -235,7 +231,7 @@ def test_an_interest_stream_is_emptied(url: str, names: Names) -> None:
 @pytest.mark.parametrize(
     ("start", "expected"), [("first", [1, 2, 3, 4]), ("new", [4]), (2, [2, 3, 4])]
 )
-def test_a_consumer_is_made_to_start_where_it_is_told_to(
+def test_new_consumer_starts_where_it_is_told_to(
     url: str, names: Names, start: Any, expected: list[int]
 ) -> None:
     stream = names()
@@ -249,7 +245,7 @@ def test_a_consumer_is_made_to_start_where_it_is_told_to(
     assert driver.numbers == expected
 
 
-def test_poison_is_kept_out_and_acknowledged(url: str, names: Names) -> None:
+def test_unreadable_message_goes_to_the_errors_and_is_acknowledged(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, f"{stream}.>", retention="workqueue")
     name = stream.encode()
@@ -268,7 +264,7 @@ def test_poison_is_kept_out_and_acknowledged(url: str, names: Names) -> None:
 
 
 @pytest.mark.parametrize("how", ["kill", "terminate"])
-def test_a_server_that_is_restarted_while_reading_costs_and_repeats_nothing(
+def test_server_restart_while_reading_loses_and_repeats_nothing(
     own_nats_server: NatsServer, how: str
 ) -> None:
     server = own_nats_server
@@ -290,7 +286,7 @@ def test_a_server_that_is_restarted_while_reading_costs_and_repeats_nothing(
     assert sorted(driver.numbers) == list(range(1, 3001))
 
 
-def test_acks_that_are_lost_with_the_connection_are_sent_again(url: str, names: Names) -> None:
+def test_acks_lost_with_the_connection_are_sent_again(url: str, names: Names) -> None:
     stream = queue(url, names(), 10)
 
     with Proxy(url) as proxy, Driver(source(proxy.url, stream)) as driver:
@@ -306,7 +302,7 @@ def test_acks_that_are_lost_with_the_connection_are_sent_again(url: str, names: 
     assert driver.numbers == list(range(1, 11))
 
 
-def test_a_server_that_confirms_no_ack_stops_the_run(url: str, names: Names) -> None:
+def test_server_that_confirms_no_ack_stops_the_run(url: str, names: Names) -> None:
     stream = queue(url, names(), 10)
 
     with Proxy(url) as proxy:
@@ -319,7 +315,7 @@ def test_a_server_that_confirms_no_ack_stops_the_run(url: str, names: Names) -> 
                 driver.until(lambda: False)
 
 
-def test_a_user_who_may_not_acknowledge_is_told_so() -> None:
+def test_missing_permission_to_acknowledge_is_named() -> None:
     config = """
         authorization { users: [
             { user: amy, password: a },
@@ -373,7 +369,7 @@ def test_a_consumer_deleted_while_reading_ends_the_run(
         ({"deliver_subject": "push"}, "it is a push consumer, the source requires a pull consumer"),
     ],
 )
-def test_a_consumer_that_does_not_fit_is_refused_with_what_does_not(
+def test_unsuitable_consumer_is_refused_with_what_is_wrong(
     url: str, names: Names, config: dict[str, Any], reason: str
 ) -> None:
     stream = names()
@@ -402,7 +398,7 @@ def test_a_consumer_that_does_not_fit_is_refused_with_what_does_not(
         assert (caught.value.stream, caught.value.consumer) == (stream, "reader")
 
 
-def test_a_consumer_the_server_refuses_is_one_sentence(url: str, names: Names) -> None:
+def test_consumer_refused_by_the_server_is_one_clear_error(url: str, names: Names) -> None:
     """A work queue allows no second consumer of a subject."""
     stream = queue(url, names(), 1)
     with Driver(source(url, stream)), pytest.raises(SourceError) as caught:
@@ -414,7 +410,7 @@ def test_a_consumer_the_server_refuses_is_one_sentence(url: str, names: Names) -
     )
 
 
-def test_a_consumers_own_limits_on_pull_requests_are_kept(url: str, names: Names) -> None:
+def test_pull_requests_keep_the_consumers_own_limits(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 100))

@@ -1,7 +1,7 @@
-"""What `jetstream/connection/client.py` takes for granted of nats-py's private parts, each tried
-by itself.
+"""What `jetstream/connection/client.py` takes for granted of nats-py's private parts, each tested by
+itself.
 
-When one of these fails after an upgrade of nats-py, read the place it names before anything else:
+When one of these fails after an upgrade of nats-py, read the code it names before anything else:
 the connection would otherwise lose messages, hang, or talk in clear where it must not."""
 
 import ast
@@ -27,7 +27,7 @@ NATS = f"nats-py {version('nats-py')}"
 FIELDS = {
     "_flusher_task": "a task, so that it can be cancelled when the connection is thrown away",
     "_ping_interval_task": "a task, so that it can be cancelled when the connection is thrown away",
-    "_ps": "the parser the read loop feeds; ours takes its place",
+    "_ps": "the parser the read loop feeds; ours replaces it",
     "_reading_task": "the task that runs `_read_loop`; when it is done, nobody reads",
     "_server_info": "the INFO that decides on TLS, set before `_process_info` is called",
     "_server_pool": "the known servers, each with a `uri`",
@@ -65,7 +65,7 @@ def _touched() -> set[str]:
 
 
 async def _until(condition: Callable[[], object]) -> None:
-    """Whoever waits has a deadline around it."""
+    """Wait; the caller sets the deadline."""
     while not condition():  # noqa: ASYNC110  # what it waits for sets no event
         await asyncio.sleep(0.001)
 
@@ -136,7 +136,7 @@ def _with_client(
     kind: type[SingleUseClient] = SingleUseClient,
     **options: Any,
 ) -> None:
-    """Connect our client to a server, use it, and throw it away."""
+    """Connect our client to a server, use it, and discard it."""
 
     async def run() -> None:
         async with Server() as server, asyncio.timeout(10):
@@ -152,7 +152,7 @@ def _with_client(
     asyncio.run(run())
 
 
-def test_every_private_part_that_is_touched_is_known_here() -> None:
+def test_every_private_name_that_is_used_is_tested_here() -> None:
     known = {*FIELDS, *METHODS, *OF_THE_TRANSPORT, *OUR_OWN}
 
     assert _touched() == known, (
@@ -161,12 +161,14 @@ def test_every_private_part_that_is_touched_is_known_here() -> None:
 
 
 @pytest.mark.parametrize(("field", "meaning"), FIELDS.items())
-def test_a_field_is_there(field: str, meaning: str) -> None:
+def test_nats_py_has_the_field(field: str, meaning: str) -> None:
     assert field in vars(Client()), f"{NATS} has no Client.{field} any more: it was {meaning}"
 
 
 @pytest.mark.parametrize(("method", "parameters"), METHODS.items())
-def test_a_method_is_there_and_takes_the_same(method: str, parameters: list[str]) -> None:
+def test_nats_py_has_the_method_with_the_same_parameters(
+    method: str, parameters: list[str]
+) -> None:
     found = getattr(Client, method, None)
 
     assert inspect.iscoroutinefunction(found), f"{NATS} has no coroutine Client.{method} any more"
@@ -205,7 +207,7 @@ def test_connect_takes_every_option_we_give() -> None:
     assert given <= taken, f"{NATS}: Client.connect does not take {given - taken} any more"
 
 
-def test_the_server_is_looked_at_before_the_credentials_are_sent(
+def test_server_info_is_checked_before_the_credentials_are_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[bytes] = []
@@ -258,7 +260,7 @@ def test_a_server_without_tls_never_sees_the_credentials() -> None:
     asyncio.run(run())
 
 
-def test_a_server_that_only_offers_tls_is_taken_at_its_word() -> None:
+def test_tls_is_started_with_a_server_that_only_offers_it() -> None:
     async def run() -> None:
         async with (
             Server(info=b'{"tls_available":true,"max_payload":4096}') as server,
@@ -309,7 +311,7 @@ def test_a_connected_client_has_its_tasks_and_reads_with_our_parser() -> None:
     _with_client(use)
 
 
-def test_what_is_written_past_the_buffer_reaches_the_server_in_order() -> None:
+def test_bytes_written_past_the_buffer_reach_the_server_in_order() -> None:
     async def use(server: Server, client: SingleUseClient) -> None:
         assert isinstance(client._transport, TcpTransport), (
             f"{NATS} has another transport than TcpTransport"
@@ -339,7 +341,7 @@ def test_subscriptions_of_both_kinds_never_share_a_number() -> None:
     _with_client(use)
 
 
-def test_messages_without_a_handler_go_nats_pys_way() -> None:
+def test_messages_without_a_handler_are_left_to_nats_py() -> None:
     async def use(server: Server, client: SingleUseClient) -> None:
         asked = asyncio.ensure_future(client.request("api", b"?", timeout=5))
         await server.until_received(b"PUB api ")
@@ -394,7 +396,7 @@ def test_a_server_that_hangs_up_is_reported() -> None:
     _with_client(use)
 
 
-def test_servers_that_a_server_names_become_known() -> None:
+def test_servers_announced_by_a_server_become_known() -> None:
     async def use(server: Server, client: SingleUseClient) -> None:
         server.send(b'INFO {"connect_urls":["10.1.2.3:4222"]}\r\n')
         await _until(lambda: len(client.known_servers()) == 2)
@@ -404,7 +406,7 @@ def test_servers_that_a_server_names_become_known() -> None:
     _with_client(use)
 
 
-def test_a_client_that_is_thrown_away_leaves_no_task_and_sends_nothing_more() -> None:
+def test_discarded_client_leaves_no_task_and_sends_nothing_more() -> None:
     async def use(server: Server, client: SingleUseClient) -> None:
         await client.publish("buffered", b"x")
         tasks = [client._reading_task, client._ping_interval_task, client._flusher_task]
@@ -420,7 +422,7 @@ def test_a_client_that_is_thrown_away_leaves_no_task_and_sends_nothing_more() ->
     _with_client(use)
 
 
-def test_an_unfinished_attempt_can_be_thrown_away() -> None:
+def test_unfinished_connection_attempt_can_be_discarded() -> None:
     async def run() -> None:
         async with asyncio.timeout(10):
             await _client().dispose()
@@ -442,7 +444,7 @@ def test_an_unfinished_attempt_can_be_thrown_away() -> None:
     asyncio.run(run())
 
 
-def test_the_connection_uses_what_is_tried_here() -> None:
+def test_connection_uses_what_is_tested_here() -> None:
     """The tests above stand on `SingleUseClient`; this one ties it to what the package uses."""
 
     async def run() -> None:

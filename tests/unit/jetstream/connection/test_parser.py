@@ -18,7 +18,7 @@ from bytewax_jetstream.jetstream.connection.parser import (
 
 Event = tuple[Any, ...]
 HANDLED = 7
-"""The subscription whose messages go to a handler; those of all others go the client's way."""
+"""The subscription whose messages go to a handler; all others go to the client."""
 
 
 class Recorder:
@@ -126,7 +126,7 @@ def test_an_empty_read_changes_nothing() -> None:
     assert parse([b"", STREAM[:50], b"", STREAM[50:], b""]) == EVENTS
 
 
-def test_ok_is_passed_over() -> None:
+def test_ok_is_ignored() -> None:
     assert parse([b"+OK\r\nPING\r\n"]) == [("ping",)]
 
 
@@ -137,7 +137,7 @@ def test_a_large_payload_comes_in_many_reads() -> None:
     assert parse(data[at : at + 65_536] for at in range(0, len(data), 65_536)) == [event, ("ping",)]
 
 
-def test_what_is_incomplete_is_forgotten_on_reset() -> None:
+def test_reset_forgets_an_incomplete_message() -> None:
     recorder = Recorder()
     parser = Parser(recorder)
     asyncio.run(parser.parse(b"MSG orders 7 100\r\nhalf of"))
@@ -164,16 +164,16 @@ def test_what_is_incomplete_is_forgotten_on_reset() -> None:
         (b"orders", b"NATS/1.0 503\r\n\r\n"),
     ],
 )
-def test_what_a_server_stores_cannot_break_the_reader(subject: bytes, header: bytes | None) -> None:
-    poison, event = message(subject, b"payload", header=header)
+def test_stored_messages_cannot_break_the_parser(subject: bytes, header: bytes | None) -> None:
+    stored, event = message(subject, b"payload", header=header)
     after, next_event = message(b"after", b"it")
-    data = poison + after
+    data = stored + after
 
     assert parse([data]) == [event, next_event]
     assert parse(data[at : at + 1] for at in range(len(data))) == [event, next_event]
 
 
-def test_a_complaint_that_is_not_utf8_is_reported_all_the_same() -> None:
+def test_error_that_is_not_utf8_is_reported() -> None:
     assert parse([b"-ERR 'caf\xe9'\r\n"]) == [("error", "caf\ufffd")]
     assert parse([b"-ERR\r\n"]) == [("error", "")]
 
@@ -220,12 +220,12 @@ def test_garbage_is_a_protocol_error(garbage: bytes) -> None:
     )
 
 
-def test_a_line_without_an_end_is_not_collected_for_ever() -> None:
+def test_line_without_an_end_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError, match=r"^no end of line in \d+ bytes$"):
         parse(b"x" * 1000 for _ in range(1000))
 
 
-def test_a_long_info_line_is_taken_up_to_the_limit() -> None:
+def test_long_info_line_is_accepted_up_to_the_limit() -> None:
     info = {"connect_urls": ["127.0.0.1:4222"] * 3_000}
     line = b"INFO " + json.dumps(info).encode() + b"\r\n"
     assert MAX_LINE * 0.8 < len(line) < MAX_LINE
@@ -249,7 +249,7 @@ SAYINGS = st.lists(MESSAGES | st.sampled_from(EXAMPLES), max_size=8)
 
 @settings(max_examples=300, deadline=None)
 @given(SAYINGS, st.data())
-def test_it_does_not_matter_how_the_bytes_are_cut_into_reads(
+def test_result_does_not_depend_on_how_the_bytes_are_cut_into_reads(
     sayings: list[tuple[bytes, Event]], data: st.DataObject
 ) -> None:
     stream = b"".join(said for said, _ in sayings)
@@ -281,7 +281,7 @@ NEARLY = st.lists(st.sampled_from(WORDS) | st.binary(max_size=4), max_size=20).m
 
 @settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=200) | NEARLY)
-def test_any_bytes_are_understood_or_a_protocol_error_whatever_the_cuts(data: bytes) -> None:
+def test_arbitrary_bytes_give_the_same_outcome_however_they_are_cut(data: bytes) -> None:
     def outcome(reads: Iterable[bytes]) -> object:
         try:
             return parse(reads)

@@ -17,7 +17,7 @@ def good(**fields: Any) -> Envelope:
     return Envelope("orders.new", b"payload", "order-1")._replace(**fields)
 
 
-def test_an_envelope_becomes_one_frame_with_all_it_says() -> None:
+def test_envelope_becomes_one_frame_with_all_its_fields() -> None:
     envelope = Envelope(
         topic="orders.new",
         payload=b"\r\nPUB evil 4\r\nevil\r\n",
@@ -45,7 +45,7 @@ def test_an_envelope_becomes_one_frame_with_all_it_says() -> None:
     )
 
 
-def test_the_least_envelope_becomes_a_frame_with_its_id_only() -> None:
+def test_minimal_envelope_becomes_a_frame_with_only_its_id() -> None:
     assert frame_of(good(payload=b"")) == Frame(
         "orders.new", "_INBOX.x.1.0", [("Nats-Msg-Id", "order-1")], b""
     )
@@ -55,7 +55,7 @@ class Kind(StrEnum):
     PLACED = "OrderPlaced"
 
 
-def test_a_word_of_an_enum_is_a_str_like_any_other() -> None:
+def test_value_of_a_str_enum_is_encoded_as_any_str() -> None:
     frame = frame_of(good(event_type=Kind.PLACED, aggregate_id=Kind.PLACED))
 
     assert frame.headers[1:] == [("Aggregate-Id", "OrderPlaced"), ("Event-Type", "OrderPlaced")]
@@ -106,7 +106,7 @@ def test_a_bad_topic_is_refused_with_what_is_wrong(topic: Any, words: str) -> No
 @pytest.mark.parametrize(
     "topic", ["a", "a.b.c", "flights.JFK.UA", "größe.été", "a-b_c", "a" * 1024, "orders.$x", "a/b"]
 )
-def test_a_good_topic_arrives_as_it_is(topic: str) -> None:
+def test_valid_topic_is_left_unchanged(topic: str) -> None:
     assert frame_of(good(topic=topic)).subject == topic
 
 
@@ -126,7 +126,7 @@ def test_a_good_topic_arrives_as_it_is(topic: str) -> None:
         type("Sub", (bytes,), {})(b"x"),
     ],
 )
-def test_only_bytes_are_a_payload(payload: Any) -> None:
+def test_payload_must_be_bytes(payload: Any) -> None:
     assert (
         refusal_of(good(payload=payload))
         == f"the payload must be bytes, not {type(payload).__name__}"
@@ -159,14 +159,14 @@ def test_headers_are_limited_to_the_byte() -> None:
 
 
 @pytest.mark.parametrize("event_id", ["1", "a" * 128, "order:1_2-3.4", "OQ" * 64])
-def test_a_plain_event_id_is_the_message_id_as_it_is(event_id: str) -> None:
+def test_plain_event_id_is_the_message_id_unchanged(event_id: str) -> None:
     assert frame_of(good(event_id=event_id)).headers == [("Nats-Msg-Id", event_id)]
 
 
 @pytest.mark.parametrize(
     "event_id", ["order 1", "a" * 129, "größe", "a/b", "~" + "0" * 64, "a,b", "🛫", "o" * 3000]
 )
-def test_any_other_event_id_is_hashed_and_travels_in_a_header_of_its_own(event_id: str) -> None:
+def test_other_event_ids_are_hashed_and_kept_in_their_own_header(event_id: str) -> None:
     digest = sha256(event_id.encode()).hexdigest()
 
     assert frame_of(good(event_id=event_id)).headers == [
@@ -261,14 +261,14 @@ def test_bad_headers_are_refused_with_what_is_wrong(headers: Any, words: str) ->
     assert len(reason) < 250
 
 
-def test_the_users_headers_are_left_as_they_are() -> None:
+def test_headers_of_the_user_are_left_unchanged() -> None:
     headers = {"Trace": "1"}
     publish(good(headers=headers, options=PublishOptions(expected_last_sequence=1)))
 
     assert headers == {"Trace": "1"}
 
 
-def test_empty_headers_are_no_headers() -> None:
+def test_empty_headers_add_nothing() -> None:
     assert frame_of(good(headers={})).headers == [("Nats-Msg-Id", "order-1")]
 
 
@@ -335,14 +335,14 @@ def test_bad_options_are_refused_with_what_is_wrong(options: Any, words: str) ->
     assert len(reason) < 250
 
 
-def test_options_that_ask_for_nothing_add_nothing() -> None:
+def test_empty_options_add_nothing() -> None:
     assert frame_of(good(options=PublishOptions())).headers == [("Nats-Msg-Id", "order-1")]
     assert frame_of(good(options=PublishOptions(expected_last_sequence=0))).headers[1:] == [
         ("Nats-Expected-Last-Sequence", "0")
     ]
 
 
-def test_without_dedupe_the_id_travels_in_a_header_of_which_the_server_makes_nothing() -> None:
+def test_event_id_without_dedupe_is_in_a_header_the_server_ignores() -> None:
     for event_id in ("order-1", "not / plain"):
         tail = encode(good(event_id=event_id), MAX_PAYLOAD, dedupe=False)
         assert read_frame(b"HPUB x y" + tail).headers == [("Event-Id", event_id)]

@@ -81,7 +81,7 @@ def _expected_headers(envelope: Envelope) -> list[tuple[str, str]]:
 
 @settings(max_examples=300, deadline=None)
 @given(GOOD)
-def test_a_good_envelope_becomes_exactly_one_frame_that_says_the_same(envelope: Envelope) -> None:
+def test_valid_envelope_becomes_one_frame_that_reads_back_the_same(envelope: Envelope) -> None:
     assert frame_of(envelope) == Frame(
         envelope.topic, "_INBOX.x.1.0", _expected_headers(envelope), envelope.payload
     )
@@ -101,7 +101,7 @@ def test_no_frame_exceeds_the_servers_limit(envelope: Envelope, max_payload: int
 
 @settings(max_examples=1000, deadline=None)
 @given(GOOD, st.sampled_from(Envelope._fields), ANYTHING | ODD_HEADERS | ODD_OPTIONS)
-def test_an_envelope_with_anything_in_a_field_is_refused_or_becomes_one_frame(
+def test_envelope_with_any_value_in_a_field_is_refused_or_becomes_one_frame(
     envelope: Envelope, field: str, value: Any
 ) -> None:
     envelope = envelope._replace(**{field: value})
@@ -129,9 +129,7 @@ def test_two_ids_never_become_one(event_ids: list[str]) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(GOOD, max_size=8), st.booleans())
-def test_envelopes_are_encoded_together_as_each_would_be_or_not_at_all(
-    batch: list[Envelope], dedupe: bool
-) -> None:
+def test_encode_all_gives_what_encode_gives_or_nothing(batch: list[Envelope], dedupe: bool) -> None:
     checked = {envelope.topic for envelope in batch}
     together = encode_all(batch, checked, MAX_PAYLOAD, dedupe=dedupe)
 
@@ -148,7 +146,7 @@ def test_envelopes_are_encoded_together_as_each_would_be_or_not_at_all(
 
 @settings(max_examples=1000, deadline=None)
 @given(GOOD, st.sampled_from(Envelope._fields), ANYTHING | ODD_HEADERS | ODD_OPTIONS)
-def test_what_is_not_as_it_should_be_is_never_encoded_together(
+def test_encode_all_never_encodes_an_envelope_that_encode_would_refuse(
     envelope: Envelope, field: str, value: Any
 ) -> None:
     odd = envelope._replace(**{field: value})

@@ -8,7 +8,7 @@ def take(ledger: Ledger, *sequences: int, time: int = 1) -> list[int]:
     return [sequence for sequence in sequences if ledger.take(sequence, time, b"ack.%d" % sequence)]
 
 
-def test_nothing_is_due_before_the_epoch_of_its_snapshot_is_committed() -> None:
+def test_no_ack_is_due_before_the_epoch_of_its_snapshot_is_committed() -> None:
     ledger = Ledger()
     assert take(ledger, 1, 2) == [1, 2]
     ledger.commit()
@@ -36,7 +36,7 @@ def test_two_snapshots_before_a_commit_are_committed_together() -> None:
     assert ledger.send(0.0)[1] == [b"ack.1", b"ack.2"]
 
 
-def test_what_is_delivered_again_is_not_emitted_again_in_any_stage() -> None:
+def test_redelivered_message_is_not_emitted_again_at_any_stage() -> None:
     ledger = Ledger()
     take(ledger, 1)
     assert not take(ledger, 1)  # open
@@ -53,7 +53,7 @@ def test_what_is_delivered_again_is_not_emitted_again_in_any_stage() -> None:
     assert ledger.redelivered == 5
 
 
-def test_the_newest_delivery_is_the_one_that_is_acknowledged() -> None:
+def test_newest_delivery_is_the_one_that_is_acknowledged() -> None:
     ledger = Ledger()
     ledger.take(1, 1, b"old")
     ledger.take(1, 1, b"new")
@@ -99,7 +99,7 @@ def test_a_confirmed_ack_is_forgotten_after_a_while() -> None:
     assert take(ledger, 1) == [1]
 
 
-def test_what_a_snapshot_committed_is_acknowledged_and_not_emitted_by_the_next_run() -> None:
+def test_committed_messages_are_acknowledged_and_not_emitted_by_the_next_run() -> None:
     ledger = Ledger()
     take(ledger, 1, 2, 3, 5, time=7)
     state = ledger.close_epoch()
@@ -114,13 +114,13 @@ def test_what_a_snapshot_committed_is_acknowledged_and_not_emitted_by_the_next_r
     ]  # the server acknowledged it and delivers it all the same: a new message
 
 
-def test_a_stream_made_anew_with_the_same_sequences_is_emitted() -> None:
+def test_messages_of_a_recreated_stream_are_emitted() -> None:
     resumed = Ledger(((1, 3, 7),))
 
     assert take(resumed, 1, 2, time=8) == [1, 2]
 
 
-def test_what_was_committed_stays_in_the_state_until_it_comes_again() -> None:
+def test_committed_message_stays_in_the_state_until_it_is_redelivered() -> None:
     ledger = Ledger(((1, 3, 7),))
     take(ledger, 2, time=7)
     take(ledger, 4, time=9)
@@ -128,7 +128,7 @@ def test_what_was_committed_stays_in_the_state_until_it_comes_again() -> None:
     assert ledger.close_epoch() == ((1, 1, 7), (3, 3, 7), (2, 2, 9), (4, 4, 9))
 
 
-def test_what_was_never_committed_is_given_back() -> None:
+def test_uncommitted_messages_are_given_back() -> None:
     ledger = Ledger()
     take(ledger, 1)
     ledger.close_epoch()
