@@ -258,7 +258,7 @@ class Batches:
         (refused,) = batch.segments[0].split(1).entries()
         lane.queue.put_back(batch.segments)
         lane.reach = max(LEAST_REACH, batch.stored)
-        for segment in lane.queue.waiting:
+        for segment in batch.segments:
             self._doubts.not_in_process(segment.envelopes)
         self._singles.take_over(lane.queue, refused, batch.refusal[1], now)
 

@@ -4,7 +4,7 @@ import pytest
 
 from bytewax_jetstream.dispatch.doubts import Doubts
 from bytewax_jetstream.publishing import Receipt, Refusal, Route, Verdict
-from tests.support.dispatching import Driver, envelope, numbered
+from tests.support.dispatching import RECEIPT, Driver, envelope, ids, numbered
 
 
 def test_batch_of_a_closed_lane_leaves_its_stream_in_doubt() -> None:
@@ -29,6 +29,23 @@ def test_messages_behind_a_refused_one_go_as_a_batch_on_a_replicated_stream() ->
 
     assert driver.sends() == [[], ["3", "4"]]  # the end of the first batch, and the second
     assert len(driver.dispatch._batches.sent) == 1
+
+
+def test_refusal_in_a_batch_keeps_the_ids_another_lane_has_in_flight() -> None:
+    """`x` is in flight in the other lane, so the server may count it as stored and yet lose it."""
+    driver = Driver(route=lambda topic: Route("R3", replicated=True, fresh=True), flow_interval=3)
+    driver.submit(envelope("x"), lane=driver.new_lane())
+    driver.singles()
+    driver.submit(*numbered(1, 2, 3))
+    batch = driver.append()
+    driver.submit(envelope("x"), envelope("4"))
+    driver.dispatch.refused(batch.number, 1, Refusal(Verdict.REJECT, "no", 1), 0.0)
+    driver.dispatch.batch_ended(batch.number, 1, 0.0)
+
+    third = driver.singles()
+    assert ids(third) == ["3"]
+    driver.dispatch.acked(third.number, 0, RECEIPT)
+    assert ids(driver.singles()) == ["x", "4"]
 
 
 # `Doubts` by itself
