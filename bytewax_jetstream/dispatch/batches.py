@@ -182,7 +182,8 @@ class Batches:
         if first.alone or (queue.singles and queue.backing_off):
             return Plan.SINGLES  # rather than wait for singles that back off, which may take long
         self._now = now
-        if not any(map(self._takes, {each[0] for each in first.envelopes})):
+        # Each topic once and in order: asking about a stream may put it in doubt.
+        if not any(map(self._takes, dict.fromkeys([each[0] for each in first.envelopes]))):
             return Plan.SINGLES
         return Plan.WAIT if queue.singles else Plan.BATCH
 
