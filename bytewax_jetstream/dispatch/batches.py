@@ -105,7 +105,8 @@ class Batches:
         if first.alone or (queue.singles and queue.backing_off):
             return Plan.SINGLES  # rather than wait for singles that back off, which may take long
         self._now = now
-        if not any(map(self._takes, {each[0] for each in first.envelopes})):
+        # Each topic once and in order: asking about a stream may put it in doubt.
+        if not any(map(self._takes, dict.fromkeys([each[0] for each in first.envelopes]))):
             return Plan.SINGLES
         return Plan.WAIT if queue.singles else Plan.BATCH
 
@@ -181,7 +182,7 @@ class Batches:
         (refused,) = batch.segments[0].split(1).entries()
         lane.queue.put_back(batch.segments)
         lane.reach = max(LEAST_REACH, batch.stored)
-        for segment in lane.queue.waiting:
+        for segment in batch.segments:
             self._doubts.not_in_process(segment.envelopes)
         self._singles.take_over(lane.queue, refused, batch.refusal[1], now)
 

@@ -1,16 +1,19 @@
 """A dispatch with one lane, and a clock that the test sets, for tests of single rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from random import Random
 from typing import Any
 
 from bytewax_jetstream.dispatch import (
     Dispatch,
+    Entry,
     LaneQueue,
+    Segment,
     Settled,
     Settlement,
     SinglesStored,
+    Submission,
 )
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
@@ -37,10 +40,13 @@ __all__ = [
     "Driver",
     "batching",
     "each_settled",
+    "entry",
     "envelope",
+    "event_ids",
     "ids",
     "lose_the_answer",
     "numbered",
+    "segment",
 ]
 
 POLICY = Policy(
@@ -214,3 +220,22 @@ def envelope(
 
 def numbered(*numbers: int, **fields: Any) -> list[Envelope]:
     return [envelope(str(number), **fields) for number in numbers]
+
+
+# What the owners of the dispatch's state pass to each other
+
+
+def entry(
+    event_id: str, aggregate: str | None = None, size: int = 1, expires: float = 60.0
+) -> Entry:
+    return Entry(envelope(event_id, aggregate, size), Submission(0.0, expires, 0), b"")
+
+
+def segment(*envelopes: Envelope, expires: float = 60.0, **options: Any) -> Segment:
+    """A segment; each wire is the event id."""
+    wires: list[Wire] = [each.event_id for each in envelopes]
+    return Segment(Submission(0.0, expires, 0), list(envelopes), wires, **options)
+
+
+def event_ids(entries: Iterable[Entry]) -> list[str]:
+    return [each.envelope.event_id for each in entries]

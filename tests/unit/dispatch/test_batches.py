@@ -118,3 +118,18 @@ def test_aggregate_on_two_topics_of_one_route_goes_in_one_batch() -> None:
     driver.submit(*(envelope(str(index), "a", topic=f"t{index % 2}") for index in range(4)))
 
     assert driver.sends() == [["0", "1", "2", "3"]]
+
+
+def test_routes_are_asked_for_in_the_order_of_the_topics() -> None:
+    """Asking may begin a doubt, so in another order the same run would not be the same again."""
+    asked: list[str] = []
+    topics = [f"topic-{number}" for number in range(20)]
+
+    def route(topic: str) -> None:
+        asked.append(topic)
+
+    driver = Driver(route=route)
+    driver.submit(*(envelope(topic, topic=topic) for topic in topics))
+    driver.singles()
+
+    assert asked[:20] == topics

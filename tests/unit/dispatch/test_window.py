@@ -2,8 +2,9 @@
 
 import pytest
 
-from bytewax_jetstream.publishing import Verdict
-from tests.support.dispatching import RECEIPT, Driver, envelope, ids
+from bytewax_jetstream.dispatch.window import Window
+from bytewax_jetstream.publishing import Append, Outgoing, Singles, Verdict
+from tests.support.dispatching import POLICY, RECEIPT, Driver, envelope, ids
 
 
 def test_messages_in_flight_stay_within_the_window() -> None:
@@ -63,3 +64,75 @@ def test_room_in_the_window_comes_back_however_an_attempt_ends(end: str) -> None
             driver.dispatch.abandon("closed")
 
     assert (driver.dispatch.in_flight, driver.dispatch._window.bytes) == (0, 0)
+
+
+# `Window` by itself
+
+
+def a_window(*sends: tuple[Outgoing, int, int]) -> Window:
+    window = Window(POLICY._replace(window=10, window_bytes=100))
+    for outgoing, messages, size in sends:
+        window.send(outgoing, messages, size)
+    return window
+
+
+def an_append(number: int, *, last: bool = False) -> Append:
+    return Append(number, "orders", 0, ["orders"], [b""], last)
+
+
+def a_single(number: int) -> Singles:
+    return Singles(number, [envelope("1")], [b""])
+
+
+@pytest.mark.parametrize(
+    ("sent", "released", "room"),
+    [
+        ([], [], (10, 100)),
+        ([(3, 40)], [], (7, 60)),
+        ([(3, 40), (7, 90)], [], (0, -30)),
+        ([(3, 40), (7, 90)], [(7, 90)], (7, 60)),
+        ([(3, 40)], [(1, 10), (2, 30)], (10, 100)),
+    ],
+)
+def test_room_is_what_the_window_has_left(
+    sent: list[tuple[int, int]], released: list[tuple[int, int]], room: tuple[int, int]
+) -> None:
+    window = a_window(*((a_single(number), *sizes) for number, sizes in enumerate(sent, start=1)))
+    for messages, size in released:
+        window.release(messages, size)
+
+    assert window.room() == room
+
+
+def test_each_send_has_a_number_and_all_appends_of_a_batch_share_one() -> None:
+    window, numbers = a_window(), []
+    for make in (a_single, an_append, a_single):
+        numbers.append(window.next_number)
+        window.send(make(window.next_number), 1, 1)
+    window.send(an_append(2), 1, 1)
+
+    assert numbers == [1, 2, 3]
+    assert (window.last_number, window.next_number) == (3, 4)
+
+
+def test_sends_go_out_in_order() -> None:
+    sends: list[Outgoing] = [a_single(1), an_append(2), an_append(2, last=True)]
+    window = a_window(*((each, 1, 1) for each in sends))
+
+    assert list(window.outgoing) == sends
+
+
+def test_withdrawn_sends_do_not_go_out_and_are_in_flight_until_released() -> None:
+    window = a_window((a_single(1), 1, 10), (an_append(2), 2, 20))
+    window.withdraw()
+
+    assert not window.outgoing
+    assert (window.messages, window.bytes) == (3, 30)
+
+
+def test_withdrawn_numbers_do_not_go_out_and_the_others_do_in_order() -> None:
+    sends: list[Outgoing] = [a_single(1), an_append(2), a_single(3), an_append(2), a_single(4)]
+    window = a_window(*((each, 1, 1) for each in sends))
+    window.withdraw_numbers({2, 3})
+
+    assert list(window.outgoing) == [sends[0], sends[4]]

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from bytewax_jetstream.errors import SettleTimeoutError
+from bytewax_jetstream.errors import PoolClosedError, SettleTimeoutError
 from bytewax_jetstream.pool import Lane
 from bytewax_jetstream.pool.budget import Budget
 from tests.support.fake_publisher import FakePublisher, silent
@@ -118,3 +118,57 @@ def test_acquire_raises_when_nothing_is_settled_in_time() -> None:
         "check that the broker answers"
     )
     assert (budget.used_messages, budget.used_bytes) == (10, 10)
+
+
+# `Budget` by itself
+
+
+@pytest.mark.parametrize(
+    ("used", "asked", "fits"),
+    [
+        ((0, 0), (10, 100), True),
+        ((0, 0), (11, 101), True),
+        ((6, 60), (4, 40), True),
+        ((6, 60), (5, 40), False),
+        ((6, 60), (4, 41), False),
+        ((1, 0), (10, 0), False),
+    ],
+    ids=["all", "more than all", "just enough", "messages", "bytes", "all but one"],
+)
+def test_acquire_waits_for_room_unless_nothing_is_used(
+    used: tuple[int, int], asked: tuple[int, int], fits: bool
+) -> None:
+    budget = Budget(10, 100)
+    if used[0]:
+        budget.acquire(*used, lambda: None, patience=0.0)
+    if fits:
+        budget.acquire(*asked, lambda: None, patience=0.0)
+        expected = used[0] + asked[0], used[1] + asked[1]
+    else:
+        with pytest.raises(SettleTimeoutError):
+            budget.acquire(*asked, lambda: None, patience=0.0)
+        expected = used
+
+    assert (budget.used_messages, budget.used_bytes) == expected
+    assert budget.stalls == (not fits)
+
+
+def test_acquire_raises_what_the_check_raises_while_it_waits() -> None:
+    def closed() -> None:
+        raise PoolClosedError("the pool is closed")
+
+    budget = Budget(10, 100)
+    budget.acquire(10, 10, closed, patience=60.0)
+    with pytest.raises(PoolClosedError, match="the pool is closed"):
+        budget.acquire(1, 1, closed, patience=60.0)
+
+
+def test_release_wakes_the_producer_that_waits_for_room() -> None:
+    budget = Budget(10, 100)
+    budget.acquire(10, 10, lambda: None, patience=60.0)
+    producer = InThread(lambda: budget.acquire(3, 30, lambda: None, patience=60.0))
+    until(lambda: budget.stalls)
+    budget.release(4, 4)
+
+    assert producer.end() is None
+    assert (budget.used_messages, budget.used_bytes) == (9, 36)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from bytewax_jetstream.envelope import Outcome
+from bytewax_jetstream.envelope import Envelope, Outcome, payload_size
 from bytewax_jetstream.errors import PoolClosedError, SettleTimeoutError
+from bytewax_jetstream.pool.lane import _groups_whole, _pieces
 from tests.support.fake_publisher import FakePublisher, silent, stored
 from tests.support.pooling import envelopes, pooled
 from tests.support.waiting import until
@@ -34,7 +35,7 @@ def test_flush_raises_when_nothing_is_settled_in_time() -> None:
             lane.flush(0.05)
 
 
-def test_closed_lane_settles_its_envelopes_as_unknown_and_frees_the_budget() -> None:
+def test_closed_lane_settles_its_submittedas_unknown_and_frees_the_budget() -> None:
     publisher = FakePublisher(silent)
     with pooled(budget_messages=100) as pool:
         lane = pool.lane(publisher, name="lane")
@@ -56,3 +57,41 @@ def test_closed_lane_takes_no_envelopes() -> None:
         lane.close()
         with pytest.raises(PoolClosedError, match=r"^lane lane is closed: open another$"):
             lane.submit(envelopes(1))
+
+
+# Cutting a submission into what is handed over at once
+
+
+def sized(*sizes: str) -> list[Envelope]:
+    """Envelopes `0`, `1` and so on: `30` has that many bytes, `30a` is also of aggregate `a`."""
+    return [
+        Envelope(
+            "topic", b"." * int(size.rstrip("ab")), str(number), size.lstrip("0123456789") or None
+        )
+        for number, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "pieces", "groups_whole"),
+    [
+        ([], [], []),
+        (["1", "1", "1"], ["012"], ["012"]),
+        (["1", "1", "1", "1", "1"], ["0123", "4"], ["0123", "4"]),
+        (["50", "50", "50"], ["0", "12"], ["01", "2"]),
+        (["200", "1"], ["0", "1"], ["0", "1"]),
+        (["1a", "1", "1a", "1", "1a"], ["0123", "4"], ["0241", "3"]),
+        (["1a", "1a", "1a", "1a", "1a", "1b"], ["0123", "45"], ["01234", "5"]),
+        (["60a", "60a", "1"], ["0", "12"], ["01", "2"]),
+    ],
+    ids=["none", "fitting", "many", "bytes", "one large", "a group", "a large group", "its bytes"],
+)
+def test_submission_is_cut_to_pieces_of_4_messages_and_100_bytes(
+    sizes: list[str], pieces: list[str], groups_whole: list[str]
+) -> None:
+    submitted = sized(*sizes)
+    for cut, expected in ((_pieces, pieces), (_groups_whole, groups_whole)):
+        made = list(cut(submitted, 4, 100))
+
+        assert ["".join(each.event_id for each in piece) for piece, _ in made] == expected
+        assert [sum(map(payload_size, piece)) for piece, _ in made] == [size for _, size in made]

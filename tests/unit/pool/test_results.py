@@ -4,8 +4,11 @@ import pickle
 
 import pytest
 
+from bytewax_jetstream.dispatch import SegmentStored, Settled, Settlement, SinglesStored
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
+from bytewax_jetstream.pool.results import reckon
 from bytewax_jetstream.publishing import Receipt, Refusal, Verdict
+from tests.support.dispatching import entry, envelope, numbered, segment
 from tests.support.fake_publisher import FakePublisher
 from tests.support.pooling import envelopes, pooled
 
@@ -121,3 +124,44 @@ def test_only_stop_verdicts_and_unknown_results_give_a_stop_reason() -> None:
         "envelope e1 on topic is rejected: no permission",
         "envelope e2 on topic is unknown: no permission",
     ]
+
+
+# `reckon` by itself
+
+
+def test_reckoning_counts_results_bytes_duplicates_and_unknown_ones() -> None:
+    stored = SegmentStored(
+        segment(envelope("1", size=1), envelope("2", size=2)), Receipt("S", duplicate=True)
+    )
+    singles = SinglesStored(
+        [entry("3", size=10), entry("4", size=20)],
+        [Receipt("S", None, 7, duplicate=True), Receipt("S", None, 8, duplicate=False)],
+    )
+    refusal = Refusal(Verdict.REJECT, "too large")
+    rejected = Settled(entry("5", size=100), Outcome.REJECTED, None, refusal)
+    unknown = Settled(entry("6", size=200), Outcome.UNKNOWN, None, refusal)
+    alone = Settled(entry("7", size=1_000), Outcome.STORED, Receipt("S", duplicate=True), None)
+    settled: list[Settlement] = [rejected, stored, singles, unknown, alone]
+    delivery, stop_reason, unknowns, size = reckon(settled, "fake", at=3.0, worker=2)
+
+    assert [result.event_id for result in delivery.oks] == ["1", "2", "3", "4", "7"]
+    assert [result.event_id for result in delivery.errs] == ["5", "6"]
+    assert [result.sequence for result in delivery.oks] == [None, None, 7, 8, None]
+    assert {(result.ack_seconds, result.worker) for result in delivery.oks} == {(3.0, 2)}
+    assert (delivery.duplicates, unknowns, size) == (4, 1, 1333)
+    assert stop_reason == "envelope 6 on orders is unknown: too large"
+
+
+@pytest.mark.parametrize(
+    ("last", "event_id"),
+    [
+        (SegmentStored(segment(*numbered(1, 2)), Receipt()), "2"),
+        (SinglesStored([entry("3"), entry("4")], [Receipt(), Receipt()]), "4"),
+        (Settled(entry("5"), Outcome.STORED, Receipt(), None), "5"),
+    ],
+)
+def test_delivery_names_the_event_id_that_was_settled_last(last: Settlement, event_id: str) -> None:
+    first = Settled(entry("0"), Outcome.STORED, Receipt(), None)
+    delivery = reckon([first, last], "fake", at=0.0, worker=0).delivery
+
+    assert delivery.last_event_id == event_id
