@@ -103,29 +103,31 @@ class PublisherContract:
         self, subject: Subject
     ) -> None:
         with opened(subject.settings()) as (pool, lane):
+            settle(lane, _batch(subject, 10))
             with subject.refusing_for_now() as happened:
-                lane.submit(_batch(subject, 30))
+                lane.submit(_batch(subject, 30, first=10))
                 until(lambda: happened(pool))
                 assert lane.unsettled
             results = lane.flush()
 
         assert {result.outcome for result in results} == {Outcome.STORED}
-        _each_once_in_order(subject, 30)
+        _each_once_in_order(subject, 40)
 
     def test_an_aggregate_keeps_its_order_through_refusals_and_resets(
         self, subject: Subject
     ) -> None:
         with opened(subject.settings()) as (pool, lane):
+            settle(lane, _batch(subject, 10))
             for part in range(3):
                 with subject.refusing_for_now() as happened:
-                    lane.submit(_batch(subject, 300, first=300 * part))
+                    lane.submit(_batch(subject, 300, first=10 + 300 * part))
                     until(lambda: happened(pool))  # called here only
                 subject.reset()
             results = lane.flush()
 
         assert {result.outcome for result in results} == {Outcome.STORED}
         assert len(results) == 900
-        _each_once_in_order(subject, 900)
+        _each_once_in_order(subject, 910)
 
     def test_a_reset_with_messages_in_flight_loses_and_repeats_nothing(
         self, subject: Subject
