@@ -184,7 +184,10 @@ def test_a_stream_that_takes_no_flights_any_more_is_published_to_one_by_one_and_
 
     assert counts["streams_without_batches"] == 1
     assert [record.message for record in caplog.records if "TURNED" in record.message] == [
-        "stream TURNED takes one message at a time: the server refused it: batch publish is disabled (10205)"
+        (
+            "stream TURNED takes one message at a time: the server refused it: "
+            "batch publish is disabled (10205)"
+        )
     ]
     assert audit(nats_server.url, "TURNED", envelopes(400, "turned")) == FLAWLESS
 

@@ -1,4 +1,4 @@
-"""Groups on real servers: the envelopes of one aggregate that come at once are stored all or none."""
+"""Groups on real servers: envelopes of one aggregate submitted together are stored all or none."""
 
 import asyncio
 import json
@@ -88,7 +88,10 @@ def test_of_a_group_that_the_server_refuses_nothing_is_stored_and_others_are(
         ),
         (
             {"payload": b"1" * (1024 * 1024 - 150)},
-            "in a group the limit is 1048416: shorten it or raise the server's max_payload of 1048576",
+            (
+                "in a group the limit is 1048416: shorten it or raise the server's max_payload of "
+                "1048576"
+            ),
         ),
     ],
 )
@@ -162,7 +165,7 @@ def test_an_expectation_that_is_not_met_rejects_the_group_wherever_it_is(
 
 @pytest.mark.parametrize("servers", ["nats_server", "cluster"])
 @pytest.mark.parametrize("known", [slice(0, 6), slice(0, 1), slice(2, 4), slice(5, 6)], ids=str)
-def test_a_group_of_which_ids_are_known_is_stored_if_all_are_and_else_rejected_and_nothing_more_is_stored(
+def test_group_with_known_ids_is_stored_if_all_are_known_and_else_rejected(
     request: pytest.FixtureRequest, servers: str, known: slice
 ) -> None:
     server = request.getfixturevalue(servers)
