@@ -11,7 +11,7 @@ pytest.register_assert_rewrite("tests.support.publisher_contract")
 
 @pytest.fixture(scope="session")
 def nats_server() -> Iterator[NatsServer]:
-    """A server for all tests, never to be killed or paused: each test uses stream names of its own."""
+    """One server for all tests, never killed or paused; each test uses its own stream names."""
     with NatsServer() as server:
         yield server
 
@@ -25,7 +25,7 @@ def own_nats_server() -> Iterator[NatsServer]:
 
 @pytest.fixture(scope="session")
 def kafka_address() -> Iterator[str]:
-    """A Kafka broker for all tests, never to be killed or paused: each test uses topics of its own."""
+    """One Kafka broker for all tests, never killed or paused; each test uses its own topics."""
     if given := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         yield given
         return

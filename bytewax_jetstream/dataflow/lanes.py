@@ -1,4 +1,4 @@
-"""`Lanes`, `Anchor`: a publish step's lanes, opened before the first message, closed after the last."""
+"""A publish step's lanes: opened before the first message, closed after the last."""
 
 from collections.abc import Callable
 from typing import Any

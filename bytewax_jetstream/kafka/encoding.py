@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..envelope import Envelope
 from ..errors import EnvelopeError
+from ..publishing import header_items
 
 __all__ = [
     "ANY",
@@ -160,20 +161,8 @@ def _bad(envelope: Envelope, field: str, words: str) -> EnvelopeError:
 
 
 def _user_lines(headers: Mapping[str, str]) -> Headers:
-    if not isinstance(headers, Mapping):
-        raise EnvelopeError(
-            f"the headers must be a mapping of str to str, not {type(headers).__name__}",
-            field="headers",
-        )
-    try:
-        items: list[tuple[object, object]] = list(dict(headers).items())
-    except Exception as error:  # the user's own mapping may raise anything
-        raise EnvelopeError(
-            f"the headers cannot be read ({type(error).__name__}): give a dict of str to str",
-            field="headers",
-        ) from None
     lines: Headers = []
-    for name, value in items:
+    for name, value in header_items(headers):
         if not isinstance(name, str) or not name or "\0" in name:
             raise EnvelopeError(
                 f"invalid header name {name!r:.80}: give a str that is not empty and has no NUL",

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine
 
 from .budget import Budget
-from .results import reckon
+from .results import results_of
 from .shared_publisher import AckTask
 
 __all__ = ["AckWorkers"]
@@ -55,7 +55,7 @@ class AckWorkers:
 
     def _settle(self, task: AckTask) -> None:
         mailbox, broker, settled, at = task
-        delivery, stop_reason, unknown, size = reckon(settled, broker, at, mailbox.worker)
+        delivery, stop_reason, unknown, size = results_of(settled, broker, at, mailbox.worker)
         oks, errs = delivery.oks, delivery.errs
         counts = self.counts
         counts["stored"] += len(oks)

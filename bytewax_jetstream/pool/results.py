@@ -6,7 +6,7 @@ from ..dispatch import SegmentStored, Settlement, SinglesStored
 from ..envelope import Outcome, PublishResult, picklable
 from ..publishing import Receipt, Verdict
 
-__all__ = ["Delivery", "Reckoning", "reckon"]
+__all__ = ["Delivery", "Results", "results_of"]
 
 NOWHERE = Receipt()
 _new = tuple.__new__
@@ -23,7 +23,7 @@ class Delivery(NamedTuple):
     last_event_id: str
 
 
-class Reckoning(NamedTuple):
+class Results(NamedTuple):
     """A delivery, with what the pool needs to know of it."""
 
     delivery: Delivery
@@ -34,7 +34,7 @@ class Reckoning(NamedTuple):
     """Payload bytes that were settled."""
 
 
-def reckon(settled: list[Settlement], broker: str, at: float, worker: int) -> Reckoning:
+def results_of(settled: list[Settlement], broker: str, at: float, worker: int) -> Results:
     """One result for each envelope, in the order of settlement."""
     stop, size, duplicates, unknown = None, 0, 0, 0
     oks: list[PublishResult] = []
@@ -80,7 +80,7 @@ def reckon(settled: list[Settlement], broker: str, at: float, worker: int) -> Re
         envelope = last.segment.envelopes[-1]
     else:
         envelope = (last.entries[-1] if isinstance(last, SinglesStored) else last.entry).envelope
-    return Reckoning(Delivery(oks, errs, duplicates, envelope.event_id), stop, unknown, size)
+    return Results(Delivery(oks, errs, duplicates, envelope.event_id), stop, unknown, size)
 
 
 def _of_each(acked: SinglesStored, broker: str, at: float, worker: int) -> list[PublishResult]:

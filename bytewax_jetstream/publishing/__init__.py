@@ -8,7 +8,7 @@ from .aggregates import indices_by_aggregate
 from .answers import Receipt, Refusal, Verdict
 from .outgoing import Append, Groups, Outgoing, Singles, Wire
 from .policy import Policy, Route
-from .preparing import prepare_each
+from .preparing import header_items, prepare_each
 from .publisher import Publisher, PublisherEvents
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Singles",
     "Verdict",
     "Wire",
+    "header_items",
     "indices_by_aggregate",
     "prepare_each",
 ]

@@ -1,12 +1,12 @@
-"""Preparing envelopes one at a time, so that a bad one cannot harm the others."""
+"""What brokers share when they check envelopes: one at a time, so that a bad one harms no other."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ..envelope import Envelope
 from ..errors import EnvelopeError
 from .outgoing import Wire
 
-__all__ = ["prepare_each"]
+__all__ = ["header_items", "prepare_each"]
 
 
 def prepare_each(
@@ -26,3 +26,22 @@ def prepare_each(
             )
         prepared.append(wire)
     return prepared
+
+
+def header_items(headers: object) -> list[tuple[object, object]]:
+    """Names and values of an envelope's headers, which the broker has to check.
+
+    :raises EnvelopeError: when the headers are not a mapping, or cannot be read.
+    """
+    if not isinstance(headers, Mapping):
+        raise EnvelopeError(
+            f"the headers must be a mapping of str to str, not {type(headers).__name__}",
+            field="headers",
+        )
+    try:
+        return list(dict(headers).items())
+    except Exception as error:  # the user's own mapping may raise anything
+        raise EnvelopeError(
+            f"the headers cannot be read ({type(error).__name__}): give a dict of str to str",
+            field="headers",
+        ) from None

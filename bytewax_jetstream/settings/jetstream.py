@@ -16,7 +16,7 @@ __all__ = ["JetStreamSettings", "StreamSettings"]
 
 
 class StreamSettings(BaseModel):
-    """A JetStream stream as this flow needs it; for None, the server's or the stream's own applies."""
+    """A JetStream stream as this flow needs it; for None, the server or the stream decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

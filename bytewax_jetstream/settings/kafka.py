@@ -39,7 +39,7 @@ KAFKA_OWN = frozenset(
 
 
 class KafkaTopicSettings(BaseModel):
-    """A Kafka topic as this flow needs it; for None, the broker's or the topic's own applies."""
+    """A Kafka topic as this flow needs it; for None, the broker or the topic decides."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

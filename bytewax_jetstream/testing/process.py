@@ -1,4 +1,4 @@
-"""Runs a server that is gone when its owner is gone, however that died."""
+"""`OwnedServer`: runs a server that ends with the process that owns it, however that ends."""
 
 import contextlib
 import os
@@ -17,10 +17,10 @@ __all__ = ["OwnedServer", "Run", "dead", "free_ports", "log_tail", "spawn"]
 STOP_TIMEOUT = 10.0  # seconds from SIGTERM to SIGKILL
 LOG_TAIL = 8_192  # bytes
 
-# The server's parent. It waits on a pipe, the lifeline, whose other end only the owner holds: a
-# line says that the owner is done with this run, the end of file that the owner is dead, however it
-# died. SIGKILL ends a paused server too. Nobody else reaps the server, so its pid names no other
-# process while the owner may still signal it.
+# The server's parent. It reads from a pipe, the lifeline, whose other end only the owner holds. A
+# line means that the owner is done with this run; the end of file means that the owner has died,
+# however it died. SIGKILL also ends a paused server. Only this shell reaps the server, so the pid
+# belongs to no other process while the owner may still signal it.
 SUPERVISOR = """
 "$@" 3>&1 >>"$0/log" 2>&1 </dev/null &
 server=$!
@@ -35,9 +35,7 @@ wait $server
 
 
 class Run(NamedTuple):
-    """A server that was started, and the pipes by which owner and server know of each other's
-    death.
-    """
+    """A started server, and the pipes that tell owner and server of each other's death."""
 
     supervisor: subprocess.Popen[bytes]
     lifeline: IO[bytes]
@@ -46,13 +44,13 @@ class Run(NamedTuple):
 
 
 class OwnedServer:
-    """A server that can be killed, paused and started again, and is gone when its owner is gone.
+    """A server that can be killed, paused and started again, and that ends with its owner.
 
-    A subclass starts it in `_launch`, which sets `_run`, and returns when it serves clients.
+    A subclass starts it in `_launch`, which sets `_run` and returns when the server takes clients.
     """
 
     error: ClassVar[type[Exception]] = RuntimeError
-    """What is raised where it would have to run."""
+    """What is raised when the server has to run and does not."""
     title: ClassVar[str] = "server"
 
     def __init__(self, *, keeps_data: bool) -> None:
@@ -64,15 +62,14 @@ class OwnedServer:
         self._last_log = ""
 
     def start(self) -> Self:
-        """Start the server, or start it again on its ports and data; returns once it serves
-        clients.
+        """Start the server, or start it again on its ports and data; returns when it takes clients.
 
-        Raises what the class names as its error: the server is not installed here, or was not ready
-        in time, with the reason it logged.
+        Raises the class's `error` if the server is not installed, or was not ready in time; the
+        message has the reason that the server logged.
         """
         if self.alive:
             return self
-        self.kill()  # one that ended by itself has not been reaped yet
+        self.kill()  # reaps a server that ended by itself
         first = self._scratch is None
         self._owner = os.getpid()
         self._scratch = self._scratch or Path(
@@ -82,33 +79,32 @@ class OwnedServer:
             self._launch(self._scratch)
         except BaseException:
             self.kill()
-            if first:  # there is no `with` block yet that would
+            if first:  # no `with` block has begun that would close it
                 self.close()
             raise
         return self
 
     def kill(self) -> None:
-        """End the server with SIGKILL; the data stays for the next `start()`."""
+        """End the server with SIGKILL; its data is kept for the next `start()`."""
         self._end(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """End the server with SIGTERM, after 10 s with SIGKILL; the data stays for the next
+        """End the server with SIGTERM, after 10 s with SIGKILL; its data is kept for the next
         `start()`.
         """
         if self._paused:
-            self.resume()  # a paused process acts on no SIGTERM
+            self.resume()  # a paused process does not act on SIGTERM
         self._end(signal.SIGTERM)
 
     def restart(self) -> None:
-        """End the server in good order if it runs, and start it on the same ports and data."""
+        """End the server with SIGTERM if it runs, and start it on the same ports and data."""
         self.terminate()
         self.start()
 
     def close(self) -> None:
         """End the server; temporary data is removed, data in a given place is flushed and kept."""
-        if (
-            self._scratch is None or self._owner != os.getpid()
-        ):  # in a forked child: the server is its parent's
+        # In a forked child the server is the parent's.
+        if self._scratch is None or self._owner != os.getpid():
             return
         self._end(signal.SIGTERM if self._keeps_data and not self._paused else signal.SIGKILL)
         self._last_log = self.log
@@ -116,30 +112,30 @@ class OwnedServer:
         self._scratch = None
 
     def pause(self) -> None:
-        """Stop the server with SIGSTOP: connections stay open and nothing answers."""
+        """Stop the server with SIGSTOP: connections stay open, and nobody answers."""
         os.kill(self.pid, signal.SIGSTOP)
         self._paused = True
 
     def resume(self) -> None:
-        """Let a paused server go on with SIGCONT."""
+        """Continue a paused server with SIGCONT."""
         os.kill(self.pid, signal.SIGCONT)
         self._paused = False
 
     @property
     def alive(self) -> bool:
-        """Whether the server's process lives; a paused one does."""
+        """Whether the server's process is alive; a paused one is."""
         return self._run is not None and not dead(self._run)
 
     @property
     def pid(self) -> int:
-        """The server's own process id."""
+        """The server's process id."""
         if self._run is None:
             raise self.error(f"the {self.title} is not running: call start() first")
         return self._run.pid
 
     @property
     def log(self) -> str:
-        """The end of the server's log, over restarts; still there after `close()`."""
+        """The end of the server's log, which goes on over restarts; kept after `close()`."""
         return (self._scratch and log_tail(self._scratch)) or self._last_log
 
     def __enter__(self) -> Self:
@@ -166,8 +162,8 @@ class OwnedServer:
             os.kill(self._run.pid, how)
             if not dead(self._run, within=STOP_TIMEOUT):
                 os.kill(self._run.pid, signal.SIGKILL)
-        # The line says that the owner lives; leaving the block closes the pipes and waits for the
-        # supervisor.
+        # The line tells the supervisor that the owner is alive. Leaving the block closes the pipes,
+        # and waits for the supervisor.
         with self._run.supervisor, contextlib.suppress(BrokenPipeError):
             self._run.lifeline.write(b"\n")
         self._run = None
@@ -175,11 +171,9 @@ class OwnedServer:
 
 
 def spawn(command: list[str], scratch: Path) -> Run:
-    """Start a server; it writes its log to `log` in that folder, which is removed if the owner
-    dies.
-    """
-    # In a session of its own: neither Ctrl-C nor a signal to the owner's process group ends the
-    # server.
+    """Start a server that logs to `log` in this folder, which is removed if the owner dies."""
+    # In a session of its own, so that neither Ctrl-C nor a signal to the owner's process group ends
+    # the server.
     supervisor = subprocess.Popen(
         ["/bin/sh", "-c", SUPERVISOR, str(scratch), *command],
         stdin=subprocess.PIPE,
@@ -197,12 +191,12 @@ def spawn(command: list[str], scratch: Path) -> Run:
 
 
 def dead(run: Run, within: float = 0) -> bool:
-    """Whether the server has ended, or ends within so many seconds."""
+    """Whether the server has ended, or ends within this many seconds."""
     return bool(wait_readable([run.death.fileno()], within))
 
 
-# A lifeline is close-on-exec, so no program that the owner starts holds it; a fork without exec has
-# to let go of it.
+# A lifeline is close-on-exec, so no program that the owner starts holds it. A fork without exec
+# must close it.
 _lifelines: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
 
 
@@ -215,9 +209,9 @@ os.register_at_fork(after_in_child=_close_lifelines)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on, each another."""
+    """Different ports on loopback that nobody listens on."""
     with contextlib.ExitStack() as sockets:
-        # All bound before any is closed, so that none comes twice.
+        # All are bound before any is closed, so that no port comes twice.
         bound = [sockets.enter_context(socket.socket()) for _ in range(count)]
         for each in bound:
             each.bind(("127.0.0.1", 0))
@@ -225,7 +219,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def log_tail(scratch: Path) -> str | None:
-    """The end of a server's log; None when it has none yet."""
+    """The end of a server's log; None if there is no log yet."""
     path = scratch / "log"
     if not path.exists():
         return None

@@ -187,7 +187,8 @@ def test_wrong_configuration_is_one_clear_error_and_leaves_nothing_behind(
 
     with pytest.raises(
         NatsServerError,
-        match=r'^nats-server ended before it was ready: .*server.conf:1:0: unknown field "nonsense"$',
+        match="^nats-server ended before it was ready: "
+        r'.*server.conf:1:0: unknown field "nonsense"$',
     ):
         NatsServer(config="nonsense: 3").start()
 

@@ -28,7 +28,7 @@ class Record(NamedTuple):
 
 
 def new_topic(address: str, *, partitions: int = 4, replicas: int = 1, **config: str) -> str:
-    """Create a topic of a name that no other test uses; config in Kafka's words, with `_` for `.`."""
+    """Create a topic with an unused name; config has Kafka's names, with `_` for `.`."""
     name = f"t-{time.time_ns()}-{next(_numbers)}"
     make_topic(address, name, partitions=partitions, replicas=replicas, **config)
     return name

@@ -71,7 +71,7 @@ class Proxy:
         return self._port
 
     def aim(self, target: str) -> None:
-        """From now on new connections go to that server, which had to be told of this proxy first."""
+        """Send new connections to another server, which must know this proxy already."""
         self._target = urlsplit(target)
 
     def cut_all(self) -> None:

@@ -114,7 +114,7 @@ class Driver:
         return [item.sequence for item in self.items]
 
     def step(self) -> None:
-        """One call of the engine, which is what tells the partition that a snapshot is committed."""
+        """One call of the engine, by which the partition learns that a snapshot is committed."""
         try:
             self.items += self.part.next_batch()
         except StopIteration:

@@ -14,6 +14,7 @@ from types import NoneType
 
 from ...envelope import Envelope, PublishOptions
 from ...errors import EnvelopeError
+from ...publishing import header_items
 
 __all__ = ["check_topic", "encode", "encode_all", "message_id"]
 
@@ -212,20 +213,8 @@ def _value(what: str, value: object, field: str) -> bytes:
 
 
 def _user_lines(headers: Mapping[str, str]) -> bytes:
-    if not isinstance(headers, Mapping):
-        raise EnvelopeError(
-            f"the headers must be a mapping of str to str, not {type(headers).__name__}",
-            field="headers",
-        )
-    try:
-        items: list[tuple[object, object]] = list(dict(headers).items())
-    except Exception as error:  # the user's own mapping may raise anything
-        raise EnvelopeError(
-            f"the headers cannot be read ({type(error).__name__}): give a dict of str to str",
-            field="headers",
-        ) from None
     lines = []
-    for name, value in items:
+    for name, value in header_items(headers):
         if not isinstance(name, str) or not HEADER_NAME(name):
             raise EnvelopeError(
                 f"invalid header name {name!r:.80}: use letters, digits and dashes",

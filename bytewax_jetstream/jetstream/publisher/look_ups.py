@@ -35,7 +35,7 @@ __all__ = ["LookUps"]
 
 @dataclass(frozen=True, slots=True)
 class _Doubt:
-    flight: int
+    number: int
     index: int
     stream: str
     refusal: Refusal
@@ -57,17 +57,17 @@ class LookUps:
         self._doubts: deque[_Doubt] = deque()
         self._task: asyncio.Task[None] | None = None
 
-    def take(self, flight: int, index: int, stream: object, refusal: Refusal) -> bool:
+    def take(self, number: int, index: int, stream: object, refusal: Refusal) -> bool:
         """Start to look an envelope up, if its refusal is one of the two; returns whether it is. If
         so, the result is reported from here.
         """
-        grouped = len(self._events.in_flight(flight, index)) > 1
+        grouped = len(self._events.in_flight(number, index)) > 1
         # Of a group the server checks the ids first. So a wrong last sequence in a group does not
         # come from an earlier attempt that stored the group.
         codes = {DUPLICATE_IN_GROUP} if grouped else WRONG_LAST_SEQUENCE.keys()
         if refusal.code not in codes or not isinstance(stream, str):
             return False
-        self._doubts.append(_Doubt(flight, index, stream, refusal))
+        self._doubts.append(_Doubt(number, index, stream, refusal))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._look())
         return True
@@ -80,7 +80,7 @@ class LookUps:
     async def _look(self) -> None:
         while self._doubts:
             doubt = self._doubts.popleft()
-            envelopes = self._events.in_flight(doubt.flight, doubt.index)
+            envelopes = self._events.in_flight(doubt.number, doubt.index)
             if not envelopes:
                 continue  # settled, or sent again, in the meantime
             try:
@@ -92,9 +92,9 @@ class LookUps:
                 reason = _in_doubt(doubt.refusal, error)
                 found = Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code)
             if isinstance(found, Receipt):
-                self._events.acked(doubt.flight, doubt.index, found)
+                self._events.acked(doubt.number, doubt.index, found)
             else:
-                self._events.refused(doubt.flight, doubt.index, found)
+                self._events.refused(doubt.number, doubt.index, found)
             self._events.process()
 
     async def _own_message(self, doubt: _Doubt, envelope: Envelope) -> Receipt | Refusal:

@@ -71,7 +71,8 @@ def test_wrong_password_is_reported_at_once_and_never_shown(
             publish_by(way, settings, envelopes(10, "x"))
 
     assert str(refused.value) == (
-        f"no connection to {server.url} (nats: 'Authorization Violation'): correct the credentials in the settings"
+        f"no connection to {server.url} (nats: 'Authorization Violation'): correct the credentials "
+        "in the settings"
     )
     assert CANARY not in "".join(traceback.format_exception(refused.value)) + caplog.text + repr(
         settings
@@ -84,7 +85,8 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[NatsServer]:
     users = """
         authorization { users: [
             { user: all, password: all }
-            { user: some, password: some, permissions: { publish: { deny: ["open.Denied.*", "ghost.>"] } } }
+            { user: some, password: some,
+              permissions: { publish: { deny: ["open.Denied.*", "ghost.>"] } } }
             { user: deaf, password: deaf, permissions: { subscribe: { deny: ["_INBOX.>"] } } }
             { user: plain, password: plain, permissions: { publish: { allow: ["open.>"] } } }
         ]}
@@ -152,7 +154,8 @@ def test_user_without_the_jetstream_api_can_publish_when_the_check_is_skipped(
 ) -> None:
     with pytest.raises(
         ConnectError,
-        match=r'^Permissions Violation for Publish to "\$JS\.API\.STREAM\.LIST": .*stream_strategy=skip$',
+        match=r'^Permissions Violation for Publish to "\$JS\.API\.STREAM\.LIST": '
+        r".*stream_strategy=skip$",
     ):
         publish_by(way, _as("plain", guarded), envelopes(10, "open.x"))
 

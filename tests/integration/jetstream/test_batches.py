@@ -184,7 +184,10 @@ def test_stream_that_stops_taking_batches_gets_singles_and_one_log_line(
 
     assert counts["streams_without_batches"] == 1
     assert [record.message for record in caplog.records if "TURNED" in record.message] == [
-        "stream TURNED takes one message at a time: the server refused it: batch publish is disabled (10205)"
+        (
+            "stream TURNED takes one message at a time: the server refused it: "
+            "batch publish is disabled (10205)"
+        )
     ]
     assert audit(nats_server.url, "TURNED", envelopes(400, "turned")) == FLAWLESS
 

@@ -1,4 +1,4 @@
-"""Groups on real servers: the envelopes of one aggregate that come at once are stored all or none."""
+"""Groups on real servers: envelopes of one aggregate submitted together are stored all or none."""
 
 import asyncio
 import json
@@ -88,7 +88,10 @@ def test_refused_group_stores_nothing_and_the_other_groups_are_stored(
         ),
         (
             {"payload": b"1" * (1024 * 1024 - 150)},
-            "in a group the limit is 1048416: shorten it or raise the server's max_payload of",
+            (
+                "in a group the limit is 1048416: shorten it or raise the server's max_payload of "
+                "1048576"
+            ),
         ),
     ],
 )

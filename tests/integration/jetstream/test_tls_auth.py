@@ -50,7 +50,10 @@ class Certificates:
 
     def block(self, more: str = "") -> str:
         """A server's `tls` block."""
-        return f'tls {{ cert_file: "{self.server}", key_file: "{self.server}", ca_file: "{self.ca}", {more} }}'
+        return (
+            f'tls {{ cert_file: "{self.server}", key_file: "{self.server}", '
+            f'ca_file: "{self.ca}", {more} }}'
+        )
 
 
 @pytest.fixture
@@ -423,8 +426,9 @@ def _operator_mode(folder: Path) -> tuple[str, Path]:
         f"system_account: {system_account}\nresolver: MEMORY\nresolver_preload: {{ {preload} }}\n"
     )
     creds = folder / "user.creds"
+    token = _token(account, user, "user", {"subs": -1, "data": -1, "payload": -1})
     creds.write_text(
-        f"-----BEGIN NATS USER JWT-----\n{_token(account, user, 'user', {'subs': -1, 'data': -1, 'payload': -1})}\n"
+        f"-----BEGIN NATS USER JWT-----\n{token}\n"
         "------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{user}\n------END USER NKEY SEED------\n"
     )

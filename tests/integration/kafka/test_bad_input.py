@@ -30,7 +30,10 @@ from tests.support.streams import FLAWLESS, envelopes
 from tests.support.ways import both_ways, publish_by
 
 CANARY = "canary-51ce07"
-USERS = 'org.apache.kafka.common.security.plain.PlainLoginModule required user_amy="amy" user_bob="bob";'
+USERS = (
+    "org.apache.kafka.common.security.plain.PlainLoginModule required "
+    'user_amy="amy" user_bob="bob";'
+)
 
 
 def _bad(**fields: Any) -> Envelope:

@@ -395,7 +395,8 @@ from bytewax.testing import run_main
 settings = KafkaSettings(brokers=({kafka_address!r},))
 flow = Dataflow("tailing")
 read = jop.input("in", flow, settings, topics={source!r})
-jop.output("out", op.map("e", read.oks, lambda record: from_kafka(record, {target!r}, own_id=True)), settings)
+out = op.map("e", read.oks, lambda record: from_kafka(record, {target!r}, own_id=True))
+jop.output("out", out, settings)
 run_main(flow)
 """
     child = subprocess.Popen([sys.executable, "-c", program])

@@ -87,7 +87,7 @@ class Orders:
 
 
 class Rows(FixedPartitionedSource[Envelope, int]):
-    """Makes rows until the board says that it is enough, and then those that a replay still owes."""
+    """Makes rows until the board says that it is enough, then the rows that a replay owes."""
 
     def __init__(self, board: Board) -> None:
         self._board = board

@@ -69,7 +69,7 @@ KILLS: tuple[Kill, ...] = (
 
 
 def kill_again_and_again(pipeline: Pipeline, workers: int) -> Evidence:
-    """Kill it so often that enough kills came with envelopes in flight, and let it run to its end."""
+    """Kill it until enough kills came with envelopes in flight, then let it run to its end."""
     random = Random(f"{workers} workers")
     counted = 0
     kills = cycle(KILLS)

@@ -134,7 +134,10 @@ def test_coverage_accepts_streams_without_subjects() -> None:
         ),
         (
             {"persist_mode": "async"},
-            "stream ORDERS acknowledges before it writes (persist_mode async): use the default persist mode",
+            (
+                "stream ORDERS acknowledges before it writes (persist_mode async): "
+                "use the default persist mode"
+            ),
         ),
         (
             {"mirror": {"name": "X"}},
@@ -258,7 +261,7 @@ def test_subjects_are_added_and_none_is_removed() -> None:
     assert _changes(
         config, wanted(subjects=("orders.>", "audit.x", "bills")), takes_batches=False
     ) == {"subjects": ["audit.>", "orders.>", "bills"]}, (
-        "what a new subject takes in must not stand beside it: the server refuses subjects that overlap"
+        "a subject that a new one covers must go: the server refuses subjects that overlap"
     )
 
 

@@ -29,8 +29,8 @@ def test_work_queue_or_interest_stream_needs_a_durable_consumer(
     make_stream(url, stream, stream, retention=retention)
 
     assert str(failure(source(url, stream))) == (
-        f"stream {stream} has {retention} retention, which removes what its consumers acknowledge, and reading by "
-        "sequence acknowledges nothing: name a consumer with durable="
+        f"stream {stream} has {retention} retention, which removes what its consumers acknowledge, "
+        "and reading by sequence acknowledges nothing: name a consumer with durable="
     )
 
 
