@@ -1,4 +1,4 @@
-"""An epoch's checkpoint comes soon after the epoch, whether or not anything else does."""
+"""An epoch's checkpoint comes soon after the epoch, also while the input is idle."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The judge of the tests here sees every kind of flaw."""
+"""The judge of the recovery tests sees every kind of flaw."""
 
 from collections.abc import Callable
 from hashlib import sha256
@@ -12,7 +12,7 @@ from tests.support.recovery.rows import STREAM, envelope_of, is_good
 from tests.support.streams import Stored
 
 ROWS = 101
-"""Of the first partition; the last is a bad one."""
+"""Rows of the first partition; the last is a bad one."""
 SECOND_EPOCH = 60
 """The first row of the second epoch; of that the first run had come to row 70 when it was killed.
 """

@@ -55,7 +55,7 @@ def _pickles(folder: Path) -> dict[str, bytes]:
 
 
 def _deliver_again(url: str) -> None:
-    """What was delivered and not acknowledged would come again after ack_wait, by the clock."""
+    """Redeliver unacknowledged messages now; the server would wait for ack_wait."""
     last = api(url, "CONSUMER.INFO.QUEUE.worker")["delivered"]["consumer_seq"]
     write_frames(
         url,

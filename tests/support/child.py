@@ -1,4 +1,4 @@
-"""A dataflow in a process of its own, which a variable tells what to do.
+"""A dataflow in a process of its own, which an environment variable tells what to do.
 
 It is started as `python -m bytewax.run tests.support.child:flow`.
 """
@@ -30,7 +30,7 @@ from tests.support.streams import envelopes
 __all__ = ["TOLD", "Child", "Told"]
 
 TOLD = "TEST_CHILD"
-"""The variable."""
+"""The environment variable."""
 TOPIC = "child"
 PARTS = 4
 NAP = timedelta(milliseconds=5)
@@ -62,7 +62,7 @@ class Told(NamedTuple):
 
     @property
     def results(self) -> list[list[str]]:
-        """Of each result its event id, its outcome and whether it was a duplicate, in all runs."""
+        """Event id, outcome and duplicate flag of each result, in all runs."""
         return [line.split() for line in self._lines("results")]
 
     def write(self, name: str, lines: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ class Told(NamedTuple):
 
 
 class Child:
-    """A running child; killed at the end of `with` if it has not ended by then."""
+    """A running child; killed at the end of `with` unless it has ended."""
 
     def __init__(self, told: Told, workers: int, store: Path | None) -> None:
         recovery = ["-r", str(store), "-s", "1", "-b", "0"] if store is not None else []
@@ -99,7 +99,7 @@ class Child:
 
     @property
     def log(self) -> str:
-        """All that it, and those before it, said."""
+        """What it and the children before it logged."""
         return self._log.read_text()
 
     @property

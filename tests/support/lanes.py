@@ -57,7 +57,7 @@ def kafka(
 
 @contextmanager
 def opened(settings: BrokerSettings) -> Iterator[Opened]:
-    """A pool and a lane; at the end nothing is waited for."""
+    """A pool and a lane; closed at the end without waiting."""
     pool = AckPool(settings.pool)
     try:
         yield Opened(pool, pool.lane(publisher_for(settings), name="lane"))

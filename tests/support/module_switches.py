@@ -32,7 +32,7 @@ ROUTE = Route("ORDERS", replicated=False, fresh=False)
 
 
 class Switches(NamedTuple):
-    """The way of one batch."""
+    """What one batch costs."""
 
     calls: list[str]
     """Each call, as `module.function`."""

@@ -20,7 +20,7 @@ class Broken(Mapping[str, str]):
 
 
 class Array:
-    """As numpy's and pandas' arrays, whose truth and equality are arrays again."""
+    """Like an array of numpy or pandas: its truth is an error, and `==` gives an array again."""
 
     __hash__ = None  # type: ignore[assignment]  # as theirs
 

@@ -47,14 +47,14 @@ class Stored(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """What is wrong with a stream, beside what was to be stored in it."""
+    """How a stream differs from what was to be stored in it."""
 
     missing: int
     duplicates: int
     inversions: int
     """Messages that stand before an earlier one of their aggregate."""
     strangers: int
-    """Messages nobody asked for."""
+    """Messages that were not to be stored."""
 
 
 FLAWLESS = Audit(0, 0, 0, 0)

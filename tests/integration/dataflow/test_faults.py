@@ -34,9 +34,7 @@ pytestmark = pytest.mark.usefixtures("batched")
 
 
 class _Faults:
-    """Calls one fault after the other while a source is read: each when a partition comes to its
-    index.
-    """
+    """Faults in order of their index: each is called when a partition has come to it."""
 
     def __init__(self, faults: dict[int, Callable[[], object]]) -> None:
         self._left = sorted(faults.items())
@@ -52,7 +50,7 @@ class _Faults:
         return not self._left
 
 
-def _all_is_well(made: Publishing, batch: list[Envelope], url: str, stream: str) -> None:
+def _assert_flawless(made: Publishing, batch: list[Envelope], url: str, stream: str) -> None:
     assert audit(url, stream, batch) == FLAWLESS
     assert Counter(result.event_id for result in made.oks) == Counter(
         each.event_id for each in batch
@@ -87,7 +85,7 @@ def test_restarted_server_loses_and_duplicates_nothing(
     run(made.flow, workers=workers)
 
     assert faults.over
-    _all_is_well(made, batch, server.url, "ENDS")
+    _assert_flawless(made, batch, server.url, "ENDS")
 
 
 @pytest.mark.parametrize("seconds", [1, 8])
@@ -113,7 +111,7 @@ def test_paused_server_loses_and_duplicates_nothing(
         run(made.flow, workers=2)
 
     assert faults.over
-    _all_is_well(made, batch, server.url, "PAUSED")
+    _assert_flawless(made, batch, server.url, "PAUSED")
 
 
 def test_server_away_for_many_ack_timeouts_loses_and_duplicates_nothing(
@@ -215,7 +213,7 @@ def test_cluster_that_loses_its_leaders_loses_and_duplicates_no_message(
 
     assert faults.over
     assert killed
-    _all_is_well(made, batch, cluster.url, stream)
+    _assert_flawless(made, batch, cluster.url, stream)
 
 
 def test_a_replicated_stream_is_not_updated_down_to_one_replica(

@@ -369,7 +369,7 @@ def test_output_stops_at_a_rejected_envelope_and_does_not_commit_its_epoch(
 
 
 def _left() -> tuple[int, int, bool]:
-    """What a run must not leave behind: threads, file descriptors, the process's pool."""
+    """Threads, file descriptors and the process's pool: a run leaves none of them behind."""
     process = psutil.Process()
     return process.num_threads(), process.num_fds(), shared_pool._shared.pool is not None
 

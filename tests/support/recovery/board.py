@@ -10,12 +10,10 @@ __all__ = ["Board", "Slot"]
 
 
 class Slot(IntEnum):
-    """What each number says; those of the dataflow are of its present run where nothing else is
-    said.
-    """
+    """What each number says: of the present run, unless it says of all runs."""
 
     STOP = 0
-    """Set by the test: every partition ends once it has made again all that it ever made."""
+    """Set by the test: every partition ends once it has made all of its rows again."""
     SUBMITTED = auto()
     """Envelopes that the pool has accepted."""
     SETTLED = auto()
@@ -57,12 +55,12 @@ class Board:
         self._numbers[slot] = number
 
     def new_run(self) -> None:
-        """Forget what the last run said of itself."""
+        """Forget the numbers of the last run."""
         for slot in range(Slot.STOP, Slot.LEFT):
             self[slot] = 0
 
     def made(self, part: int, count: int) -> None:
-        """A partition has come that far; on a replay it had come farther."""
+        """Note how far a partition has come; a replay starts behind the number, and never lowers it."""
         self[Slot.MADE + part] = max(count, self[Slot.MADE + part])
 
     def made_by(self, part: int) -> int:

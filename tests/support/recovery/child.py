@@ -79,7 +79,7 @@ class Orders:
     budget: int = 1_000
     aim: Aim | None = None
     aim_at: int = 1
-    """Which of the occasions it is to be."""
+    """At which occasion, counted from 1."""
     without: Without | None = None
 
     def to_json(self) -> str:
@@ -124,7 +124,7 @@ class _Part(StatefulSourcePartition[Envelope, int]):
 
 
 class Keeper(FixedPartitionedSink[Any, None]):
-    """Keeps whatever comes, in the order in which it comes, with the run it came in."""
+    """Keeps all items in the order they come, each with its run."""
 
     def __init__(self, directory: Path, what: str, run: int) -> None:
         self._directory, self._what, self._run = directory, what, run
@@ -176,7 +176,7 @@ def dataflow(orders: Orders, board: Board) -> Dataflow:
 
 
 def _in_one_topic(row: Envelope) -> Envelope:
-    """Kafka has no order across topics; a topic that is none stays as it is."""
+    """Kafka has no order across topics; an invalid topic stays as it is."""
     return row if row.topic.endswith("*") else row._replace(topic=STREAM)
 
 
@@ -196,7 +196,7 @@ class _Watch:
         self._lanes: dict[int, Lane] = {}
         """By the thread that fills them: each worker's."""
         self._epoch = 0
-        """The latest with an envelope."""
+        """The latest epoch with an envelope."""
         self._settling: set[Mailbox] = set()
         """Lanes whose epoch is being closed."""
         self._held: int | None = None
@@ -284,7 +284,7 @@ def _do_without_ids() -> None:
     wire.message_id = never_the_same
     PUBLISHER_MODULE.encode_all = lambda *columns, **options: (
         None
-    )  # so that each is looked at by itself
+    )  # so that each envelope is encoded by itself
 
 
 def _do_without_results() -> None:

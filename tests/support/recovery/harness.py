@@ -81,7 +81,7 @@ class Pipeline:
         return self
 
     def reach(self, condition: Callable[[Board], bool]) -> Self:
-        """Wait until the board says so."""
+        """Wait until the board meets the condition."""
         assert self._process is not None
         process = self._process
         until(lambda: condition(self.board) or process.poll() is not None, PATIENCE)

@@ -1,4 +1,4 @@
-"""The ways in which a dataflow is killed, with one broker as with the other."""
+"""The ways in which a dataflow is killed, the same for both brokers."""
 
 import logging
 from collections.abc import Callable
@@ -69,7 +69,7 @@ KILLS: tuple[Kill, ...] = (
 
 
 def kill_again_and_again(pipeline: Pipeline, workers: int) -> Evidence:
-    """Kill it until enough kills came with envelopes in flight, then let it run to its end."""
+    """Kill until enough kills came with envelopes in flight; then run to the end."""
     random = Random(f"{workers} workers")
     counted = 0
     kills = cycle(KILLS)

@@ -12,7 +12,7 @@ AGGREGATES = 23
 
 
 def is_good(index: int) -> bool:
-    """Whether a row can be published; the others have a topic that is none."""
+    """Whether a row can be published; the others have an invalid topic."""
     return index % 101 != 100
 
 

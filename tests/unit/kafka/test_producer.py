@@ -1,4 +1,4 @@
-"""What the library's errors are, and where a message is in what was sent."""
+"""Errors of the library, and the number of each message that was sent."""
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -25,6 +25,6 @@ def test_fatal_error_is_found_inside_the_librarys_own_exception() -> None:
 
 
 def test_each_sent_message_has_its_own_number() -> None:
-    places = {place_of(number, index) for number in range(1, 5) for index in (0, 1, MAX_SEND - 1)}
+    numbers = {place_of(number, index) for number in range(1, 5) for index in (0, 1, MAX_SEND - 1)}
 
-    assert len(places) == 12
+    assert len(numbers) == 12

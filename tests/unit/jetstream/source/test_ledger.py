@@ -160,7 +160,7 @@ def test_a_simulated_consumer_loses_and_repeats_nothing() -> None:
             elif step < 0.7:
                 snapshot = (ledger.close_epoch(), list(emitted))
             elif step < 0.8 and snapshot is not None:
-                # The engine's commit, and perhaps the source's hearing of it.
+                # The engine commits, and the source may or may not get to know it.
                 state, committed = snapshot
                 if chance.random() < 0.5:
                     ledger.commit()
