@@ -33,6 +33,10 @@ TOLD = "TEST_CHILD"
 """The environment variable."""
 TOPIC = "child"
 PARTS = 4
+AGGREGATES = 12 * PARTS
+"""A multiple of the parts, so that each aggregate is read by one part: two parts of a source keep
+no order between them.
+"""
 NAP = timedelta(milliseconds=5)
 
 
@@ -53,7 +57,7 @@ class Told(NamedTuple):
 
     @property
     def envelopes(self) -> list[Envelope]:
-        return envelopes(self.messages, TOPIC)
+        return envelopes(self.messages, TOPIC, aggregates=AGGREGATES)
 
     @property
     def emitted(self) -> list[str]:
