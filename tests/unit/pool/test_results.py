@@ -6,7 +6,7 @@ import pytest
 
 from bytewax_jetstream.dispatch import SegmentStored, Settled, Settlement, SinglesStored
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
-from bytewax_jetstream.pool.results import reckon
+from bytewax_jetstream.pool.results import results_of
 from bytewax_jetstream.publishing import Receipt, Refusal, Verdict
 from tests.support.dispatching import entry, envelope, numbered, segment
 from tests.support.fake_publisher import FakePublisher
@@ -126,10 +126,10 @@ def test_only_stop_verdicts_and_unknown_results_give_a_stop_reason() -> None:
     ]
 
 
-# `reckon` by itself
+# `results_of` by itself
 
 
-def test_reckoning_counts_results_bytes_duplicates_and_unknown_ones() -> None:
+def test_results_count_results_bytes_duplicates_and_unknown_ones() -> None:
     stored = SegmentStored(
         segment(envelope("1", size=1), envelope("2", size=2)), Receipt("S", duplicate=True)
     )
@@ -142,7 +142,7 @@ def test_reckoning_counts_results_bytes_duplicates_and_unknown_ones() -> None:
     unknown = Settled(entry("6", size=200), Outcome.UNKNOWN, None, refusal)
     alone = Settled(entry("7", size=1_000), Outcome.STORED, Receipt("S", duplicate=True), None)
     settled: list[Settlement] = [rejected, stored, singles, unknown, alone]
-    delivery, stop_reason, unknowns, size = reckon(settled, "fake", at=3.0, worker=2)
+    delivery, stop_reason, unknowns, size = results_of(settled, "fake", at=3.0, worker=2)
 
     assert [result.event_id for result in delivery.oks] == ["1", "2", "3", "4", "7"]
     assert [result.event_id for result in delivery.errs] == ["5", "6"]
@@ -162,6 +162,6 @@ def test_reckoning_counts_results_bytes_duplicates_and_unknown_ones() -> None:
 )
 def test_delivery_names_the_event_id_that_was_settled_last(last: Settlement, event_id: str) -> None:
     first = Settled(entry("0"), Outcome.STORED, Receipt(), None)
-    delivery = reckon([first, last], "fake", at=0.0, worker=0).delivery
+    delivery = results_of([first, last], "fake", at=0.0, worker=0).delivery
 
     assert delivery.last_event_id == event_id

@@ -1,5 +1,4 @@
-"""What `jetstream/connection/client.py` takes for granted of nats-py's private parts, each tested by
-itself.
+"""What `jetstream/connection/client.py` assumes of nats-py's private parts, each tested alone.
 
 When one of these fails after an upgrade of nats-py, read the code it names before anything else:
 the connection would otherwise lose messages, hang, or talk in clear where it must not."""
