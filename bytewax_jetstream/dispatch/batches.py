@@ -51,7 +51,7 @@ __all__ = ["Batches", "Plan"]
 INFINITY = float("inf")
 
 LEAST_REACH = 16
-"""Messages of a batch that may be in flight, at least, after one whose first message was refused."""
+"""Messages of a batch that may always be in flight, however early the one before was refused."""
 
 
 class Plan(Enum):
