@@ -1,0 +1,80 @@
+"""Draws random lines of the package, for a reader who says in which file each of them is.
+
+    python -m tests.support.placement SEED
+
+Prints the tree with the first docstring line of each module, then 20 lines of code. With
+`--answers` it prints the files as well. Drawn are lines with a statement or an expression of at
+least 30 characters; imports, comments, docstrings and `__all__` are left out, and no file is drawn
+more than twice.
+"""
+
+import ast
+import sys
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+__all__ = ["Line", "draw", "tree"]
+
+PACKAGE = Path(__file__).parents[2] / "bytewax_jetstream"
+LINES = 20
+SHORTEST = 30
+MOST_OF_A_FILE = 2
+
+
+class Line(NamedTuple):
+    """A line of code, and where it is."""
+
+    file: str
+    text: str
+
+
+def tree() -> list[str]:
+    """Each module with the first line of its docstring."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        words = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
+        found.append(f"{path.relative_to(PACKAGE)}  {words[0] if words else ''}")
+    return found
+
+
+def draw(seed: int) -> list[Line]:
+    """The lines to place."""
+    lines = [line for path in sorted(PACKAGE.rglob("*.py")) for line in _candidates(path)]
+    Random(seed).shuffle(lines)
+    taken: list[Line] = []
+    files = Counter[str]()
+    for line in lines:
+        if files[line.file] < MOST_OF_A_FILE and len(taken) < LINES:
+            taken.append(line)
+            files[line.file] += 1
+    return taken
+
+
+def _candidates(path: Path) -> list[Line]:
+    source = path.read_text()
+    skipped: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_names = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        if is_text or is_names or isinstance(node, ast.Import | ast.ImportFrom):
+            assert isinstance(node, ast.stmt)
+            skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    texts = enumerate(source.splitlines(), start=1)
+    return [
+        Line(str(path.relative_to(PACKAGE)), text.strip())
+        for number, text in texts
+        if number not in skipped
+        and len(text.strip()) >= SHORTEST
+        and not text.strip().startswith("#")
+    ]
+
+
+if __name__ == "__main__":
+    seed = int(sys.argv[1])
+    print(*tree(), "", sep="\n")
+    for number, line in enumerate(draw(seed), start=1):
+        print(
+            f"{number:2}. {line.text}" + (f"    [{line.file}]" if "--answers" in sys.argv else "")
+        )
