@@ -1,4 +1,4 @@
-"""`LoopThread`: an event loop on a thread of its own; other threads run coroutines on it."""
+"""`LoopThread`: an event loop on a thread of its own, with deadlines for who calls it, and its crash."""
 
 import asyncio
 import contextlib

@@ -5,10 +5,12 @@
 Prints the tree with the first docstring line of each module, then 20 lines of code. With
 `--answers` it prints the files as well. Drawn are lines with a statement or an expression of at
 least 30 characters; imports, comments, docstrings and `__all__` are left out, and no file is drawn
-more than twice.
+more than twice. A line such as `if time.monotonic() > deadline:`, all of whose words stand in more
+than three files, says nothing of its file, and is left out too.
 """
 
 import ast
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +23,9 @@ PACKAGE = Path(__file__).parents[2] / "bytewax_jetstream"
 LINES = 20
 SHORTEST = 30
 MOST_OF_A_FILE = 2
+COMMON = 3
+"""Files in which a word may stand and still tell where a line is."""
+WORDS = re.compile(r"[A-Za-z_]{3,}").findall
 
 
 class Line(NamedTuple):
@@ -41,7 +46,14 @@ def tree() -> list[str]:
 
 def draw(seed: int) -> list[Line]:
     """The lines to place."""
-    lines = [line for path in sorted(PACKAGE.rglob("*.py")) for line in _candidates(path)]
+    paths = sorted(PACKAGE.rglob("*.py"))
+    files_of = Counter(word for path in paths for word in set(WORDS(path.read_text())))
+    lines = [
+        line
+        for path in paths
+        for line in _candidates(path)
+        if min((files_of[word] for word in WORDS(line.text)), default=COMMON + 1) <= COMMON
+    ]
     Random(seed).shuffle(lines)
     taken: list[Line] = []
     files = Counter[str]()

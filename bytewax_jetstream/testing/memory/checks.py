@@ -1,4 +1,4 @@
-"""Which envelopes the broker in memory can take at all."""
+"""Checks the fields of an envelope for the broker in memory, as the real publishers do."""
 
 from collections.abc import Mapping
 

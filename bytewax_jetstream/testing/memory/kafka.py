@@ -1,4 +1,4 @@
-"""Publishes to the broker in memory as to Kafka: a library retries, in order in each partition.
+"""Publishes to the broker in memory as librdkafka does to Kafka: retries in order, then gives up.
 
 It stands for librdkafka as well as for the broker. It retries by itself and stores nothing twice,
 because the broker knows a producer's own messages; it does not know event ids. A message that the
