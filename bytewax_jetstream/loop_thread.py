@@ -1,4 +1,4 @@
-"""`LoopThread`: an event loop on a thread of its own, with deadlines for who calls it, and its crash."""
+"""`LoopThread`: an event loop on its own thread; others run coroutines on it, with deadlines."""
 
 import asyncio
 import contextlib

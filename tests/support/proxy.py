@@ -1,7 +1,8 @@
 """A TCP proxy before a nats-server that loses, delays and cuts on demand, and counts what passes.
 
-It knows where a NATS frame ends, so that a lost message leaves the protocol intact. TCP loses no
-packet: what is lost in practice is the answer, or the connection."""
+It knows where a NATS frame ends, so a lost message leaves the protocol intact: TCP loses no packet
+by itself, in practice an answer is lost, or the connection.
+"""
 
 import asyncio
 import contextlib

@@ -217,7 +217,7 @@ def test_stream_deleted_or_sealed_mid_run_stops_the_dataflow_without_a_commit(
     assert time.monotonic() - began < 20
     assert re.search(says, str(root_cause(stopped.value)))
     assert "stops without committing its epoch" in str(root_cause(stopped.value))
-    assert not made.errs, "a dataflow dead-lettered everything"
+    assert not made.errs, "an envelope was dead-lettered"
     if gone.is_set() and harm is _delete:
         make_stream(nats_server.url, stream, stream)
         run(made.flow, store=store)

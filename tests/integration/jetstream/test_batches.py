@@ -373,7 +373,7 @@ def _roles(cluster: NatsCluster) -> Roles:
 def _acknowledged_without_followers(
     pool: AckPool, lane: Lane, believing: bool, aggregates: int
 ) -> list[PublishResult]:
-    """The results, taken late enough for a run that believes every ack to have them all."""
+    """The results so far; a run that believes every ack has all of them by then."""
     if believing:
         until(lambda: not lane.unsettled, 20)
     else:  # it tries one of each aggregate, again and again

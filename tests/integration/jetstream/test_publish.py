@@ -324,7 +324,7 @@ def test_closed_pool_returns_unsettled_envelopes_as_unknown(
     with opened(jetstream(proxy.url, ack_timeout=5)) as (pool, lane):
         proxy.answers.loses = lambda frame: b"CLOSED" in frame
         lane.submit(envelopes(100, "closed.x"))
-        # An ack for the first message of each aggregate while the others wait, or for the batch.
+        # One ack for the batch; or one for the first message of each aggregate, while others wait.
         until(lambda: proxy.answers.lost == (1 if batched else 50))
         began = time.monotonic()
         pool.close(0.2)

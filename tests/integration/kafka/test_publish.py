@@ -382,7 +382,7 @@ def test_kafka_input_resumes_after_the_last_commit(kafka_address: str, tmp_path:
 
 
 def test_flow_that_tails_a_topic_ends_cleanly_at_sigterm(kafka_address: str) -> None:
-    """In a process of its own, which tails a topic and publishes what it reads, until SIGTERM."""
+    """A process that SIGTERM stops while it tails a topic and publishes what it reads."""
     source, target = new_topic(kafka_address), new_topic(kafka_address)
     batch = envelopes(2_000, source)
     publish(kafka(kafka_address), *batch)

@@ -60,7 +60,7 @@ class Board:
             self[slot] = 0
 
     def made(self, part: int, count: int) -> None:
-        """Note how far a partition has come; a replay, which starts behind it, never lowers it."""
+        """Note how far a partition has come; a replay never lowers the number."""
         self[Slot.MADE + part] = max(count, self[Slot.MADE + part])
 
     def made_by(self, part: int) -> int:
