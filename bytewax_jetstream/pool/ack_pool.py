@@ -12,6 +12,7 @@ every answered task and stop; the publishers close; the thread ends.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -126,7 +127,8 @@ class AckPool:
     def close(self, drain: float | None = None) -> None:
         """Settle what is unsettled, then stop; may be called any number of times.
 
-        Returns within `drain` seconds and a little.
+        Returns within `drain` seconds and a little, and waits no longer than the first deadline of
+        an open lane: after a second signal it does not wait at all.
 
         :arg drain: Seconds to wait for what is unsettled, default the settings' drain timeout;
             what is left then gets an unknown result.
@@ -140,7 +142,9 @@ class AckPool:
                     return
                 self._intake.state = PoolState.DRAINING
             if before is PoolState.RUNNING:
-                self._drain_within(self.settings.drain_timeout if drain is None else drain)
+                seconds = self.settings.drain_timeout if drain is None else drain
+                left = self._thread.deadline() - time.monotonic()
+                self._drain_within(max(0.0, min(seconds, left)))
             self._thread.stop()
             self._intake.state = PoolState.CLOSED
 

@@ -47,7 +47,8 @@ class Lane:
         self._intake = intake
         self._publisher = publisher
         self._mailbox = mailbox
-        self._deadline = deadline
+        self.deadline = deadline
+        """By when waits of this lane must end (`time.monotonic`), whatever is unsettled then."""
         self._on_close = on_close
         self._cut = _groups_whole if publisher.publisher.policy.atomic else _pieces
         self._closed = False
@@ -161,7 +162,7 @@ class Lane:
                 self._on_close()
 
     def _check_deadline(self) -> None:
-        if time.monotonic() > self._deadline():
+        if time.monotonic() > self.deadline():
             raise SettleTimeoutError(
                 f"{self.unsettled} envelopes of lane {self.name} are not settled in time: check "
                 "that the broker answers; they are published again when the epoch is replayed",

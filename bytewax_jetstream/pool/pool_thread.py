@@ -5,8 +5,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Hashable
-from typing import TypeVar
 
+from ..dispatch import LaneQueue
 from ..errors import ConnectError, PoolClosedError
 from ..loop_thread import LoopThread
 from ..publishing import Publisher
@@ -20,7 +20,7 @@ from .shared_publisher import SharedPublisher
 __all__ = ["PoolThread"]
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+INFINITY = float("inf")
 
 LOOK_AGAIN = 0.001
 """Seconds for which what is handed over gathers while answers are awaited anyway."""
@@ -37,6 +37,8 @@ class PoolThread:
         self.intake = Intake(settings, self._loop_thread, self._look)
         self.workers = AckWorkers(settings.ack_workers, self.intake.budget)
         self._publishers: dict[Hashable, SharedPublisher] = {}
+        self._lanes: dict[LaneQueue, Lane] = {}
+        """The lanes that are open."""
         self._closing: list[asyncio.Task[None]] = []
         self._next_look: asyncio.TimerHandle | None = None
 
@@ -55,6 +57,10 @@ class PoolThread:
         """Those that have started."""
         every = list(self._publishers.values())
         return [each for each in every if each.ready is not None and each.ready.done()]
+
+    def deadline(self) -> float:
+        """When the first open lane must end its waits (`time.monotonic`); infinite without one."""
+        return min([lane.deadline() for lane in list(self._lanes.values())], default=INFINITY)
 
     def open_lane(
         self, publisher: Publisher, name: str, worker: int, deadline: Callable[[], float]
@@ -121,6 +127,7 @@ class PoolThread:
                 self._loop_thread.call(lambda: self._leave(shared, lane))
 
         lane = Lane(name, self.intake, shared, queue, mailbox, deadline=deadline, on_close=leave)
+        self._lanes[queue] = lane
         return lane
 
     async def _open(self, publisher: Publisher) -> SharedPublisher:
@@ -144,6 +151,7 @@ class PoolThread:
     def _leave(self, shared: SharedPublisher, lane: Lane) -> None:
         """A lane was closed; with its last lane a publisher closes."""
         self.intake.accept_all()
+        del self._lanes[lane.queue]
         shared.remove_lane(lane.queue)
         shared.users -= 1
         identity = shared.publisher.identity

@@ -115,6 +115,22 @@ def test_unsettled_envelopes_become_unknown_at_the_close_with_what_to_do() -> No
     assert pool.unsettled == 0
 
 
+def test_close_waits_no_longer_than_the_deadline_of_a_lane() -> None:
+    """After a second signal, whose deadline is over, the exit of the program does not drain."""
+    publisher = FakePublisher(silent)
+    pool = AckPool(PoolSettings(drain_timeout=1_000))
+    passed = threading.Event()
+    lane = pool.lane(
+        publisher, name="lane", deadline=lambda: 0.0 if passed.is_set() else float("inf")
+    )
+    lane.submit(envelopes(3))
+    until(lambda: len(publisher.unanswered) == 3)
+    passed.set()
+
+    assert InThread(pool.close).end() is None
+    assert {result.outcome for result in lane.collect()} == {Outcome.UNKNOWN}
+
+
 def test_waiting_flush_gets_its_results_from_a_draining_pool() -> None:
     publisher = FakePublisher(silent)
     pool = AckPool(PoolSettings())
