@@ -119,7 +119,7 @@ def test_a_subject_without_permission_is_rejected_and_the_others_are_stored(
     assert {results[each.event_id].outcome for each in denied} == {Outcome.REJECTED}
     assert (
         results["d-0"].reason
-        == "this user may not publish on open.Denied.x: grant it, then publish again"
+        == "this user may not publish on open.Denied.x: allow it, then publish again"
     )
     assert len(stored(guarded.url, "OPEN", user="all", password="all")) == len(fine)
 
