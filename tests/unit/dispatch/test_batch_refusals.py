@@ -56,6 +56,18 @@ def test_refusal_of_a_message_that_is_then_counted_as_stored_is_forgotten() -> N
     assert driver.sends() == [["3"]]
 
 
+def test_message_behind_a_forgotten_refusal_may_be_stored() -> None:
+    driver = batching()
+    driver.submit(*numbered(1, 2, 3))
+    sent = driver.append()
+    driver.dispatch.refused(sent.number, 1, Refusal(Verdict.REJECT, "denied", 1), 0.0)
+    driver.dispatch.batch_ended(sent.number, 2, 0.0)
+    driver.tick(0.1)
+    driver.refused(driver.singles(), 0, Verdict.REJECT)
+
+    assert driver.outcomes()["3"] is Outcome.UNKNOWN
+
+
 @pytest.mark.parametrize("then", ["tick", "ended", "disconnected"])
 @pytest.mark.parametrize("index", [-1, 0, 3, 7])
 def test_refusal_of_an_index_that_is_not_in_flight_loses_no_message(index: int, then: str) -> None:

@@ -58,6 +58,23 @@ def test_example_of_a_lost_batch() -> None:
         assert driver.outcomes() == {"e3": STORED, "e4": STORED, "e5": STORED}
 
 
+def test_example_of_a_segment_sorted_by_route() -> None:
+    """The one in `Batches._sort`, with two messages each so that they go as batches."""
+    routes = {topic: Route(topic.upper(), replicated=False, fresh=False) for topic in "ab"}
+    driver = Driver(route=routes.get, flow_interval=500)
+    aggregates = {"a1": "x", "a2": "x", "b1": "y", "b2": "y", "c1": "z", "a3": "y", "a4": "y"}
+    driver.submit(*(envelope(name, of, topic=name[0]) for name, of in aggregates.items()))
+    first, second, single = driver.append(), driver.append(), driver.singles()
+    assert [ids(each) for each in (first, second, single)] == [["a1", "a2"], ["b1", "b2"], ["c1"]]
+    assert driver.sends() == []
+
+    driver.dispatch.batch_ended(first.number, 2, 0.0)
+    driver.dispatch.acked(single.number, 0, _receipt(1))
+    assert driver.sends() == [], "y still has envelopes on their way to B"
+    driver.dispatch.batch_ended(second.number, 2, 0.0)
+    assert driver.sends() == [["a3", "a4"]]
+
+
 def test_example_of_a_doubt() -> None:
     driver = _driver(replicated=True)
     driver.submit(envelope("e1"))

@@ -2,7 +2,7 @@
 
 from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.publishing import Refusal, Verdict
-from tests.support.dispatching import RECEIPT, Driver, envelope
+from tests.support.dispatching import RECEIPT, Driver, batching, envelope, numbered
 
 
 def test_closed_lane_settles_all_as_unknown_and_leaves_other_lanes_alone() -> None:
@@ -50,6 +50,16 @@ def test_abandon_settles_all_lanes_as_unknown_and_sends_nothing() -> None:
     }
     assert driver.sends() == []
     assert driver.is_empty()
+
+
+def test_closed_lane_is_forgotten() -> None:
+    driver = batching()
+    driver.submit(*numbered(1, 2, 3))
+    driver.append()
+    driver.dispatch.remove_lane(driver.lane)
+
+    assert repr(driver.dispatch).endswith(" 0 lanes>")
+    assert not driver.dispatch._batches._lanes
 
 
 def test_closing_a_lane_twice_does_nothing_the_second_time() -> None:

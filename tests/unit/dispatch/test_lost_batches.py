@@ -62,3 +62,14 @@ def test_lost_batch_rejects_the_refused_message_and_retries_the_rest() -> None:
         driver.refused(again, index, Verdict.REJECT)
 
     assert driver.outcomes() == {"1": Outcome.UNKNOWN, "2": Outcome.REJECTED, "3": Outcome.REJECTED}
+
+
+def test_append_not_yet_sent_when_the_connection_is_lost_is_withdrawn() -> None:
+    driver = batching()
+    driver.submit(*numbered(1, 2), *numbered(3, 4, topic="other"))
+    assert ids(driver.append()) == ["1", "2"]
+    driver.dispatch.disconnected("gone")
+    driver.dispatch.connected()
+
+    assert ids(driver.singles()) == ["1", "2", "3", "4"]
+    assert driver.sends() == []

@@ -6,6 +6,7 @@ import pytest
 
 from bytewax_jetstream.errors import PoolClosedError, SettleTimeoutError
 from bytewax_jetstream.pool import Lane
+from bytewax_jetstream.pool import budget as budget_module
 from bytewax_jetstream.pool.budget import Budget
 from tests.support.fake_publisher import FakePublisher, silent
 from tests.support.pooling import InThread, envelopes, pooled
@@ -163,7 +164,8 @@ def test_acquire_raises_what_the_check_raises_while_it_waits() -> None:
         budget.acquire(1, 1, closed, patience=60.0)
 
 
-def test_release_wakes_the_producer_that_waits_for_room() -> None:
+def test_release_wakes_the_producer_that_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "SLICE", 60.0)
     budget = Budget(10, 100)
     budget.acquire(10, 10, lambda: None, patience=60.0)
     producer = InThread(lambda: budget.acquire(3, 30, lambda: None, patience=60.0))
