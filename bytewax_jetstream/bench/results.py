@@ -19,7 +19,7 @@ LIBRARIES = ("bytewax-jetstream", "bytewax", "nats-py", "confluent-kafka")
 def load(path: Path) -> dict[str, Any]:
     """Read a results file.
 
-    :raises BenchError: when it is not one.
+    :raises BenchError: when it is not a results file.
     """
     try:
         results = json.loads(path.read_text())

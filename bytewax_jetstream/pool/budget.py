@@ -13,7 +13,7 @@ SLICE = 0.1
 
 
 class Budget:
-    """Holds back whoever would exceed it, and never drops anything.
+    """Blocks a producer that would exceed it, and never drops anything.
 
     It is given back by the pool's own thread when an envelope is settled, whether or not anybody
     has collected the result: so no step can block another step of its thread.

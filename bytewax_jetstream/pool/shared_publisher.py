@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 INFINITY = float("inf")
 TIMER_SLACK = 0.001
-"""Seconds by which a timer may be late before it is set anew."""
+"""Seconds by which a timer may be late before it is set again."""
 
 
 class AckTask(NamedTuple):

@@ -57,7 +57,7 @@ class FlightsSource(FixedPartitionedSource[Flight, int]):
 
     All rows of an aircraft are in one partition. The number of partitions is part of their names:
     resumed with another number, a run would skip and repeat rows, so Bytewax refuses to resume, and
-    the recovery store has to be made anew.
+    the recovery store has to be made again.
 
     :arg partitions: How many; more of them can be read by more workers.
     :arg limit: Read only this many rows, from the beginning.

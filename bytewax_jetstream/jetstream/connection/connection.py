@@ -83,7 +83,7 @@ class Connection:
         down, whether the last one did.
         """
         self.takes_groups = False
-        """Likewise for atomic batches (nats-server 2.12)."""
+        """Whether the server, now or last, knows atomic batches (nats-server 2.12)."""
         self.is_clustered = False
         """Whether the server is one of a cluster."""
         self.reconnects = 0

@@ -269,7 +269,7 @@ class JetStreamPublisher:
             self._denied_topics.add(denied.group(1))
 
     def _refuse_denied(self) -> None:
-        """A thousand denials of one topic are one look at what is in flight."""
+        """Refuse what is in flight on the denied topics: once for each topic, not for each denial."""
         while self._denied_topics:
             topic = self._denied_topics.pop()
             self._forbidden.add(topic)

@@ -146,7 +146,7 @@ class Reader:
         """Try until a feed is open or the time is up.
 
         The time runs from the first failure. A feed that never heard from the server does not
-        start it anew.
+        start it again.
         """
         assert self._failing_since is not None
         limit = self._shared.settings.pool.delivery_timeout

@@ -7,7 +7,7 @@ __all__ = ["NO_FAULTS", "Faults", "some_faults"]
 
 
 class Faults(NamedTuple):
-    """Probabilities, drawn anew for each run so that runs differ in kind."""
+    """Probabilities, drawn for each run so that runs differ in kind."""
 
     drop_request: float
     repeat_request: float

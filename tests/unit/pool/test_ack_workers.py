@@ -1,4 +1,4 @@
-"""ACK workers: few of them, whatever is in flight and whoever is silent."""
+"""ACK workers: few are enough, whatever is in flight and whichever broker is silent."""
 
 import asyncio
 
