@@ -4,8 +4,8 @@ Three callers serve reports, that is, let librdkafka call back with the reports 
 
 - A polling thread, so that reports come while the dataflow is idle.
 - The pool's thread after each send, because the polling thread alone starves on the GIL.
-- The thread that waits for the end of an epoch, in short flushes, because only a flush makes librdkafka
-  send at once instead of waiting for `linger`.
+- The thread that waits for the end of an epoch, in short flushes, because only a flush makes
+  librdkafka send at once instead of waiting for `linger`.
 """
 
 import logging

@@ -269,7 +269,7 @@ class JetStreamPublisher:
             self._denied_topics.add(denied.group(1))
 
     def _refuse_denied(self) -> None:
-        """Refuse what is in flight on the denied topics: once for each topic, not for each denial."""
+        """Refuse what is in flight on denied topics: once per topic, not per denial."""
         while self._denied_topics:
             topic = self._denied_topics.pop()
             self._forbidden.add(topic)
