@@ -23,10 +23,14 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
     return JetStreamPublisher(settings)
 
 
-def not_stored(result: PublishResult, *, step: str, lane: str) -> PublishError:
-    """The error that stops a run because this envelope is not stored."""
+def not_stored(result: PublishResult, *, step: str, lane: str, before: str = "") -> PublishError:
+    """The error that stops a run because this envelope is not stored.
+
+    :arg before: What the message says before the envelope.
+    """
+    what = f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}"
     return PublishError(
-        f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}",
+        before + what,
         step=step,
         lane=lane,
         broker=result.broker,

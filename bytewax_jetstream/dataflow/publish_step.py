@@ -15,7 +15,7 @@ from bytewax.dataflow import Stream
 from bytewax.operators import StatefulBatchLogic
 
 from ..envelope import Checkpoint, Envelope, PublishResult
-from ..errors import PublishError, SettleTimeoutError
+from ..errors import SettleTimeoutError
 from ..pool import Lane
 from ..recovery_state import PublishState, Report, publish_state, read_publish_state
 from ..settings import BrokerSettings
@@ -163,7 +163,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         seconds = pool.delivery_timeout + pool.ack_timeout + 1
         until = time.monotonic() + seconds
         while not lane.wait(1, time.monotonic() + SLICE):
-            self._stop_if_unsettled(lane)
+            self._stop_if_it_must(lane)
             if time.monotonic() > until:
                 raise SettleTimeoutError(
                     f"{self._lanes.step_id}: {lane.unsettled} envelopes were not settled within "
@@ -187,16 +187,13 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
             else:
                 self._report.oks.extend(delivery.oks)
                 self._report.errs.extend(delivery.errs)
-        self._stop_if_unsettled(self._lane)
+        self._stop_if_it_must(self._lane)
 
-    def _stop_if_unsettled(self, lane: Lane) -> None:
-        if lane.stop_reason is not None:
-            raise PublishError(
-                f"{self._lanes.step_id} stops without committing its epoch: {lane.stop_reason}",
-                step=self._lanes.step_id,
-                lane=lane.name,
-                reason=lane.stop_reason,
-            )
+    def _stop_if_it_must(self, lane: Lane) -> None:
+        if lane.stop is not None:
+            step = self._lanes.step_id
+            before = f"{step} stops without committing its epoch: "
+            raise not_stored(lane.stop, step=step, lane=lane.name, before=before)
 
     def _pass_on(self) -> tuple[Iterable[Report], bool]:
         if not any(self._report):

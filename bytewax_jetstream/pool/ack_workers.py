@@ -55,12 +55,12 @@ class AckWorkers:
 
     def _settle(self, task: AckTask) -> None:
         mailbox, broker, settled, at = task
-        delivery, stop_reason, unknown, size = results_of(settled, broker, at, mailbox.worker)
+        delivery, stop, unknown, size = results_of(settled, broker, at, mailbox.worker)
         oks, errs = delivery.oks, delivery.errs
         counts = self.counts
         counts["stored"] += len(oks)
         counts["duplicates"] += delivery.duplicates
         counts["rejected"] += len(errs) - unknown
         counts["unknown"] += unknown
-        mailbox.deliver(delivery, stop_reason)
+        mailbox.deliver(delivery, stop)
         self._budget.release(len(oks) + len(errs), size)

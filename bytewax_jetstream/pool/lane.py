@@ -67,11 +67,19 @@ class Lane:
         return self._mailbox.unsettled
 
     @property
-    def stop_reason(self) -> str | None:
-        """Why a dataflow must not commit: a result is unknown, or refused for a reason that
-        concerns every message. None while there is no such result.
+    def stop(self) -> PublishResult | None:
+        """The first result for which a dataflow must not commit: it is unknown, or refused for a
+        reason that concerns every message. None while there is no such result.
         """
-        return self._mailbox.stop_reason
+        return self._mailbox.stop
+
+    @property
+    def stop_reason(self) -> str | None:
+        """`stop` in words."""
+        stop = self.stop
+        if stop is None:
+            return None
+        return f"envelope {stop.event_id} on {stop.topic} is {stop.outcome}: {stop.reason}"
 
     def submit(self, envelopes: Sequence[Envelope], *, epoch: int = 0) -> None:
         """Hand envelopes to the pool, in order; returns when all are accepted, before any is

@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 
+from ..envelope import PublishResult
 from .results import Delivery
 
 __all__ = ["Mailbox"]
@@ -19,7 +20,7 @@ class Mailbox:
         self._deliveries: deque[Delivery] = deque()
         self._news = threading.Condition()
         self._unsettled = 0
-        self._stop_reason: str | None = None
+        self._stop: PublishResult | None = None
 
     def __len__(self) -> int:
         return len(self._deliveries)
@@ -30,21 +31,21 @@ class Mailbox:
         return self._unsettled
 
     @property
-    def stop_reason(self) -> str | None:
-        """Why a dataflow must not commit, once there is a reason."""
-        return self._stop_reason
+    def stop(self) -> PublishResult | None:
+        """The first result for which a dataflow must not commit, once there is one."""
+        return self._stop
 
     def expect(self, messages: int) -> None:
         """So many more envelopes are accepted."""
         with self._news:
             self._unsettled += messages
 
-    def deliver(self, delivery: Delivery, stop_reason: str | None) -> None:
+    def deliver(self, delivery: Delivery, stop: PublishResult | None) -> None:
         """Results have come; called by an ACK worker."""
         with self._news:
-            if stop_reason is not None and self._stop_reason is None:
+            if stop is not None and self._stop is None:
                 # Before anybody can take these results and pass them on.
-                self._stop_reason = stop_reason
+                self._stop = stop
             self._deliveries.append(delivery)
             self._unsettled -= len(delivery.oks) + len(delivery.errs)
             self._news.notify_all()

@@ -27,8 +27,8 @@ class Results(NamedTuple):
     """A delivery, with what the pool needs to know of it."""
 
     delivery: Delivery
-    stop_reason: str | None
-    """Why the dataflow must stop without committing; None if it may go on."""
+    stop: PublishResult | None
+    """The first result for which a dataflow must stop without committing; None if it may go on."""
     unknown: int
     size: int
     """Payload bytes that were settled."""
@@ -36,7 +36,8 @@ class Results(NamedTuple):
 
 def results_of(settled: list[Settlement], broker: str, at: float, worker: int) -> Results:
     """One result for each envelope, in the order of settlement."""
-    stop, size, duplicates, unknown = None, 0, 0, 0
+    stop: PublishResult | None = None
+    size = duplicates = unknown = 0
     oks: list[PublishResult] = []
     errs: list[PublishResult] = []
     for one in settled:
@@ -59,10 +60,6 @@ def results_of(settled: list[Settlement], broker: str, at: float, worker: int) -
             continue
         unknown += outcome is Outcome.UNKNOWN
         kept = picklable(entry.envelope)
-        if outcome is Outcome.UNKNOWN or refusal.verdict is Verdict.STOP:
-            stop = (
-                stop or f"envelope {kept.event_id} on {kept.topic} is {outcome}: {refusal.reason}"
-            )
         errs.append(
             result._replace(
                 outcome=outcome,
@@ -75,6 +72,8 @@ def results_of(settled: list[Settlement], broker: str, at: float, worker: int) -
                 envelope=kept,
             )
         )
+        if stop is None and (outcome is Outcome.UNKNOWN or refusal.verdict is Verdict.STOP):
+            stop = errs[-1]
     last = settled[-1]
     if isinstance(last, SegmentStored):
         envelope = last.segment.envelopes[-1]

@@ -158,6 +158,8 @@ def test_server_gone_for_good_stops_the_run_and_the_next_run_replays(
     assert isinstance(cause, PublishError)
     assert str(cause).startswith("flow.publish stops without committing its epoch: envelope e-")
     assert "is unknown: not settled within 1 s" in str(cause)
+    assert (cause.outcome, cause.broker) == ("unknown", "jetstream")
+    assert f"envelope {cause.event_id} on {cause.topic} is" in str(cause)
     assert "\n" not in str(cause)
     assert not made.errs, "an unknown result left the dataflow"
     last = max(asked)

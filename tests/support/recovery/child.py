@@ -221,7 +221,9 @@ class _Watch:
             self._count(Slot.RETRIED, sum(entry.attempts > 1 for entry in entries))
             return number
 
-        def watched_deliver(mailbox: Mailbox, delivery: Delivery, stop: str | None) -> None:
+        def watched_deliver(
+            mailbox: Mailbox, delivery: Delivery, stop: PublishResult | None
+        ) -> None:
             deliver(mailbox, delivery, stop)
             self._count(Slot.SETTLED, len(delivery.oks) + len(delivery.errs))
             if mailbox in self._settling and mailbox.unsettled:

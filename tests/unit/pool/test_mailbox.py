@@ -100,26 +100,28 @@ def test_wait_ends_with_the_next_delivery(
     assert time.monotonic() - begun < LONG / 2
 
 
-def test_stop_reason_is_there_before_the_results_can_be_taken() -> None:
+def test_stop_is_there_before_the_results_can_be_taken() -> None:
     mailbox = Mailbox(0)
     mailbox.expect(1)
-    reasons: list[str | None] = []
+    stops: list[PublishResult | None] = []
 
     class Watched(deque[Delivery]):
         def append(self, delivery: Delivery) -> None:
-            reasons.append(mailbox.stop_reason)
+            stops.append(mailbox.stop)
             super().append(delivery)
 
     mailbox._deliveries = Watched()
-    mailbox.deliver(a_delivery(errs=1), "it is unknown")
+    unknown = a_delivery(errs=1)
+    mailbox.deliver(unknown, unknown.errs[0])
 
-    assert reasons == ["it is unknown"]
+    assert stops == [unknown.errs[0]]
 
 
-def test_first_stop_reason_is_kept() -> None:
+def test_first_stop_is_kept() -> None:
     mailbox = Mailbox(0)
     mailbox.expect(3)
-    for reason in (None, "the first", "the second"):
-        mailbox.deliver(a_delivery(errs=1), reason)
+    first, second = RESULT._replace(event_id="first"), RESULT._replace(event_id="second")
+    for stop in (None, first, second):
+        mailbox.deliver(a_delivery(errs=1), stop)
 
-    assert mailbox.stop_reason == "the first"
+    assert mailbox.stop is first

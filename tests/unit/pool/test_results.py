@@ -143,14 +143,14 @@ def test_results_count_results_bytes_duplicates_and_unknown_ones() -> None:
     stopped = Settled(entry("8"), Outcome.REJECTED, None, Refusal(Verdict.STOP, "no permission"))
     alone = Settled(entry("7", size=1_000), Outcome.STORED, Receipt("S", duplicate=True), None)
     settled: list[Settlement] = [rejected, stored, singles, unknown, stopped, alone]
-    delivery, stop_reason, unknowns, size = results_of(settled, "fake", at=3.0, worker=2)
+    delivery, stop, unknowns, size = results_of(settled, "fake", at=3.0, worker=2)
 
     assert [result.event_id for result in delivery.oks] == ["1", "2", "3", "4", "7"]
     assert [result.event_id for result in delivery.errs] == ["5", "6", "8"]
     assert [result.sequence for result in delivery.oks] == [None, None, 7, 8, None]
     assert {(result.ack_seconds, result.worker) for result in delivery.oks} == {(3.0, 2)}
     assert (delivery.duplicates, unknowns, size) == (4, 1, 1334)
-    assert stop_reason == "envelope 6 on orders is unknown: too large"
+    assert stop == delivery.errs[1]
 
 
 @pytest.mark.parametrize(
