@@ -5,6 +5,7 @@ only the message is needed to make an error; so errors can be pickled, with thei
 """
 
 from dataclasses import dataclass
+from typing import final
 
 __all__ = [
     "BenchError",
@@ -36,6 +37,7 @@ class JetStreamPipelineError(Exception):
         super().__init__(self.message)  # what `str()` shows, and what unpickling makes it from
 
 
+@final  # publishers' answers are told apart by this very type
 @dataclass(eq=False, repr=False, kw_only=True)
 class EnvelopeError(JetStreamPipelineError):
     """An envelope cannot be published as it is, and was not sent; no other envelope is affected.
@@ -46,7 +48,7 @@ class EnvelopeError(JetStreamPipelineError):
     :ivar field: The field of the envelope that is wrong, such as `topic` or `headers`.
     :ivar topic: The topic of the envelope.
     :ivar event_id: The event id of the envelope.
-    :ivar size: How many bytes it has, when that is too many; of a group, how many envelopes.
+    :ivar size: How many bytes it has, when that is too many.
     :ivar limit: How many are allowed.
 
     Correct the envelope, or the step that makes it, and publish it again.
@@ -180,7 +182,7 @@ class SettleTimeoutError(JetStreamPipelineError):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class PoolClosedError(JetStreamPipelineError):
-    """The pool takes no envelopes: these were not accepted, and get no result.
+    """The pool takes no envelopes: what was not accepted gets no result.
 
     It is draining or closed, it belongs to another process or has other settings, or its thread has
     failed. What it accepted before gets its results as long as its thread runs.

@@ -7,7 +7,7 @@
     op.output("dead-letter", out.errs, dead_letters)
     op.output("progress", out.checkpoints, progress)
 
-Every envelope comes back as a result. An epoch commits only when none of its envelopes is in flight
+Every envelope comes back as a result. An epoch commits only when all of its envelopes are settled
 (the barrier), and results that were not passed on by then are committed with it. So after a crash
 no envelope, result or checkpoint is missing; one may come twice, with the same identity.
 """
@@ -147,7 +147,7 @@ def _kafka_input(
 def publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> PublishOut:
     """Every envelope is published through the process's ACK pool, and comes back as a result.
 
-    An epoch is not committed while one of its envelopes is in flight. A rejected envelope goes to
+    An epoch is not committed while one of its envelopes is unsettled. A rejected envelope goes to
     `errs`. An envelope that is unknown at the delivery timeout stops the run non-zero without
     committing the epoch; so does a refusal that concerns every message (stream or topic gone,
     JetStream off). At least once: after a crash the last epoch is published again with the same

@@ -2,7 +2,7 @@
 
 The envelopes of one batch travel as one item, with their epoch and worker, to the stateful step of
 the worker's lane. That step hands them to the lane, and passes on what the lane has settled so far.
-At the end of an epoch it waits until none of the epoch's envelopes is in flight (the barrier). What
+At the end of an epoch it waits until all of the epoch's envelopes are settled (the barrier). What
 it could not pass on by then is its recovery state.
 """
 
@@ -130,7 +130,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         return self._pass_on()
 
     def on_eof(self) -> tuple[Iterable[Report], bool]:
-        """Wait for everything in flight, and pass on its results: the input has ended."""
+        """Wait until everything is settled, and pass on its results: the input has ended."""
         self._close_epoch()
         return self._pass_on()
 
@@ -142,7 +142,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         return datetime.now(UTC) + IDLE_POLL if self._tally is not None else None
 
     def snapshot(self) -> PublishState:
-        """The barrier: wait until nothing is in flight, so that the epoch may commit; results that
+        """The barrier: wait until nothing is unsettled, so that the epoch may commit; results that
         cannot be emitted now are its state.
         """
         self._close_epoch()
@@ -150,7 +150,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
 
     def _close_epoch(self) -> None:
         if self._lane is None or self._tally is None:
-            return  # no envelope was submitted in this epoch, so none is in flight
+            return  # no envelope was submitted in this epoch, so none is unsettled
         self._settle_all(self._lane)
         self._collect()
         if not self._strict:

@@ -79,7 +79,7 @@ class Batch:
 
 
 class BatchLane:
-    """What this module knows of a lane."""
+    """What `batches` knows of a lane."""
 
     __slots__ = ("in_flight", "open", "queue", "reach")
 

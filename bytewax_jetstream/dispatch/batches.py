@@ -16,8 +16,8 @@ A refused message. Batch 7 carries e1 to e5; e3 is too large for the stream.
     sent       append of batch 8: e4 e5, last
     answered   batch ended: 2 stored       -> e4, e5 are stored
 
-  The next batch may only reach as far ahead as this one came (`reach`, at least 16 messages),
-  because everything behind a refused message is sent in vain; each stored message extends it.
+  Everything behind a refused message is sent in vain. So the next batch may only have as many
+  messages in flight as this one had stored (`reach`, at least 16), one more for each stored.
 
 A lost batch. Batch 7 carries e1 to e5, with an ack timeout of 5 s.
 
@@ -198,8 +198,8 @@ class Batches:
                 batch.lane.queue.enter_ready(segment.entries())
 
     def refused(self, number: int, index: int, refusal: Refusal, now: float) -> bool:
-        """Nothing of a batch is stored from an index on, and its end will follow; False when the
-        number is not that of a batch.
+        """Nothing of a batch is stored from an index on, and its end will follow; False when no
+        batch of that number is awaited.
         """
         batch = self.sent.get(number)
         if batch is None:

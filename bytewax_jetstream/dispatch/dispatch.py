@@ -1,17 +1,19 @@
 """What is sent when, tried again and settled: the rules. Begin here; no I/O and no clock.
 
 One `Dispatch` serves one publisher. Things happen to it (`submit`, `connected`, `acked`,
-`batch_ended`, `refused`, `disconnected`, `tick`), each with the time at which it happened. It
-answers with what to send (`next_send`) and with what has ended (`take_settled`). The pool turns
-that into threads and sockets, the tests into thousands of simulated seconds.
+`batch_ended`, `refused`, `disconnected`, `tick`), with their time where it matters. It answers
+with what to send (`next_send`) and with what has ended (`take_settled`). The pool turns that into
+threads and sockets, the tests into thousands of simulated seconds.
 
 The rules:
 
 1. Lanes take turns. What a lane accepted is sent in order, as far as the rules below allow it.
-2. Where a stream takes batches, a lane has one batch in flight on each route, and nothing else of
-   the same aggregates. What is submitted meanwhile is appended to it, or goes in the next one.
-3. What was sent behind a refused message of a batch is sent again. The next batch reaches no
-   further ahead than this one came, and further with each message that is stored.
+2. Where a stream takes batches, a lane has one batch in flight (one for each route, where one
+   segment was split by route), and nothing else of the same aggregates. What is submitted
+   meanwhile is appended to it, or goes in the next one.
+3. What was sent behind a refused message of a batch is sent again. So that less is sent in vain,
+   the next batch may have only as many messages in flight as this one had stored (at least 16),
+   and one more for each message that is stored.
 4. A message that is alone, and whatever a route does not take, goes as a single, in its place in
    the order. With `atomic`, one aggregate's envelopes of a submission are a group: one entry,
    stored all or none.
@@ -82,7 +84,7 @@ class Dispatch:
         """Lanes with something to send, the next first."""
         self._connected = False
         self._next_expiry = INFINITY
-        self._window = Window(policy)
+        self._window = Window()
         self._doubts = Doubts(route, policy.ack_timeout or 0.0)
         self._settlements = Settlements(policy, self._doubts)
         owners = policy, self._window, self._doubts, self._settlements

@@ -16,7 +16,7 @@ class LaneQueue:
 
     Attributes may be read by everyone in this package; only the methods change them. Each method
     after which the lane may be able to send puts it among the changed lanes, which the dispatch
-    looks at before the next send.
+    looks at before the next send (`put_back` does not: the end of its batch has).
 
     :arg one_per_aggregate: Whether singles of one aggregate go one after the other.
     :arg changed: The changed lanes; shared by all lanes of a dispatch.
@@ -41,7 +41,7 @@ class LaneQueue:
         """Singles that may be sent."""
         self.held: dict[str, deque[Entry] | None] = {}
         """For each aggregate with a single ready, in flight or backing off: the singles that wait
-        behind it."""
+        behind it, None while there are none."""
         self.singles = 0
         """How many envelopes or groups go as singles and are not settled."""
         self.backing_off = 0

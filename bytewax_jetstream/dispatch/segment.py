@@ -161,7 +161,7 @@ def segments_of(
         return _by_aggregate(submission, envelopes, wires)
     if any(map(OPTIONS, envelopes)):
         return _by_options(submission, range(len(envelopes)), envelopes, wires)
-    return [Segment(submission, list(envelopes), wires)]
+    return [Segment(submission, list(envelopes), list(wires))]
 
 
 def _by_aggregate(

@@ -111,8 +111,9 @@ class Singles:
         """Send what is ready, as much as has room."""
         entries: list[Entry] = []
         while lane.ready and not entries:
-            room, room_bytes = self._window.room()
-            entries, overdue = lane.take_ready(min(self._policy.max_send, room), room_bytes, now)
+            policy, window = self._policy, self._window
+            room = min(policy.max_send, policy.window - window.messages)
+            entries, overdue = lane.take_ready(room, policy.window_bytes - window.bytes, now)
             if overdue:
                 self._give_up(lane, overdue)
         if not self._policy.atomic:
@@ -130,9 +131,9 @@ class Singles:
 
     def _send_groups(self, lane: LaneQueue, entries: list[Entry], now: float) -> None:
         groups = [entry for entry in entries if isinstance(entry, Group)]
-        envelopes = [group.envelopes for group in groups]
+        envelopes = [list(group.envelopes) for group in groups]
         number = self._sending(lane, entries, [e for group in envelopes for e in group], now)
-        out = Groups(number, envelopes, [group.wires for group in groups])
+        out = Groups(number, envelopes, [list(group.wires) for group in groups])
         messages = sum([group.count for group in groups])
         self._window.send(out, messages, sum([group.size for group in groups]))
 
@@ -275,7 +276,7 @@ class Singles:
         """What is awaited at an index of a send: several envelopes if they are a group."""
         sent = self._sent.get(number)
         entry = sent.at(index) if sent is not None else None
-        return entry.envelopes if entry is not None else []
+        return list(entry.envelopes) if entry is not None else []
 
     def in_flight_on(self, topic: str) -> list[tuple[int, int]]:
         """Number and index of all that is in flight on a topic."""

@@ -2,32 +2,27 @@
 
 from collections import deque
 
-from ..publishing import Outgoing, Policy
+from ..publishing import Outgoing
 
 __all__ = ["Window"]
 
 
 class Window:
-    """Counts the messages and bytes in flight against the policy's limits, and numbers the sends.
+    """Counts the messages and bytes in flight, and numbers the sends.
 
     Attributes may be read by everyone in this package; only the methods change them.
     """
 
-    __slots__ = ("_policy", "bytes", "messages", "next_number", "outgoing")
+    __slots__ = ("bytes", "messages", "next_number", "outgoing")
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+    def __init__(self) -> None:
         self.messages = 0
         """Messages that were sent and are awaited."""
         self.bytes = 0
         self.next_number = 1
         """The number of the next send that is not an append to a batch in flight."""
         self.outgoing: deque[Outgoing] = deque()
-        """To be sent now, in order; it counts as in flight already."""
-
-    def room(self) -> tuple[int, int]:
-        """Messages and bytes that may still be sent; 0 or less where there is no room."""
-        return self._policy.window - self.messages, self._policy.window_bytes - self.bytes
+        """To be sent now, in order; it counts as in flight already. The dispatch takes from it."""
 
     @property
     def last_number(self) -> int:

@@ -85,7 +85,7 @@ class Client:
         self._on_reports, self._on_failure = on_reports, on_failure
         self._told = False
         self._queued = 0
-        """Messages with librdkafka when `hurry` was last called."""
+        """Messages with librdkafka when `flush_hint` was last called."""
         self._failed = False
         self._closing = False
         self._pid = os.getpid()

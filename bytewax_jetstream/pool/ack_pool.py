@@ -1,7 +1,7 @@
 """The shared ACK pool: one thread, one budget and one set of ACK workers for all lanes and brokers.
 
     producer threads                        pool thread (one event loop)
-    Lane.submit ── one hand-over a batch ─► Dispatch ─► Publisher.send ─► broker
+    Lane.submit ── one hand-over a piece ─► Dispatch ─► Publisher.send ─► broker
     Lane.collect ◄─ mailbox ◄─ ACK workers ◄─ answered tasks ◄─ answers ◄──┘
 
 It knows no broker and no Bytewax; what is sent when is decided in `dispatch`. The pool is new,
@@ -98,7 +98,7 @@ class AckPool:
         """Open an ordered queue to a broker; the first one connects, and makes or checks streams.
 
         :arg publisher: Publishers of equal settings share the first one's connection.
-        :arg name: Shown in logs, results and checkpoints.
+        :arg name: Shown in logs, errors and checkpoints.
         :arg worker: The dataflow worker that the results name.
         :arg deadline: By when (`time.monotonic`) waits of this lane must end, whatever is
             unsettled then.

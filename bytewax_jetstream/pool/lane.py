@@ -42,8 +42,7 @@ class Lane:
         on_close: Callable[[], None],
     ) -> None:
         self.name = name
-        self.queue = queue
-        """The pool's own."""
+        self._queue = queue
         self._intake = intake
         self._publisher = publisher
         self._mailbox = mailbox
@@ -86,7 +85,8 @@ class Lane:
         published.
 
         Blocks while the budget is used up. A bad envelope is accepted and becomes a rejected
-        result.
+        result. Many envelopes are accepted in pieces: after an error, `unsettled` and the results
+        tell which were.
 
         :raises PoolClosedError: when the lane is closed, or the pool is draining, closed, dead or
             of another process.
@@ -100,7 +100,7 @@ class Lane:
             self.check()
             budget.acquire(len(piece), size, self.check, patience)
             self._mailbox.expect(len(piece))
-            intake.hand_over(self._publisher, self.queue, piece, epoch)
+            intake.hand_over(self._publisher, self._queue, piece, epoch)
 
     def collect(self) -> list[PublishResult]:
         """Take the results that are there, without waiting."""
@@ -145,8 +145,8 @@ class Lane:
         if not self.wait(1, time.monotonic() + seconds):
             raise SettleTimeoutError(
                 f"{self.unsettled} envelopes of lane {self.name} are not settled after {seconds:g} "
-                "s: check that the broker answers; they are published again when the epoch is "
-                "replayed",
+                "s: check that the broker answers; a dataflow publishes them again when it "
+                "replays the epoch",
                 lane=self.name,
                 unsettled=self.unsettled,
                 seconds=seconds,

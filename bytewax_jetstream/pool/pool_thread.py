@@ -124,7 +124,7 @@ class PoolThread:
 
         def leave() -> None:
             with contextlib.suppress(PoolClosedError):  # closed meanwhile, and the lane with it
-                self._loop_thread.call(lambda: self._leave(shared, lane))
+                self._loop_thread.call(lambda: self._leave(shared, queue))
 
         lane = Lane(name, self.intake, shared, queue, mailbox, deadline=deadline, on_close=leave)
         self._lanes[queue] = lane
@@ -148,11 +148,11 @@ class PoolThread:
             raise
         return shared
 
-    def _leave(self, shared: SharedPublisher, lane: Lane) -> None:
+    def _leave(self, shared: SharedPublisher, queue: LaneQueue) -> None:
         """A lane was closed; with its last lane a publisher closes."""
         self.intake.accept_all()
-        del self._lanes[lane.queue]
-        shared.remove_lane(lane.queue)
+        del self._lanes[queue]
+        shared.remove_lane(queue)
         shared.users -= 1
         identity = shared.publisher.identity
         if not shared.users and identity in self._publishers:

@@ -17,7 +17,7 @@ class Receipt(NamedTuple):
     """Whether the broker had the event id before."""
 
     def before(self, messages: int) -> "Receipt":
-        """The receipt of the message stored that many messages earlier in the same run."""
+        """The receipt of the message stored that many messages earlier, where they lie together."""
         return self if self.sequence is None else self._replace(sequence=self.sequence - messages)
 
 
@@ -36,7 +36,7 @@ class Verdict(Enum):
 
 
 class Refusal(NamedTuple):
-    """Why the broker did not store an envelope."""
+    """Why the broker, or the dispatch in its place, did not store an envelope."""
 
     verdict: Verdict
     reason: str

@@ -25,7 +25,8 @@ class Policy(NamedTuple):
     """Whether the envelopes of one aggregate in one submission are stored all or none."""
     flow_interval: int = 0
     """The broker acknowledges an open batch after at most this many messages (a flow ack); of fewer
-    it says nothing until the batch ends."""
+    it says nothing until the batch ends. A publisher with routes must set it: an open batch with
+    no more messages than this in flight is ended, to get an answer."""
     first_backoff: float = 0.05
     longest_backoff: float = 2.0
 

@@ -19,8 +19,8 @@ class PublisherEvents(Protocol):
     """What a publisher reports, always on the pool's own thread.
 
     A `number` is that of a send; an `index` counts the messages of that send, or of that batch,
-    from 0. Answers to sends that are no longer awaited are welcome: a late ack still tells that an
-    envelope is stored.
+    from 0. The pool acts on acks, refusals and batches at the next `process`. Answers to sends that
+    are no longer awaited are welcome: a late ack still tells that an envelope is stored.
     """
 
     def connected(self) -> None:
@@ -69,7 +69,8 @@ class PublisherEvents(Protocol):
 class Publisher(Protocol):
     """Sends to one broker and reports the answers; it never decides what to send or when.
 
-    All methods but `flush_hint` are called on the pool's thread and must not block it.
+    All methods but `flush_hint` and `statistics` are called on the pool's thread and must not block
+    it.
     """
 
     broker: str

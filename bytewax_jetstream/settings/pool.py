@@ -30,4 +30,4 @@ class PoolSettings(Settings):
     delivery_timeout: Seconds = 60.0
     """Seconds that an envelope may take with all its attempts; then its outcome is unknown."""
     drain_timeout: Seconds = 20.0
-    """Seconds to settle what is in flight after SIGTERM or SIGINT; then the run ends non-zero."""
+    """Seconds to settle what is unsettled after SIGTERM or SIGINT; then the run ends non-zero."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ...envelope import Envelope
+from ...envelope import Envelope, PublishOptions
 from ...errors import EnvelopeError
 
 __all__ = ["check", "check_for_kafka"]
@@ -29,6 +29,9 @@ def check(envelope: Envelope) -> Envelope:
         if not isinstance(optional, str | None):
             raise EnvelopeError(f"the {name} is a {type(optional).__name__}: give a str or None")
     _check_headers(envelope.headers)
+    options: object = envelope.options
+    if options is not None and not isinstance(options, PublishOptions):
+        raise EnvelopeError(f"the options are a {type(options).__name__}: give PublishOptions")
     return envelope
 
 
