@@ -56,11 +56,6 @@ class Lane:
         return f"<Lane {self.name!r}, {self.unsettled} unsettled, {len(self._mailbox)} deliveries>"
 
     @property
-    def worker(self) -> int:
-        """The dataflow worker that the results name."""
-        return self._mailbox.worker
-
-    @property
     def unsettled(self) -> int:
         """How many accepted envelopes have no result yet."""
         return self._mailbox.unsettled
