@@ -200,11 +200,13 @@ class _Watch:
         self._settling: set[Mailbox] = set()
         """Lanes whose epoch is being closed."""
         self._held: int | None = None
-        """The epoch whose results are held back, so that its commit finds them not passed on."""
+        """The epoch whose commit is awaited, with results that were not passed on."""
+        self._holds_back = orders.aim == "committed"
+        """Whether results are held back, so that a commit finds them not passed on."""
 
     def install(self) -> None:
         submit, deliver, sending = LANE.submit, MAILBOX.deliver, SINGLES._sending
-        snapshot, on_notify = STEP.snapshot, STEP.on_notify
+        snapshot, pass_on, on_eof = STEP.snapshot, STEP._pass_on, STEP.on_eof
 
         def watched_submit(lane: Lane, envelopes: Sequence[Envelope], *, epoch: int = 0) -> None:
             self._lanes[threading.get_ident()] = lane
@@ -250,12 +252,20 @@ class _Watch:
                 self._held = self._epoch
             return state
 
-        def watched_on_notify(step: Any) -> Any:
-            return on_notify(step) if self._held is None else ((), STEP.RETAIN)
+        def watched_pass_on(step: Any) -> Any:
+            return ((), STEP.RETAIN) if self._holds_back else pass_on(step)
+
+        def watched_on_eof(step: Any) -> Any:
+            self._holds_back = False  # it came to its end before its time
+            return on_eof(step)
 
         LANE.submit, MAILBOX.deliver = watched_submit, watched_deliver
         SINGLES._sending = watched_sending
-        STEP.snapshot, STEP.on_notify = watched_snapshot, watched_on_notify
+        STEP.snapshot, STEP._pass_on, STEP.on_eof = (
+            watched_snapshot,
+            watched_pass_on,
+            watched_on_eof,
+        )
 
     def _count(self, slot: Slot, more: int) -> None:
         with self._lock:
