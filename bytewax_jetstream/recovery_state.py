@@ -26,7 +26,7 @@ import logging
 import pickle
 from datetime import timedelta
 from itertools import chain
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
 from .errors import JetStreamPipelineError, SourceError
@@ -91,11 +91,17 @@ def read_publish_state(state: object, step_id: str) -> Report:
         case Report():
             return Report(list(state.oks), list(state.errs), list(state.checkpoints))
         case ("publish", 1, tuple(oks), tuple(errs), tuple(checkpoints)):
-            return Report(
-                [_result(row) for row in oks],
-                [_result(row) for row in errs],
-                [Checkpoint(*map(_value, row)) for row in checkpoints],
-            )
+            try:
+                return Report(
+                    [_result(row) for row in oks],
+                    [_result(row) for row in errs],
+                    [Checkpoint(*map(_value, row)) for row in checkpoints],
+                )
+            except (TypeError, ValueError, IndexError) as error:
+                raise JetStreamPipelineError(
+                    f"step {step_id} found recovery state that is damaged ({error}): restore the "
+                    "recovery store from a backup"
+                ) from None
     raise JetStreamPipelineError(_refusal(state, step_id, "publish"))
 
 
@@ -115,15 +121,23 @@ def read_source_state(state: object, step_id: str) -> int | Ranges:
     :raises SourceError: when this is not the state of a JetStream source.
     """
     match state:
-        case ("sequence", 1, int(position)):
+        case ("sequence", 1, position) if _is_count(position):
             return position
-        case ("durable", 1, tuple(ranges)):
+        case ("durable", 1, tuple(ranges)) if all(map(_is_range, ranges)):
             return ranges
-        case int():
+        case int() if _is_count(state):
             return state
-        case tuple() if all(type(each) is tuple for each in state):
+        case tuple() if all(map(_is_range, state)):
             return state
     raise SourceError(_refusal(state, step_id, "sequence", "durable"))
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 1 << 64
+
+
+def _is_range(value: object) -> bool:
+    return type(value) is tuple and len(value) == 3 and all(map(_is_count, value))
 
 
 def _refusal(state: object, step_id: str, *kinds: str) -> str:

@@ -142,9 +142,7 @@ class AckPool:
                     return
                 self._intake.state = PoolState.DRAINING
             if before is PoolState.RUNNING:
-                seconds = self.settings.drain_timeout if drain is None else drain
-                left = self._thread.deadline() - time.monotonic()
-                self._drain_within(max(0.0, min(seconds, left)))
+                self._drain_within(self.settings.drain_timeout if drain is None else drain)
             self._thread.stop()
             self._intake.state = PoolState.CLOSED
 
@@ -159,7 +157,8 @@ class AckPool:
 
     def _drain_within(self, seconds: float) -> None:
         try:
-            self._thread.drain(seconds, CLOSE_SECONDS)
+            left = self._thread.deadline() - time.monotonic()
+            self._thread.drain(max(0.0, min(seconds, left)), CLOSE_SECONDS)
         except TimeoutError:
             log.error("the pool did not drain within %g s: what was unsettled is unknown", seconds)
         except Exception as error:

@@ -1,5 +1,6 @@
 """A lane: the ordered queue through which one thread publishes and gets its results."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -51,9 +52,16 @@ class Lane:
         self._on_close = on_close
         self._cut = _groups_whole if publisher.publisher.policy.atomic else _pieces
         self._closed = False
+        self._handing_over = threading.Lock()
+        """Held while envelopes go to the intake, so that a close comes before them or after."""
 
     def __repr__(self) -> str:
         return f"<Lane {self.name!r}, {self.unsettled} unsettled, {len(self._mailbox)} deliveries>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing any more."""
+        return self._closed
 
     @property
     def unsettled(self) -> int:
@@ -94,8 +102,14 @@ class Lane:
         for piece, size in self._cut(envelopes, most, budget.bytes // 2):
             self.check()
             budget.acquire(len(piece), size, self.check, patience)
-            self._mailbox.expect(len(piece))
-            intake.hand_over(self._publisher, self._queue, piece, epoch)
+            with self._handing_over:
+                try:
+                    self.check()  # it may have been closed while this thread waited
+                except BaseException:
+                    budget.release(len(piece), size)
+                    raise
+                self._mailbox.expect(len(piece))
+                intake.hand_over(self._publisher, self._queue, piece, epoch)
 
     def collect(self) -> list[PublishResult]:
         """Take the results that are there, without waiting."""
@@ -159,10 +173,18 @@ class Lane:
         """Leave the pool, without waiting; never raises. What is unsettled becomes unknown: flush
         first.
         """
-        if not self._closed:
-            self._closed = True
-            if self._intake.takes_calls:
-                self._on_close()
+        if not self._intake.takes_calls:
+            self._closed = True  # without the lock, which another thread may have held at a fork
+            return
+        with self._handing_over:
+            closed, self._closed = self._closed, True
+        if not closed:
+            self._on_close()
+
+    def finish_hand_over(self) -> None:
+        """Return when no thread is handing over; called once the pool takes nothing any more."""
+        with self._handing_over:
+            pass
 
     def _check_deadline(self) -> None:
         if time.monotonic() > self.deadline():

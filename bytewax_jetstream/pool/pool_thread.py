@@ -60,7 +60,8 @@ class PoolThread:
 
     def deadline(self) -> float:
         """When the first open lane must end its waits (`time.monotonic`); infinite without one."""
-        return min([lane.deadline() for lane in list(self._lanes.values())], default=INFINITY)
+        lanes = [lane for lane in list(self._lanes.values()) if not lane.closed]
+        return min([lane.deadline() for lane in lanes], default=INFINITY)
 
     def open_lane(
         self, publisher: Publisher, name: str, worker: int, deadline: Callable[[], float]
@@ -167,6 +168,8 @@ class PoolThread:
         # Polled: the budget is given back under a lock of the producers, not an event of this loop.
         while budget.used_messages and time.monotonic() < until and not self._loop_thread.crash:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL)
+        for lane in self._lanes.values():
+            lane.finish_hand_over()
         self.intake.accept_all()
         for shared in self._publishers.values():
             shared.abandon(

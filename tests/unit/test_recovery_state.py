@@ -291,3 +291,34 @@ def test_the_state_of_another_step_is_refused(
 def test_a_source_that_cannot_resume_says_so_as_a_source_error() -> None:
     with pytest.raises(SourceError):
         read_source_state(("sequence", 2, 7), "flow.in")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        ("publish", 1, ((),), (), ()),
+        ("publish", 1, (("x",),), (), ()),
+        ("publish", 1, (), (), (("step", 0),)),
+    ],
+)
+def test_damaged_state_of_a_publish_step_is_refused_by_name(state: object) -> None:
+    with pytest.raises(JetStreamPipelineError, match=r"^step flow\.out found recovery state"):
+        read_publish_state(state, "flow.out")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        ("sequence", 1, True),
+        ("sequence", 1, -5),
+        ("sequence", 1, 2**80),
+        ("durable", 1, ((1, 2),)),
+        ("durable", 1, (1, 2)),
+        ((),),
+        True,
+        -5,
+    ],
+)
+def test_damaged_state_of_a_source_is_refused_by_name(state: object) -> None:
+    with pytest.raises(SourceError, match=r"^step flow\.in found recovery state"):
+        read_source_state(state, "flow.in")

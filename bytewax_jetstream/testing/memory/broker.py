@@ -42,6 +42,8 @@ class MemoryBroker(Faults):
     ) -> None:
         if like not in ("jetstream", "kafka"):
             raise ValueError(f"like is {like!r}: give 'jetstream' or 'kafka'")
+        if type(partitions) is not int or partitions < 1:
+            raise ValueError(f"partitions is {partitions!r}: give 1 or more")
         super().__init__(seed)
         self.like = like
         self.pool = pool or PoolSettings()

@@ -74,6 +74,8 @@ class Faults:
 
     @delay.setter
     def delay(self, seconds: float) -> None:
+        if type(seconds) not in (int, float) or not seconds >= 0:
+            raise ValueError(f"delay is {seconds!r}: give seconds, 0 or more")
         self._delay = seconds
         self._each(lambda connection: connection.look())
 

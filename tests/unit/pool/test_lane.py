@@ -6,7 +6,7 @@ from bytewax_jetstream.envelope import Envelope, Outcome, payload_size
 from bytewax_jetstream.errors import PoolClosedError, SettleTimeoutError
 from bytewax_jetstream.pool.lane import _groups_whole, _pieces
 from tests.support.fake_publisher import FakePublisher, silent, stored
-from tests.support.pooling import envelopes, pooled
+from tests.support.pooling import InThread, envelopes, pooled
 from tests.support.waiting import until
 
 
@@ -95,3 +95,22 @@ def test_submission_is_cut_to_pieces_of_4_messages_and_100_bytes(
 
         assert ["".join(each.event_id for each in piece) for piece, _ in made] == expected
         assert [sum(map(payload_size, piece)) for piece, _ in made] == [size for _, size in made]
+
+
+@pytest.mark.parametrize("closes", ["lane", "pool"])
+def test_submit_that_waits_for_room_raises_when_it_is_closed_meanwhile(closes: str) -> None:
+    publisher = FakePublisher(silent)
+    with pooled(budget_messages=2) as pool:
+        lane = pool.lane(publisher, name="lane")
+        submitter = InThread(lambda: lane.submit(envelopes(3)))
+        until(lambda: pool.statistics()["budget_stalls"] == 1)
+        if closes == "lane":
+            lane.close()
+        else:
+            pool.close(0.0)
+
+        assert isinstance(submitter.end(), PoolClosedError)
+        until(lambda: pool.unsettled == 0)
+        results = lane.collect()
+        assert {result.outcome for result in results} == {Outcome.UNKNOWN}
+        assert len(results) == 2

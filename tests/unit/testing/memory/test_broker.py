@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -432,3 +433,27 @@ def test_publishers_that_fail_leave_everything_unknown(like: str) -> None:
         assert lane.stop_reason is not None
     assert {result.outcome for result in results} == {Outcome.UNKNOWN}
     assert {result.reason for result in results} == {"the producer was fenced"}
+
+
+@pytest.mark.parametrize("partitions", [0, -1, "4", None])
+def test_partitions_must_be_a_positive_number(partitions: Any) -> None:
+    with pytest.raises(ValueError, match="give 1 or more"):
+        MemoryBroker("kafka", partitions=partitions)
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, "1", None])
+def test_delay_must_be_seconds(seconds: Any) -> None:
+    with pytest.raises(ValueError, match="give seconds, 0 or more"):
+        MemoryBroker().delay = seconds
+
+
+@pytest.mark.parametrize("options", ["x", 1, (), {}])
+def test_options_of_another_type_are_rejected(options: Any) -> None:
+    broker = MemoryBroker()
+    with AckPool(broker.pool) as pool:
+        lane = pool.lane(broker.publisher(), name="lane")
+        lane.submit([Envelope("orders", b"", "e", options=options)])
+        (result,) = lane.flush()
+
+    assert result.outcome is Outcome.REJECTED
+    assert "give PublishOptions" in str(result.reason)
