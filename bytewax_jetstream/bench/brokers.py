@@ -1,6 +1,4 @@
-"""What the runner needs of a broker: a place to store a round, its counters, and a count of what is
-stored, over a connection of its own.
-"""
+"""What the runner needs of a broker, whichever it is; counts of the stored and the doubled ids."""
 
 import contextlib
 from pathlib import Path

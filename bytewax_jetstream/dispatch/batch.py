@@ -1,4 +1,4 @@
-"""A batch in flight, and what is known of a lane for its batches; only `batches` changes them."""
+"""`Batch`: the record of one batch in flight, and `BatchLane`; only `batches` changes them."""
 
 from collections import deque
 

@@ -1,5 +1,6 @@
-"""Batches: a stream stores their messages in order and, after one it refuses, none of the rest.
+"""`Batches`: which route takes what waits; appends, stored prefixes, refusals, lost batches.
 
+A stream stores the messages of a batch in order and, after one it refuses, none of the rest.
 A lane has one batch in flight, and nothing else of the same aggregates. What is submitted
 meanwhile is appended to it, or goes in the next one. The server acknowledges a batch at intervals
 (flow acks: the first n messages are stored) and at its end; it is ended when there is nothing to

@@ -1,4 +1,4 @@
-"""What is sent when, tried again and settled: the rules. Begin here; no I/O and no clock.
+"""The rules, begin here: accepts, gives lanes turns, passes answers to `Batches` and `Singles`.
 
 One `Dispatch` serves one publisher. Things happen to it (`submit`, `connected`, `acked`,
 `batch_ended`, `refused`, `disconnected`, `tick`), with their time where it matters. It answers

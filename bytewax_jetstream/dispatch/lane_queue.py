@@ -1,4 +1,4 @@
-"""The envelopes of one lane, in order: the one owner of what waits and of what is held back."""
+"""`LaneQueue`: what one lane has waiting, ready and held back, in order."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence

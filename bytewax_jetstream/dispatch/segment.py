@@ -1,4 +1,4 @@
-"""Envelopes between acceptance and settlement: a segment of them together, or each as an entry."""
+"""`Segment`, `Entry`, `Group`: envelopes from acceptance to settlement, together or one by one."""
 
 from collections.abc import Sequence
 from itertools import accumulate, groupby, islice

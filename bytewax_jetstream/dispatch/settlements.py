@@ -1,4 +1,4 @@
-"""What has ended and why, for each lane, until the pool takes it: the one owner of settled ends."""
+"""`Settlements`: what has ended and why, for each lane, until the pool takes it."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

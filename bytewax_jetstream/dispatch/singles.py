@@ -1,4 +1,4 @@
-"""Singles: each envelope, or group, is sent, answered, tried again and settled by itself.
+"""`Singles`: sends what is ready; acks, refusals, silence, backoff and the end of each envelope.
 
 An entry in here is ready, held behind another of its aggregate, in flight, or backing off. What
 is ready or held belongs to its lane's queue; what is in flight or backing off, to this module.

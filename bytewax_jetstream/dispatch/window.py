@@ -1,4 +1,4 @@
-"""What is in flight over all lanes, and what goes out next: the one owner of both."""
+"""`Window`: counts what is in flight over all lanes, and holds what goes out next."""
 
 from collections import deque
 

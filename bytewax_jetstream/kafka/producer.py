@@ -1,4 +1,4 @@
-"""The `Client`: librdkafka's producer with its threads, and delivery reports for the pool's thread.
+"""`Client`: librdkafka's producer, its polling thread, delivery reports, and its failures.
 
 Three callers serve reports, that is, let librdkafka call back with the reports it has:
 

@@ -1,4 +1,4 @@
-"""`KafkaPublisher`: sends envelopes to Kafka; every message's delivery report becomes its result.
+"""`KafkaPublisher`: reaches a broker, hands envelopes to librdkafka, takes its delivery reports.
 
 librdkafka alone retries. It does so idempotently: a partition keeps its order with many messages in
 flight, and no message is stored twice within a run. A message that librdkafka gives up on may be

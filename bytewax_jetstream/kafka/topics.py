@@ -1,4 +1,4 @@
-"""Kafka topics: created, updated or checked at the start, and looked up when first used later.
+"""`TopicAdmin`, `Topic`: topics created, updated, checked, looked up; the broker unreachable.
 
 With an `AdminClient`: a producer that asks for a topic's metadata would create the topic on a
 cluster that creates topics automatically. Every call blocks until a broker answers or its deadline

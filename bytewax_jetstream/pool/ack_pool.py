@@ -1,4 +1,6 @@
-"""The shared ACK pool: one thread, one budget and one set of ACK workers for all lanes and brokers.
+"""`AckPool`: what users call: opens lanes, counts, drains and closes; the rest is in `pool_thread`.
+
+One thread, one budget and one set of ACK workers serve all lanes and brokers:
 
     producer threads                        pool thread (one event loop)
     Lane.submit ── one hand-over a piece ─► Dispatch ─► Publisher.send ─► broker

@@ -1,4 +1,4 @@
-"""A lane: the ordered queue through which one thread publishes and gets its results."""
+"""`Lane`: through it one thread submits, in pieces, waits, flushes and collects its results."""
 
 import threading
 import time

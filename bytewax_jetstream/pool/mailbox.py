@@ -1,4 +1,4 @@
-"""A lane's results, between the ACK workers that settle them and the thread that collects them."""
+"""`Mailbox`: a lane's deliveries and what it has unsettled, between ACK workers and its thread."""
 
 import threading
 from collections import deque

@@ -1,4 +1,4 @@
-"""The pool's thread: one event loop that accepts, sends, settles, and owns the publishers."""
+"""`PoolThread`: the event loop of the pool; opens and closes publishers and lanes, and drains."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""A publisher in the pool with its dispatch, shared by all lanes that publish to one broker."""
+"""`SharedPublisher`: a publisher and its dispatch: passes on its reports, and sends what is due."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Publishes to JetStream: batches by the server's batch protocol, singles with a PubAck each.
+"""`JetStreamPublisher`: writes batches, singles and groups; reads what the server answers to them.
 
 Every message carries a reply subject below one private inbox that names its send and its index, so
 an answer finds its attempt without a future or a task per message. Deadlines and retries are the

@@ -1,4 +1,4 @@
-"""`Topics`: which topics may be published on, which stream stores each, and whether in batches."""
+"""`Topics`: ensures and lists streams; which topics may be published on, and whether in batches."""
 
 import asyncio
 import logging
