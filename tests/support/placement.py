@@ -4,7 +4,7 @@
 
 Prints the tree with the first docstring line of each module, then 20 lines of code. With
 `--answers` it prints the files as well. Drawn are lines with a statement or an expression of at
-least 30 characters; imports, comments, docstrings and `__all__` are left out, and no file is drawn
+least 50 characters; imports, comments, docstrings and `__all__` are left out, and no file is drawn
 more than twice. A line such as `if time.monotonic() > deadline:`, all of whose words stand in more
 than three files, says nothing of its file, and is left out too.
 """
@@ -21,7 +21,7 @@ __all__ = ["Line", "draw", "tree"]
 
 PACKAGE = Path(__file__).parents[2] / "bytewax_jetstream"
 LINES = 20
-SHORTEST = 30
+SHORTEST = 50
 MOST_OF_A_FILE = 2
 COMMON = 3
 """Files in which a word may stand and still tell where a line is."""
