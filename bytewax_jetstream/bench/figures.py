@@ -21,7 +21,7 @@ CONDITIONS = (
     "ack_workers",
     "max_pending",
 )
-"""Rounds with the same values of these are one series."""
+"""Rounds with the same values of these make up a series."""
 
 
 class Spread(NamedTuple):

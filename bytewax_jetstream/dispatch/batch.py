@@ -1,14 +1,13 @@
 """`Batch`: the record of one batch in flight, and `BatchLane`; only `batches` changes them."""
 
 from collections import deque
+from math import inf
 
 from ..publishing import Refusal, Route
 from .lane_queue import LaneQueue
 from .segment import Entry, Segment
 
 __all__ = ["Batch", "BatchLane"]
-
-INFINITY = float("inf")
 
 
 class Batch:
@@ -61,7 +60,7 @@ class Batch:
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= self.stored:
             deadlines.popleft()
-        return deadlines[0][1] if deadlines else INFINITY
+        return deadlines[0][1] if deadlines else inf
 
     def add(self, segments: list[Segment], messages: int, deadline: float) -> None:
         """An append is sent."""
@@ -89,7 +88,7 @@ class BatchLane:
         """How many of its batches are."""
         self.open: Batch | None = None
         """The one of them that goes on as long as there is something to append."""
-        self.reach = INFINITY
+        self.reach = inf
         """How many messages of a batch may be in flight: behind a refused one all are in vain."""
 
     def may_append(self) -> bool:

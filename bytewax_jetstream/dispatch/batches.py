@@ -36,6 +36,7 @@ A doubt, where a replicated stream must not be given a batch at all: see `doubts
 from collections.abc import Callable, Set
 from enum import Enum
 from itertools import chain
+from math import inf
 
 from ..envelope import Envelope
 from ..publishing import Append, Policy, Receipt, Refusal, Route, Verdict
@@ -49,7 +50,6 @@ from .window import Window
 
 __all__ = ["Batches", "Plan"]
 
-INFINITY = float("inf")
 
 LEAST_REACH = 16
 """Messages of a batch that may always be in flight, however early the one before was refused."""
@@ -224,7 +224,7 @@ class Batches:
 
     def next_tick(self) -> float:
         """When `tick` has something to do."""
-        return min([batch.deadline for batch in self.sent.values()], default=INFINITY)
+        return min([batch.deadline for batch in self.sent.values()], default=inf)
 
     def tick(self, now: float) -> None:
         """Retry the batches that fell silent."""
@@ -386,7 +386,7 @@ class Batches:
         for segment in segments:
             segment.attempts += 1
             size += segment.size
-        deadline = now + (self._policy.ack_timeout or INFINITY)
+        deadline = now + (self._policy.ack_timeout or inf)
         if batch is None:
             number = self._window.next_number
             batch = Batch(number, lane, route, segments, len(topics), deadline)

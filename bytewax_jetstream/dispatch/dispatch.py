@@ -39,6 +39,7 @@ Each piece of state has one owner, and the others call its methods:
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
+from math import inf
 from random import Random
 
 from ..envelope import Envelope, Outcome
@@ -54,7 +55,6 @@ from .window import Window
 
 __all__ = ["Dispatch"]
 
-INFINITY = float("inf")
 
 EXPIRY_PAUSE = 0.1
 """Seconds until deliveries that are over, but still in flight, are looked at again."""
@@ -83,7 +83,7 @@ class Dispatch:
         self._turns: dict[LaneQueue, None] = {}
         """Lanes with something to send, the next first."""
         self._connected = False
-        self._next_expiry = INFINITY
+        self._next_expiry = inf
         self._window = Window()
         self._doubts = Doubts(route, policy.ack_timeout or 0.0)
         self._settlements = Settlements(policy, self._doubts)
@@ -273,7 +273,7 @@ class Dispatch:
         ]
         left += [segment.submission.expires for segment in self._batches.unsettled()]
         left += [each.submission.expires for lane in self._lanes for each in lane.waiting]
-        self._next_expiry = max(min(left, default=INFINITY), now + EXPIRY_PAUSE)
+        self._next_expiry = max(min(left, default=inf), now + EXPIRY_PAUSE)
 
     def _abandon(self, lanes: Set[LaneQueue], refusal: Refusal) -> None:
         self._singles.abandon(lanes, refusal)

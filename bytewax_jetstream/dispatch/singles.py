@@ -7,6 +7,7 @@ is ready or held belongs to its lane's queue; what is in flight or backing off, 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import count, groupby
+from math import inf
 from random import Random
 
 from ..envelope import Envelope, Outcome
@@ -20,7 +21,6 @@ from .window import Window
 
 __all__ = ["Singles"]
 
-INFINITY = float("inf")
 
 OVERDUE = 0.5
 """Seconds past its delivery timeout until a message is given up of which the broker's library,
@@ -236,7 +236,7 @@ class Singles:
 
     def next_tick(self) -> float:
         """When `tick` has something to do."""
-        due = self._backing_off[0][0] if self._backing_off else INFINITY
+        due = self._backing_off[0][0] if self._backing_off else inf
         return min(due, next(iter(self._sent.values())).deadline) if self._sent else due
 
     def tick(self, now: float) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Hashable
+from math import inf
 
 from ..dispatch import LaneQueue
 from ..errors import ConnectError, PoolClosedError
@@ -20,7 +21,6 @@ from .shared_publisher import SharedPublisher
 __all__ = ["PoolThread"]
 
 log = logging.getLogger(__name__)
-INFINITY = float("inf")
 
 LOOK_AGAIN = 0.001
 """Seconds for which what is handed over gathers while answers are awaited anyway."""
@@ -61,7 +61,7 @@ class PoolThread:
     def deadline(self) -> float:
         """When the first open lane must end its waits (`time.monotonic`); infinite without one."""
         lanes = [lane for lane in list(self._lanes.values()) if not lane.closed]
-        return min([lane.deadline() for lane in lanes], default=INFINITY)
+        return min([lane.deadline() for lane in lanes], default=inf)
 
     def open_lane(
         self, publisher: Publisher, name: str, worker: int, deadline: Callable[[], float]

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from random import Random
 from typing import NamedTuple
 
@@ -16,7 +17,6 @@ __all__ = ["AckTask", "SharedPublisher"]
 
 log = logging.getLogger(__name__)
 
-INFINITY = float("inf")
 TIMER_SLACK = 0.001
 """Seconds by which a timer may be late before it is set again."""
 
@@ -92,7 +92,7 @@ class SharedPublisher:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = None
-            if due != INFINITY:
+            if due != inf:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(max(0.0, due - now), self._tick)
 

@@ -32,7 +32,7 @@ START, APPEND, COMMIT = 0, 1, 2
 
 
 async def lean(trial: Trial) -> Tally:
-    """All messages are one batch of the protocol; each batch of the load is one write."""
+    """All messages go in one batch of the protocol; each batch of the load is one write."""
     tally, meter, load = Tally(), trial.meter, trial.load
     client = await nats.connect(trial.url)
     try:
