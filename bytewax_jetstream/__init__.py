@@ -1,5 +1,4 @@
-"""Publish what a dataflow produces to NATS JetStream or Kafka, and get every publish result back as
-a stream.
+"""Publishes what a dataflow produces to NATS JetStream or Kafka; every result comes back.
 
     import bytewax_jetstream.operators as jop
     from bytewax_jetstream import Envelope, JetStreamSettings, KafkaSettings

@@ -1,4 +1,4 @@
-"""The states that this package keeps in Bytewax's recovery store: their form, and how to read them.
+"""The states in Bytewax's recovery store: results, envelopes and positions as versioned tuples.
 
 Bytewax pickles the state of a step. A pickle names each class by its path, so it cannot be read
 after the class has moved. So a state is a tuple of its kind, its version, and values of Python's

@@ -1,5 +1,4 @@
-"""The benchmark behind `bytewax-jetstream bench`: all strategies are measured side by side, in one
-run.
+"""The benchmark behind `bytewax-jetstream bench`: it runs all strategies side by side.
 
     cases ─► runner ─► child, one per case ─► strategies ─► broker
                │          meter: clock, CPU, RSS, threads, tasks, sockets, inside the child

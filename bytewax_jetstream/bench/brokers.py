@@ -1,4 +1,4 @@
-"""What the runner needs of a broker, whichever it is; counts of the stored and the doubled ids."""
+"""`Broker`: what the runner needs of any broker; ids counted once and twice; the server's CPU."""
 
 import contextlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What can be measured: scenarios, strategies, and the cases that the options choose."""
+"""Cases: which scenarios, strategies and options can be measured, and how they combine."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product

@@ -1,5 +1,4 @@
-"""The process that a case is measured in, round after round; it talks to the parent in lines of
-JSON.
+"""The child process that measures a case, round by round, and talks to its parent in JSON.
 
 parent                         child
 {"case": …, "url": …}    ──►

@@ -17,8 +17,7 @@ from ..errors import BenchError
 from ..testing import NatsServer
 from .brokers import Figures, Stored, process_cpu, tally_ids
 from .cases import READERS, Case
-from .load import TOPICS, Load
-from .names import ID_HEADERS, STREAM
+from .load import ID_HEADERS, STREAM, TOPICS, Load
 from .strategies.lean import publish_all
 
 __all__ = ["JetStreamBroker"]

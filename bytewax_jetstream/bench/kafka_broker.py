@@ -15,8 +15,7 @@ from ..testing import KafkaServer
 from ..testing.kafka_jars import VERSION
 from .brokers import Figures, Stored, process_cpu, tally_ids
 from .cases import Case
-from .load import TOPICS
-from .names import ID_HEADERS
+from .load import ID_HEADERS, TOPICS
 
 __all__ = ["KafkaBroker"]
 

@@ -1,4 +1,4 @@
-"""What is published: the same envelopes for every strategy, made as they are needed.
+"""What is published: topics, ids and envelopes, the same for every strategy.
 
 Every strategy makes them while the clock runs (0.3 us each), so that memory does not grow with
 their number.
@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator
 from ..envelope import Envelope
 from .cases import Case
 
-__all__ = ["TOPICS", "Load", "is_warm_up"]
+__all__ = ["ID_HEADERS", "STREAM", "TOPICS", "Load", "is_warm_up"]
+
+STREAM = "BYTEWAX_JETSTREAM_BENCH"
+ID_HEADERS = {"msgid": "Nats-Msg-Id", "header": "Event-Id"}
+"""The header that carries the event id; by the first, the server recognises duplicates."""
+
 
 TOPICS = tuple(f"bench.{number}" for number in range(5))
 AGGREGATES = 1_000

@@ -1,4 +1,4 @@
-"""Pages whose numbers come from results files.
+"""Fills README and docs pages with medians, ratios and tables, as their comments ask for.
 
 A page keeps each number, and each table, between two comments:
 
@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BenchError
-from .figures import Round, ratios, select, spread, values
-from .formatting import median_text, number_text, share_text, spread_text
+from .figures import (
+    Round,
+    median_text,
+    number_text,
+    ratios,
+    select,
+    share_text,
+    spread,
+    spread_text,
+    values,
+)
 from .results import about, load
 from .tables import as_markdown, tables
 

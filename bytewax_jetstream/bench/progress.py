@@ -1,4 +1,4 @@
-"""What the terminal shows: a progress bar during the run, tables at its end."""
+"""The terminal: a progress bar during a run, and the tables at its end."""
 
 from collections.abc import Iterable
 from types import TracebackType

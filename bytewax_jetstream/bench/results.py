@@ -1,4 +1,4 @@
-"""Results files: every round, with the command, the machine and the versions that made it."""
+"""Results files in JSON: loaded, saved and checked; the machine and the installed versions."""
 
 import json
 import os

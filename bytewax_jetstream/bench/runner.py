@@ -1,4 +1,4 @@
-"""Runs the cases of a group in turns, and joins the figures of client and broker per round."""
+"""Runs the cases in turns, each in a child process, and joins what client and broker counted."""
 
 import json
 import os

@@ -1,11 +1,22 @@
-"""Rounds as tables."""
+"""All rounds of a run as tables, in the terminal and in Markdown."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from .cases import READERS
-from .figures import CONDITIONS, Round, ratios, select, series, spread, values
-from .formatting import median_text, number_text, share_text, spread_text
+from .figures import (
+    CONDITIONS,
+    Round,
+    median_text,
+    number_text,
+    ratios,
+    select,
+    series,
+    share_text,
+    spread,
+    spread_text,
+    values,
+)
 
 __all__ = ["Table", "as_markdown", "tables"]
 

@@ -1,6 +1,4 @@
-"""`bytewax-jetstream bench`: its options, and what becomes of the rounds: they are shown, written,
-drawn and checked.
-"""
+"""`bytewax-jetstream bench`: its command-line options, and which files are written."""
 
 import argparse
 import sys

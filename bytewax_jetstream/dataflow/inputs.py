@@ -1,4 +1,4 @@
-"""The sources behind `jop.input`; their items are split into messages and what cannot be read."""
+"""The sources behind `jop.input`; their items split into messages and what cannot be read."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar

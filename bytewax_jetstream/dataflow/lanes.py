@@ -1,4 +1,4 @@
-"""A publish step's lanes: opened before the first message, closed after the last."""
+"""A publish step's lanes, with names that Bytewax hashes to the worker that uses them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,9 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from ..pool import Lane
 from ..settings import BrokerSettings
-from .lane_keys import local_key
 from .outlet import Outlet
 
-__all__ = ["Anchor", "Lanes"]
+__all__ = ["Anchor", "Lanes", "local_key"]
 
 
 class Lanes:
@@ -61,3 +60,59 @@ class _AnchorPartition(StatelessSinkPartition[Any]):
 
     def close(self) -> None:
         self._close()
+
+
+MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def local_key(worker: int, workers: int) -> str:
+    """A name for a worker's lane; with this many workers, keyed steps keep it on that worker.
+
+    A keyed step sends a key to worker `hash(key) % workers`. A lane's name is chosen so that it
+    hashes to its own worker: no envelope moves to another worker, and every worker publishes. Any
+    other name would be correct too, but the lanes of two workers could then be on the same worker
+    (with two workers, half the time).
+    """
+    name = f"worker-{worker}"
+    attempt = 0
+    while _hash(name) % workers != worker:
+        attempt += 1
+        name = f"worker-{worker}.{attempt}"
+    return name
+
+
+def _hash(key: str) -> int:
+    """Rust's `DefaultHasher` over a `String`: SipHash-1-3 with a zero key over the bytes and 0xff.
+
+    Source: Rust `core::hash::sip`; J.-P. Aumasson and D. J. Bernstein, "SipHash" (2012).
+    """
+    data = key.encode() + b"\xff"
+    v = [0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573]
+    tail = len(data) - len(data) % 8
+    words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, tail, 8)]
+    words.append(int.from_bytes(data[tail:], "little") | (len(data) & 0xFF) << 56)
+    for word in words:
+        v[3] ^= word
+        _round(v)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    for _ in range(3):
+        _round(v)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def _round(v: list[int]) -> None:
+    v[0] = (v[0] + v[1]) & MASK
+    v[1] = _rotate(v[1], 13) ^ v[0]
+    v[0] = _rotate(v[0], 32)
+    v[2] = (v[2] + v[3]) & MASK
+    v[3] = _rotate(v[3], 16) ^ v[2]
+    v[0] = (v[0] + v[3]) & MASK
+    v[3] = _rotate(v[3], 21) ^ v[0]
+    v[2] = (v[2] + v[1]) & MASK
+    v[1] = _rotate(v[1], 17) ^ v[2]
+    v[2] = _rotate(v[2], 32)
+
+
+def _rotate(x: int, bits: int) -> int:
+    return (x << bits | x >> (64 - bits)) & MASK

@@ -1,4 +1,4 @@
-"""`Outlet`: a worker's lane in the shared pool; and which publisher belongs to which settings."""
+"""`Outlet`: a worker's lane in the shared pool; settings to publisher; a result as an error."""
 
 from .. import drain
 from ..envelope import PublishResult

@@ -1,4 +1,4 @@
-"""The steps of a publish operator: envelopes go into the pool, and reports come out.
+"""The steps of `jop.publish`: submitting, the barrier, reports, checkpoints, recovery state.
 
 The envelopes of one batch travel as one item, with their epoch and worker, to the stateful step of
 the worker's lane. That step hands them to the lane, and passes on what the lane has settled so far.
@@ -17,9 +17,9 @@ from bytewax.operators import StatefulBatchLogic
 from ..envelope import Checkpoint, Envelope, PublishResult
 from ..errors import SettleTimeoutError
 from ..pool import Lane
+from ..pool.results import Delivery
 from ..recovery_state import PublishState, Report, publish_state, read_publish_state
 from ..settings import BrokerSettings
-from .epoch_tally import EpochTally
 from .lanes import Anchor, Lanes
 from .outlet import not_stored
 
@@ -200,3 +200,32 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
             return (), StatefulBatchLogic.RETAIN
         report, self._report = self._report, Report([], [], [])
         return (report,), StatefulBatchLogic.RETAIN
+
+
+class EpochTally:
+    """Counts the results of one epoch in one lane."""
+
+    def __init__(self, step: str, worker: int, lane: str, epoch: int) -> None:
+        self._step, self._worker, self._lane, self._epoch = step, worker, lane, epoch
+        self._stored = self._duplicates = self._rejected = 0
+        self._last_event_id = ""
+
+    def add(self, delivery: Delivery) -> None:
+        """Count the results of a delivery."""
+        self._stored += len(delivery.oks)
+        self._duplicates += delivery.duplicates
+        self._rejected += len(delivery.errs)
+        self._last_event_id = delivery.last_event_id
+
+    def checkpoint(self) -> Checkpoint:
+        """The epoch's checkpoint; call this when all of its envelopes are settled."""
+        return Checkpoint(
+            step=self._step,
+            worker=self._worker,
+            lane=self._lane,
+            epoch=self._epoch,
+            stored=self._stored,
+            duplicates=self._duplicates,
+            rejected=self._rejected,
+            last_event_id=self._last_event_id,
+        )

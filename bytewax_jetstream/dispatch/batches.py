@@ -35,11 +35,11 @@ A doubt, where a replicated stream must not be given a batch at all: see `doubts
 
 from collections.abc import Callable, Set
 from enum import Enum
-from itertools import chain
 from math import inf
+from operator import itemgetter
 
 from ..envelope import Envelope
-from ..publishing import Append, Policy, Receipt, Refusal, Route, Verdict
+from ..publishing import Append, Policy, Receipt, Refusal, Route, Verdict, Wire
 from .batch import Batch, BatchLane
 from .doubts import Doubts
 from .lane_queue import LaneQueue
@@ -50,7 +50,7 @@ from .window import Window
 
 __all__ = ["Batches", "Plan"]
 
-
+TOPIC = itemgetter(Envelope._fields.index("topic"))
 LEAST_REACH = 16
 """Messages of a batch that may always be in flight, however early the one before was refused."""
 
@@ -309,7 +309,7 @@ class Batches:
 
     def _route_of_all(self, segment: Segment) -> Route | None:
         """The one route that takes all of a segment as it is, if there is one."""
-        routes = {self._route(topic) for topic in {envelope[0] for envelope in segment.envelopes}}
+        routes = {self._route(topic) for topic in set(map(TOPIC, segment.envelopes))}
         route = routes.pop()
         if routes or route is None or self._is_in_doubt(route):
             return None
@@ -379,11 +379,11 @@ class Batches:
             # Alone, a message costs less with an ack of its own.
             lane.queue.enter_ready(segments[0].entries())
             return
-        envelopes = list(chain.from_iterable([each.envelopes for each in segments]))
         # Copied: a segment may be split while a publisher still holds the append.
-        wires = list(chain.from_iterable([each.wires for each in segments]))
-        topics, size = [envelope[0] for envelope in envelopes], 0
+        topics, wires, size = list[str](), list[Wire](), 0
         for segment in segments:
+            topics += map(TOPIC, segment.envelopes)
+            wires += segment.wires
             segment.attempts += 1
             size += segment.size
         deadline = now + (self._policy.ack_timeout or inf)

@@ -1,4 +1,4 @@
-"""Which ids may be in process at a replicated stream, and which streams are in doubt for that.
+"""`Doubts`: which ids may be in process at a replicated stream, and streams in doubt.
 
 A replicated stream counts an event id as stored in a batch although the message is only *in
 process* there: proposed to the replicas and not agreed upon. If the leader is lost, so may be the

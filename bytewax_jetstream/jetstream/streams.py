@@ -1,4 +1,4 @@
-"""JetStream streams: created, updated or checked at the start; which covers a topic, or why none.
+"""Declared streams are created, updated or checked; the list of streams and their subjects.
 
 Requests are raw JSON, and an update sends the server's own configuration with some fields changed.
 So fields that this package or nats-py does not know survive an update.

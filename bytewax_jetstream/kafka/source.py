@@ -1,6 +1,4 @@
-"""`KafkaSource`: reads Kafka topics into a dataflow; Bytewax's source with our settings and
-deadlines.
-"""
+"""`KafkaSource`: reads Kafka topics into a dataflow, with Bytewax's own source inside."""
 
 import time
 from collections.abc import Sequence

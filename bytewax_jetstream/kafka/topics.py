@@ -1,4 +1,4 @@
-"""`TopicAdmin`, `Topic`: topics created, updated, checked, looked up; the broker unreachable.
+"""`TopicAdmin`: topics created, described, changed and checked: partitions, configuration.
 
 With an `AdminClient`: a producer that asks for a topic's metadata would create the topic on a
 cluster that creates topics automatically. Every call blocks until a broker answers or its deadline

@@ -4,12 +4,10 @@ The pool hands a `Publisher` what goes `Outgoing`; the publisher reports to `Pub
 a `Receipt` or a `Refusal`.
 """
 
-from .aggregates import indices_by_aggregate
 from .answers import Receipt, Refusal, Verdict
-from .outgoing import Append, Groups, Outgoing, Singles, Wire
-from .policy import Policy, Route
+from .outgoing import Append, Groups, Outgoing, Singles, Wire, indices_by_aggregate
 from .preparing import header_items, prepare_each
-from .publisher import Publisher, PublisherEvents
+from .publisher import Policy, Publisher, PublisherEvents, Route
 
 __all__ = [
     "Append",

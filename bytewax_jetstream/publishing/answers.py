@@ -1,4 +1,4 @@
-"""What a broker says of an envelope: where it is stored, or why it is not."""
+"""`Receipt`, `Refusal`, `Verdict`: where a broker stored an envelope, or why it did not."""
 
 from enum import Enum
 from typing import NamedTuple

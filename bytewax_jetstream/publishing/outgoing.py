@@ -1,13 +1,14 @@
-"""What goes out: all that a publisher needs in order to send, and nothing of the lane it came from.
+"""`Singles`, `Groups`, `Append`: what goes out to a broker; which envelopes form a group.
 
 Each send has a number of its own; answers name that number and an index.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..envelope import Envelope
 
-__all__ = ["Append", "Groups", "Outgoing", "Singles", "Wire"]
+__all__ = ["Append", "Groups", "Outgoing", "Singles", "Wire", "indices_by_aggregate"]
 
 Wire = object
 """What a publisher's `prepare` made of an envelope. Opaque to everyone but that publisher."""
@@ -50,3 +51,18 @@ class Append(NamedTuple):
 
 
 Outgoing = Singles | Groups | Append
+
+
+def indices_by_aggregate(envelopes: Iterable[Envelope]) -> list[list[int]]:
+    """The indices of each aggregate's envelopes, ordered by each aggregate's first envelope.
+
+    An envelope without an aggregate stands alone. Example: aggregates `a, b, a, None` give
+    `[[0, 2], [1], [3]]`.
+    """
+    groups: dict[str | int, list[int]] = {}
+    for index, envelope in enumerate(envelopes):
+        aggregate = envelope.aggregate_id
+        # An id that is not a str makes only its own envelope bad, which is found elsewhere.
+        key = aggregate if isinstance(aggregate, str) else index
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())

@@ -1,4 +1,4 @@
-"""What brokers share when they check envelopes: one at a time, so that a bad one harms no other."""
+"""What both brokers share when they check envelopes: one bad one harms no other."""
 
 from collections.abc import Callable, Iterable, Mapping
 

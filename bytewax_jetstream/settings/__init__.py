@@ -2,8 +2,7 @@
 
 from .jetstream import JetStreamSettings, StreamSettings
 from .kafka import KafkaSettings, KafkaTopicSettings
-from .pool import PoolSettings
-from .publisher import PublisherSettings
+from .pool import PoolSettings, PublisherSettings
 from .sources import StreamStrategy
 
 __all__ = [

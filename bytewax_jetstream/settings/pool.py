@@ -1,13 +1,15 @@
-"""`PoolSettings`: sizes and deadlines of the process's ACK pool."""
+"""`PoolSettings`: sizes and deadlines of the ACK pool. `PublisherSettings`: of any broker."""
 
 import os
+from typing import Protocol
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from ..publishing import Publisher
 from .sources import PREFIX, Count, Seconds, Settings
 
-__all__ = ["PoolSettings"]
+__all__ = ["PoolSettings", "PublisherSettings"]
 
 
 class PoolSettings(Settings):
@@ -31,3 +33,18 @@ class PoolSettings(Settings):
     """Seconds that an envelope may take with all its attempts; then its outcome is unknown."""
     drain_timeout: Seconds = 20.0
     """Seconds to settle what is unsettled after SIGTERM or SIGINT; then the run ends non-zero."""
+
+
+class PublisherSettings(Protocol):
+    """Settings that make their own publisher, as those of the broker in memory do.
+
+    Envelopes go wherever that publisher sends them; the pool treats it like any other. Settings of
+    the same broker must be hashable and equal.
+    """
+
+    @property
+    def pool(self) -> PoolSettings:
+        """Sizes and deadlines of the ACK pool."""
+
+    def publisher(self) -> Publisher:
+        """Make a publisher; the pool uses one for all whose identities are equal."""

@@ -1,4 +1,4 @@
-"""Apache Kafka's jars, fetched once into the user's cache directory; running a broker from them."""
+"""Kafka's jars from Maven Central, cached; the Java command, ports, properties of a broker."""
 
 import contextlib
 import fcntl

@@ -1,4 +1,4 @@
-"""`OwnedServer`: runs a server that ends with the process that owns it, however that ends."""
+"""`OwnedServer`: starts, pauses, kills a server process that always ends with its owner."""
 
 import contextlib
 import os

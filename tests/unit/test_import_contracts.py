@@ -21,7 +21,7 @@ PLANTED = {
         ("kafka/publisher.py", "from ..jetstream import streams"),
         ("dispatch/dispatch.py", "from ..pool.budget import Budget"),
         ("publishing/publisher.py", "from ..dispatch import LaneQueue"),
-        ("publishing/policy.py", "from ..settings import PoolSettings"),
+        ("publishing/publisher.py", "from ..settings import PoolSettings"),
         ("envelope.py", "from .settings import PoolSettings"),
         ("bench/runner.py", "from .. import cli"),
     ],

@@ -1,4 +1,4 @@
-"""What the strategies that run a whole dataflow share: its source, and its run."""
+"""Dataflows to measure: their source, and how they are run. Strategies of both kinds use it."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Kafka by hand, through confluent-kafka, and through Bytewax's own sink."""
+"""Kafka by hand, through confluent-kafka (keys, headers, callbacks), and through Bytewax's sink."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from ...envelope import Envelope
 from ...errors import BenchError
+from ..load import ID_HEADERS
 from ..meter import Tally, Trial
-from ..names import ID_HEADERS
 from .dataflows import Feed, run
 
 __all__ = ["confluent", "sink", "sync"]

@@ -18,8 +18,8 @@ from nats.aio.msg import Msg
 
 from ...envelope import Envelope
 from ...errors import BenchError
+from ..load import ID_HEADERS
 from ..meter import Tally, Trial
-from ..names import ID_HEADERS
 
 __all__ = ["lean", "publish_all"]
 

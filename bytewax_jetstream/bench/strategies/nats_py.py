@@ -13,8 +13,8 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from ...envelope import Envelope
+from ..load import ID_HEADERS, STREAM
 from ..meter import Tally, Trial
-from ..names import ID_HEADERS, STREAM
 
 __all__ = ["before", "publish_async", "pull", "sync", "task"]
 

@@ -15,8 +15,8 @@ from ...envelope import PublishResult
 from ...errors import BenchError
 from ...pool import AckPool, borrow_pool, give_back_pool
 from ...settings import BrokerSettings, JetStreamSettings, KafkaSettings, PoolSettings
+from ..load import STREAM
 from ..meter import Tally, Trial
-from ..names import STREAM
 from .dataflows import LOOK, Feed, run
 
 __all__ = ["flow", "pool", "source"]

@@ -1,4 +1,4 @@
-"""`Connection`: one connection to NATS that is up or is being replaced, and reports each change.
+"""`Connection`: one NATS connection, up, lost or being replaced; requests, subscriptions, writes.
 
 nats-py connects, authenticates, encrypts, pings and makes requests. This module handles a lost
 connection, because the reconnect of nats-py

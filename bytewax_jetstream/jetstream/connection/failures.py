@@ -1,4 +1,4 @@
-"""Errors of a connection to NATS: an answer that is an error, texts, and what a user can do."""
+"""`JetStreamApiError`: an error reply of the API; connection errors in words, and what to do."""
 
 import ssl
 from typing import Self

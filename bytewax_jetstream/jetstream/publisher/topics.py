@@ -1,4 +1,4 @@
-"""`Topics`: ensures and lists streams; which topics may be published on, and whether in batches."""
+"""`Topics`: ensures the streams; the stream of each subject; which streams take batches."""
 
 import asyncio
 import logging

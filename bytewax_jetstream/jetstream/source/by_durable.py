@@ -12,9 +12,8 @@ from ..message import Item, RawMessage, UnreadableMessage, decode, parse_positio
 from .consumers import Found, Reading, durable_consumer
 from .feed import Feed
 from .ledger import Ledger
-from .reader import IDLE, Reader
+from .reader import IDLE, Reader, UnreadableCount
 from .shared_connection import SharedConnection, release
-from .unreadable import UnreadableCount
 
 __all__ = ["DurablePartition"]
 

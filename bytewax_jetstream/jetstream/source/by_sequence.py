@@ -9,9 +9,8 @@ from ...recovery_state import SourceState, sequence_state
 from ..message import Item, RawMessage, UnreadableMessage, decode, parse_position
 from .consumers import Found, Reading, sequence_consumer
 from .feed import Feed
-from .reader import IDLE, Reader
+from .reader import IDLE, Reader, UnreadableCount
 from .shared_connection import SharedConnection, release
-from .unreadable import UnreadableCount
 
 __all__ = ["SequencePartition"]
 

@@ -1,4 +1,4 @@
-"""Finds or makes the consumer that a partition pulls from, and checks that it fits.
+"""Pull consumers, durable or not: found or created, and their configuration compared.
 
 Requests are raw JSON, as in `streams`. An existing consumer is checked, and never changed: it may
 belong to someone else.

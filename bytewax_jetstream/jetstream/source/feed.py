@@ -1,4 +1,4 @@
-"""`Feed`: messages of one consumer pulled ahead, looks at the consumer, acks until confirmed.
+"""`Feed`: pull requests, heartbeats and messages of one consumer; acks until confirmed.
 
 A feed lasts while no message can be missing. It ends when its connection or its consumer is gone,
 when the server is silent, or when a message that the server sent has not arrived. Messages that

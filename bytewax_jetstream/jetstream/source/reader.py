@@ -1,6 +1,4 @@
-"""`Reader`: opens a partition's feed, and opens it again after lost connections, deleted consumers
-and restarted servers, until the time is up.
-"""
+"""`Reader`: opens a partition's feed, and reopens it after a lost connection or consumer."""
 
 import asyncio
 import contextlib
@@ -15,11 +13,12 @@ from nats.errors import Error as NatsError
 
 from ...errors import ConnectError, JetStreamPipelineError, SourceError, StreamError
 from ..connection import JetStreamApiError, words
+from ..message import UnreadableMessage
 from .consumers import Found, Reading
 from .feed import Feed
 from .shared_connection import SharedConnection
 
-__all__ = ["IDLE", "Reader"]
+__all__ = ["IDLE", "Reader", "UnreadableCount"]
 
 log = logging.getLogger(__name__)
 
@@ -199,3 +198,27 @@ class Reader:
         # written before it has arrived.
         request = f"CONSUMER.{verb}.{self._reading.stream}.{feed.found.name}"
         await self._shared.connection.request(request, seconds=CLOSE_SECONDS)
+
+
+log = logging.getLogger(__name__)
+
+
+class UnreadableCount:
+    """Counts a partition's unreadable messages; logs the first, and the count at the end."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._count = 0
+
+    def add(self, message: UnreadableMessage) -> None:
+        """Count a message."""
+        self._count += 1
+        if self._count == 1:
+            log.warning(
+                "%s: message %d cannot be read: %s", self._reading, message.sequence, message.reason
+            )
+
+    def report(self) -> None:
+        """Log how many there were, if more than one."""
+        if self._count > 1:
+            log.warning("%s: %d messages could not be read", self._reading, self._count)

@@ -1,4 +1,4 @@
-"""The broker in memory, as a test makes it and looks at it."""
+"""`MemoryBroker`: what a test creates, gives to its flow as settings, and looks into."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Checks the fields of an envelope for the broker in memory, as the real publishers do."""
+"""Checks envelopes for the broker in memory by the same rules as the real publishers."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The way between one publisher and the broker in memory."""
+"""`Connection`: between a publisher and the broker in memory; connects, waits, answers later."""
 
 import asyncio
 from collections import deque

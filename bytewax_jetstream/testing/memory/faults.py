@@ -1,4 +1,4 @@
-"""What goes wrong between a publisher and the broker in memory, as a test wants it."""
+"""`Faults`: delays, silence, lost requests and answers of the broker in memory, by seed."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What the broker in memory has stored, in order; it never loses any of it."""
+"""`Storage`: what the broker in memory has stored, in order; duplicates, expected sequences."""
 
 import threading
 from collections import Counter

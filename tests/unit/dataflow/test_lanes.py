@@ -10,7 +10,7 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.testing import cluster_main
 
-from bytewax_jetstream.dataflow.lane_keys import local_key
+from bytewax_jetstream.dataflow.lanes import local_key
 
 
 class _OneKeyForEach(FixedPartitionedSource[str, None]):
