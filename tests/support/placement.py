@@ -2,11 +2,13 @@
 
     python -m tests.support.placement SEED
 
-Prints the tree with the first docstring line of each module, then 20 lines of code. With
-`--answers` it prints the files as well. Drawn are lines with a statement or an expression of at
-least 50 characters; imports, comments, docstrings and `__all__` are left out, and no file is drawn
-more than twice. A line such as `if time.monotonic() > deadline:`, all of whose words stand in more
-than three files, says nothing of its file, and is left out too.
+Prints the tree with the first docstring line of each module and, indented below it, of its public
+classes and functions; then 20 lines of code. With `--modules` only those of the modules are
+printed, with `--answers` also the files of the lines. Drawn are lines with a statement or an
+expression of at least 50 characters; imports, comments, docstrings, `__all__`, and the heads of
+classes and functions are left out, and no file is drawn more than twice. A line such as
+`if time.monotonic() > deadline:`, all of whose words stand in more than three files, says nothing
+of its file, and is left out too.
 """
 
 import ast
@@ -35,13 +37,27 @@ class Line(NamedTuple):
     text: str
 
 
-def tree() -> list[str]:
-    """Each module with the first line of its docstring."""
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def tree(*, modules_only: bool = False) -> list[str]:
+    """Each module with the first line of its docstring, and those of what it defines."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        words = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
-        found.append(f"{path.relative_to(PACKAGE)}  {words[0] if words else ''}")
+        module = ast.parse(path.read_text())
+        found.append(f"{path.relative_to(PACKAGE)}  {_first_line(module)}")
+        if not modules_only:
+            found += [f"    {line}" for node in module.body if (line := _first_line(node))]
     return found
+
+
+def _first_line(node: ast.AST) -> str:
+    """The first docstring line of a module, or of a public class or function; else nothing."""
+    if not isinstance(node, ast.Module | Definition):
+        return ""
+    if isinstance(node, Definition) and node.name.startswith("_"):
+        return ""
+    return (ast.get_docstring(node) or "").partition("\n")[0]
 
 
 def draw(seed: int) -> list[Line]:
@@ -73,6 +89,8 @@ def _candidates(path: Path) -> list[Line]:
         if is_text or is_names or isinstance(node, ast.Import | ast.ImportFrom):
             assert isinstance(node, ast.stmt)
             skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        if isinstance(node, Definition):  # their names give away what their docstrings say
+            skipped.update(range(node.lineno, node.body[0].lineno))
     texts = enumerate(source.splitlines(), start=1)
     return [
         Line(str(path.relative_to(PACKAGE)), text.strip())
@@ -85,7 +103,7 @@ def _candidates(path: Path) -> list[Line]:
 
 if __name__ == "__main__":
     seed = int(sys.argv[1])
-    print(*tree(), "", sep="\n")
+    print(*tree(modules_only="--modules" in sys.argv), "", sep="\n")
     for number, line in enumerate(draw(seed), start=1):
         print(
             f"{number:2}. {line.text}" + (f"    [{line.file}]" if "--answers" in sys.argv else "")
