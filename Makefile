@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fix bench results pages clean
+.PHONY: help setup demo test soak check fix bench results pages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,8 +38,11 @@ $(STAMP): pyproject.toml uv.lock
 demo: $(STAMP) ## run the main job: a year of flights into an embedded JetStream; BROKER=kafka: into Kafka
 	@FLIGHTS_BROKER=$(or $(BROKER),jetstream) $(BIN)/python -m flows.flights
 
-test: $(STAMP) ## run the tests, against real servers
-	@$(BIN)/pytest
+test: $(STAMP) ## run the tests, against real servers, on every core; PHASES='unit recovery': only these
+	@$(BIN)/python -m tests.support.phases $(PHASES)
+
+soak: $(STAMP) ## run the tests that are too long for make test
+	@$(BIN)/pytest -m soak
 
 check: $(STAMP) ## format, lint, types, import rules, lock: nothing is changed
 	@$(BIN)/ruff format --check --quiet

@@ -12,6 +12,8 @@ from bytewax_jetstream.bench.results import check
 from bytewax_jetstream.bench.runner import run
 from bytewax_jetstream.errors import BenchError
 
+pytestmark = pytest.mark.alone
+
 MESSAGES = 60
 
 

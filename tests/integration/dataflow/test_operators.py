@@ -375,6 +375,7 @@ def _left() -> tuple[int, int, bool]:
 
 
 @pytest.mark.parametrize("store", [False, True], ids=["without recovery", "with recovery"])
+@pytest.mark.alone
 def test_successive_dataflows_in_one_process_leave_nothing_behind(
     nats_server: NatsServer, names: Names, tmp_path: Path, *, store: bool
 ) -> None:
@@ -395,6 +396,7 @@ def test_successive_dataflows_in_one_process_leave_nothing_behind(
         assert _left() == before
 
 
+@pytest.mark.alone
 def test_failed_dataflow_leaves_nothing_behind(nats_server: NatsServer, stream: str) -> None:
     def crash(index: int) -> None:
         if index == 100:
@@ -410,6 +412,7 @@ def test_failed_dataflow_leaves_nothing_behind(nats_server: NatsServer, stream: 
         until(lambda: _left() == before)  # the engine raises before its other threads have ended
 
 
+@pytest.mark.alone
 def test_dataflow_that_cannot_start_leaves_nothing_behind(nats_server: NatsServer) -> None:
     before = _left()
     for workers in (1, 2, 1, 2):

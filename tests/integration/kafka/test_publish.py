@@ -128,6 +128,7 @@ def test_topic_created_after_a_rejection_is_found(kafka_address: str) -> None:
         until(stored_now)
 
 
+@pytest.mark.alone
 def test_end_of_an_epoch_does_not_wait_for_the_linger_time(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
     linger = 10.0
@@ -410,6 +411,7 @@ run_main(flow)
     assert audit(kafka_address, target, batch) == FLAWLESS
 
 
+@pytest.mark.alone
 def test_closed_publisher_leaves_no_thread_of_the_library(
     kafka_address: str,
 ) -> None:

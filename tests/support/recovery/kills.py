@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 
 CYCLES = 10
 """Kills with envelopes that had no ack yet."""
-ATTEMPTS = 20
 POINTS = ((Slot.SUBMITTED, 6_000), (Slot.SETTLED, 6_000), (Slot.BARRIERS, 4), (Slot.COMMITS, 20))
 """What a random kill waits for, and for how many of it at most."""
 
@@ -68,13 +67,13 @@ KILLS: tuple[Kill, ...] = (
 )
 
 
-def kill_again_and_again(pipeline: Pipeline, workers: int) -> Evidence:
+def kill_again_and_again(pipeline: Pipeline, workers: int, cycles: int = CYCLES) -> Evidence:
     """Kill until enough kills came with envelopes in flight; then run to the end."""
     random = Random(f"{workers} workers")
     counted = 0
     kills = cycle(KILLS)
-    while counted < CYCLES:
-        assert pipeline.runs < ATTEMPTS, (
+    while counted < cycles:
+        assert pipeline.runs < 2 * cycles, (
             f"only {counted} of {pipeline.runs} kills came with envelopes in flight"
         )
         kill = next(kills)

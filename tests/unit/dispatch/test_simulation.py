@@ -48,6 +48,13 @@ def test_every_promise_holds_whatever_the_broker_does(first: int) -> None:
     assert all(played.happened.values()), played.happened
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("first", range(SEEDS, 50 * SEEDS, SEEDS))
+def test_every_promise_holds_for_many_more_seeds(first: int) -> None:
+    assert _play(range(first, first + SEEDS)).problems == {}
+
+
 def test_seed_plays_the_same_run_again() -> None:
     first, again = World(7), World(7)
 

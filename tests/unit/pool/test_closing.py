@@ -224,6 +224,7 @@ def test_thread_that_does_not_end_is_left_behind_and_logged(
     until(lambda: not pool_threads())
 
 
+@pytest.mark.alone
 def test_pool_leaves_no_thread_and_no_task_however_often_it_runs() -> None:
     before = threading.active_count()
     for number in range(20):

@@ -210,6 +210,7 @@ def test_streams_and_subjects_are_partitions(url: str, names: Names, workers: in
     assert counts == {f"{stream}.{kind}.x": 10 for stream in streams for kind in ("a", "b")}
 
 
+@pytest.mark.alone
 def test_partitions_of_equal_settings_share_a_connection_until_the_last_closes(
     own_nats_server: NatsServer,
 ) -> None:

@@ -175,7 +175,7 @@ def test_nats_py_has_the_method_with_the_same_parameters(
     assert names == parameters, f"{NATS}: Client.{method} takes {names}, we give it {parameters}"
 
 
-@pytest.mark.parametrize("name", OUR_OWN)
+@pytest.mark.parametrize("name", sorted(OUR_OWN))
 def test_our_own_fields_hide_none_of_nats_pys(name: str) -> None:
     assert not hasattr(Client(), name), (
         f"{NATS} has a Client.{name} of its own: rename ours in SingleUseClient"
