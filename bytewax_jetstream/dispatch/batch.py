@@ -2,19 +2,29 @@
 
 from collections import deque
 from math import inf
+from typing import NamedTuple
 
 from ..publishing import Refusal, Route
+from .clocks import Answers
 from .lane_queue import LaneQueue
 from .segment import Entry, Segment
 
 __all__ = ["Batch", "BatchLane"]
 
 
+class _Append(NamedTuple):
+    first: int
+    """The index of its first message."""
+    position: int
+    """The position of that message."""
+    written: float
+
+
 class Batch:
     """A batch in flight."""
 
     __slots__ = (
-        "_deadlines",
+        "_appends",
         "count",
         "entries",
         "lane",
@@ -33,7 +43,8 @@ class Batch:
         route: Route,
         segments: list[Segment],
         messages: int,
-        deadline: float,
+        position: int,
+        written: float,
     ) -> None:
         self.number = number
         self.lane = lane
@@ -50,23 +61,33 @@ class Batch:
         """The first index that was refused: nothing is stored from there on."""
         self.entries: list[Entry] = []
         """Once it is no longer awaited: what was not known to be stored then, in order."""
-        self._deadlines: deque[tuple[int, float]] = deque()
-        """For each append, behind which index it ended, and until when that is awaited."""
-        self.add(segments, messages, deadline)
+        self._appends: deque[_Append] = deque()
+        """Those with messages that are not known to be stored, oldest first."""
+        self.add(segments, messages, position, written)
 
-    @property
-    def deadline(self) -> float:
-        """Until when the next answer is awaited."""
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= self.stored:
-            deadlines.popleft()
-        return deadlines[0][1] if deadlines else inf
-
-    def add(self, segments: list[Segment], messages: int, deadline: float) -> None:
-        """An append is sent."""
+    def add(self, segments: list[Segment], messages: int, position: int, written: float) -> None:
+        """An append is sent, at this position and time."""
+        self._appends.append(_Append(self.count, position, written))
         self.segments += segments
         self.count += messages
-        self._deadlines.append((self.count, deadline))
+
+    def position_of(self, index: int) -> int:
+        """The position of a message that is not known to be stored, or of the last that is."""
+        for append in reversed(self._appends):
+            if append.first <= index:
+                return append.position + index - append.first
+        return self._appends[0].position  # stored with an append that is forgotten
+
+    def deadline(self, answers: Answers, ack_timeout: float) -> float:
+        """Until when the next answer is awaited."""
+        appends = self._appends
+        while len(appends) > 1 and appends[1].first <= self.stored:
+            appends.popleft()
+        if self.stored == self.count:
+            return inf
+        oldest = appends[0]
+        position = oldest.position + self.stored - oldest.first
+        return answers.since(position, oldest.written) + ack_timeout
 
     def topics(self) -> list[str]:
         """The topic of each message that is not known to be stored."""

@@ -24,10 +24,10 @@ A lost batch. Batch 7 carries e1 to e5, with an ack timeout of 5 s.
 
     t = 0.0    append of batch 7: e1 e2 e3 e4 e5, last
     t = 0.1    flow ack: 2 stored          -> e1, e2 are stored
-    t = 5.0    nothing since               -> e3, e4, e5 may be stored: each is tried again as a
+    t = 5.1    nothing since               -> e3, e4, e5 may be stored: each is tried again as a
                                               single, after a pause, with its own event id
-    t = 5.05   singles, send 8: e3 e4 e5   (of one aggregate only the first; the rest is held)
-    t = 5.1    acks of e3 (duplicate), e4 and e5 -> stored
+    t = 5.15   singles, send 8: e3 e4 e5   (of one aggregate only the first; the rest is held)
+    t = 5.2    acks of e3 (duplicate), e4 and e5 -> stored
     or         batch 7 ended: 5 stored, late     -> e3, e4, e5 are stored; send 8 is not awaited
 
 A doubt, where a replicated stream must not be given a batch at all: see `doubts`.
@@ -41,10 +41,11 @@ from operator import itemgetter
 from ..envelope import Envelope
 from ..publishing import Append, Policy, Receipt, Refusal, Route, Verdict, Wire
 from .batch import Batch, BatchLane
+from .clocks import Answers
 from .doubts import Doubts
 from .lane_queue import LaneQueue
 from .segment import Entry, Segment
-from .settlements import SegmentStored, Settlements
+from .settlements import Settlements
 from .singles import Singles
 from .window import Window
 
@@ -75,6 +76,7 @@ class Batches:
         window: Window,
         doubts: Doubts,
         settlements: Settlements,
+        answers: Answers,
         singles: Singles,
         route: Callable[[str], Route | None],
     ) -> None:
@@ -82,6 +84,7 @@ class Batches:
         self._window = window
         self._doubts = doubts
         self._settlements = settlements
+        self._answers = answers
         self._singles = singles
         self._route = route
         self._lanes: dict[LaneQueue, BatchLane] = {}
@@ -128,11 +131,11 @@ class Batches:
         lane = self._lanes.get(queue)
         if lane is None:
             lane = self._lanes[queue] = BatchLane(queue)
-        segments, route = self._take(lane, now)
+        segments, route = self._take(lane)
         if route is not None:
             self._append(lane, segments, route, now)
         elif lane.open is not None:
-            # Nothing goes with it: what waits is for another batch, or its time was over.
+            # Nothing goes with it: what waits is for another batch.
             self._send_end(lane.open)
         elif queue.waiting:
             for each, segment in self._sort(queue).items():
@@ -151,12 +154,14 @@ class Batches:
 
     # What the broker says
 
-    def stored(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+    def stored(self, number: int, count: int, now: float, *, duplicate: bool | None = None) -> None:
         """The first `count` messages of a batch are stored."""
         batch = self.sent.get(number)
         if batch is None:
             self._stored_late(number, count)
             return
+        if count > batch.stored:
+            self._answers.add(batch.position_of(min(count, batch.count) - 1), now)
         if batch.refusal is not None and count > batch.refusal[0]:
             # It was not of this message: a denial names only the topic it is for.
             batch.refusal = None
@@ -171,7 +176,7 @@ class Batches:
         """A batch is over with its first `count` messages stored: complete, at a refusal, or for
         an unknown reason.
         """
-        self.stored(number, count)
+        self.stored(number, count, now)
         batch = self.sent.get(number)
         if batch is None:
             return
@@ -187,11 +192,13 @@ class Batches:
             self._doubts.not_in_process(segment.envelopes)
         self._singles.take_over(lane.queue, refused, batch.refusal[1], now)
 
-    def returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+    def returned(
+        self, number: int, count: int, now: float, *, duplicate: bool | None = None
+    ) -> None:
         """A batch is over with its first `count` messages stored; the rest, definitely not stored,
         goes as singles.
         """
-        self.stored(number, count, duplicate=duplicate)
+        self.stored(number, count, now, duplicate=duplicate)
         batch = self.sent.get(number)
         if batch is not None:
             self._end(batch)
@@ -205,6 +212,8 @@ class Batches:
         batch = self.sent.get(number)
         if batch is None:
             return False
+        if index >= batch.stored:
+            self._answers.add(batch.position_of(index), now)
         if index >= batch.count:  # the server does not take the end: what it stored is not known
             self._retry_later(batch, refusal, now)
         elif index >= batch.stored and (batch.refusal is None or index < batch.refusal[0]):
@@ -215,30 +224,33 @@ class Batches:
                 self._send_end(batch)  # or the server may not know that something is missing
         return True
 
-    def disconnected(self, refusal: Refusal) -> None:
+    def disconnected(self, refusal: Refusal, now: float) -> None:
         """What is in flight may be lost: it goes again, as singles."""
         for batch in list(self.sent.values()):
-            self._singles.retry_at_once(batch.lane.queue, self._lose(batch, refusal))
+            self._singles.retry_at_once(batch.lane.queue, self._lose(batch, refusal, now), now)
 
     # What time says
 
     def next_tick(self) -> float:
         """When `tick` has something to do."""
-        return min([batch.deadline for batch in self.sent.values()], default=inf)
+        return min([self._deadline(batch) for batch in self.sent.values()], default=inf)
 
     def tick(self, now: float) -> None:
         """Retry the batches that fell silent."""
-        for batch in [batch for batch in self.sent.values() if batch.deadline <= now]:
+        for batch in [batch for batch in self.sent.values() if self._deadline(batch) <= now]:
             self._retry_later(batch, self._settlements.why_silent(), now)
         settled = [n for n, batch in self._silent.items() if all(e.done for e in batch.entries)]
         for number in settled:
             del self._silent[number]
 
+    def _deadline(self, batch: Batch) -> float:
+        return batch.deadline(self._answers, self._policy.attempt_seconds)
+
     # What is in here
 
-    def unsettled(self) -> list[Segment]:
-        """What is in flight."""
-        return [segment for batch in self.sent.values() for segment in batch.segments]
+    def oldest(self) -> float:
+        """The position of the oldest message in flight."""
+        return min([batch.position_of(batch.stored) for batch in self.sent.values()], default=inf)
 
     def in_flight_on(self, topic: str) -> list[tuple[int, int]]:
         """Number and index of all that is in flight on a topic."""
@@ -249,7 +261,7 @@ class Batches:
             if each == topic
         ]
 
-    def abandon(self, queues: Set[LaneQueue], refusal: Refusal) -> None:
+    def abandon(self, queues: Set[LaneQueue], refusal: Refusal | None) -> None:
         """Settle all batches of these lanes as unknown, and forget them."""
         batches = [batch for batch in self.sent.values() if batch.lane.queue in queues]
         for batch in batches:
@@ -274,7 +286,7 @@ class Batches:
             route, self._window.last_number, self._now
         )
 
-    def _take(self, lane: BatchLane, now: float) -> tuple[list[Segment], Route | None]:
+    def _take(self, lane: BatchLane) -> tuple[list[Segment], Route | None]:
         """Take from what waits as much as goes on one route and has room; nothing when the first
         does not.
         """
@@ -287,9 +299,6 @@ class Batches:
         room_bytes = policy.window_bytes - window.bytes
         while queue.waiting and room > 0 and room_bytes > 0:
             segment = queue.waiting[0]
-            if segment.submission.expires <= now:
-                self._settlements.give_up(queue, queue.pop_first().entries())
-                continue
             if segment.alone:
                 break
             if segment.count > room or segment.size > room_bytes:
@@ -386,15 +395,15 @@ class Batches:
             wires += segment.wires
             segment.attempts += 1
             size += segment.size
-        deadline = now + (self._policy.ack_timeout or inf)
+        position = self._window.position
         if batch is None:
             number = self._window.next_number
-            batch = Batch(number, lane, route, segments, len(topics), deadline)
+            batch = Batch(number, lane, route, segments, len(topics), position, now)
             self.sent[number] = batch
             lane.in_flight += 1
             self.batches += 1
         else:
-            batch.add(segments, len(topics), deadline)
+            batch.add(segments, len(topics), position, now)
         self.messages_in_batches += len(topics)
         in_flight = batch.count - batch.stored
         goes_on = lane.queue.waiting and in_flight < lane.reach
@@ -433,9 +442,7 @@ class Batches:
         for segment in stored:
             messages += segment.count
             size += segment.size
-            if self._doubts.in_process:
-                self._doubts.not_in_process(segment.envelopes)
-            self._settlements.add(queue, SegmentStored(segment, receipt))
+            self._settlements.stored_segment(queue, segment, receipt)
         self._window.release(messages, size)
 
     def _end(self, batch: Batch) -> None:
@@ -449,7 +456,7 @@ class Batches:
             lane.open = None
         lane.queue.mark_changed()
 
-    def _lose(self, batch: Batch, refusal: Refusal) -> list[Entry]:
+    def _lose(self, batch: Batch, refusal: Refusal, now: float) -> list[Entry]:
         """A batch gets no answer any more; returns what of it is unsettled, in order."""
         self._end(batch)
         self._silent[batch.number] = batch
@@ -462,13 +469,15 @@ class Batches:
             batch.entries[index - batch.stored].last = its_refusal
         for entry in silent:
             entry.unanswered(refusal)
+        for entry in batch.entries:
+            entry.fail(now, self._policy.delivery_timeout)
         topics = {entry.envelope.topic for entry in silent}
         self._doubts.unanswered(topics, self._window.last_number)
         return batch.entries
 
     def _retry_later(self, batch: Batch, refusal: Refusal, now: float) -> None:
         """A batch is lost: what of it is unsettled is tried again as singles, after a pause."""
-        self._singles.retry_later(batch.lane.queue, self._lose(batch, refusal), now)
+        self._singles.retry_later(batch.lane.queue, self._lose(batch, refusal, now), now)
 
     def _stored_late(self, number: int, count: int) -> None:
         batch = self._silent.get(number)

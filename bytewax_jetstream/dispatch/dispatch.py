@@ -46,6 +46,7 @@ from ..envelope import Envelope, Outcome
 from ..errors import EnvelopeError
 from ..publishing import Outgoing, Policy, Receipt, Refusal, Route, Verdict, Wire
 from .batches import Batches, Plan
+from .clocks import Answers
 from .doubts import Doubts
 from .lane_queue import LaneQueue
 from .segment import Entry, Submission, segments_of
@@ -54,10 +55,6 @@ from .singles import Singles
 from .window import Window
 
 __all__ = ["Dispatch"]
-
-
-EXPIRY_PAUSE = 0.1
-"""Seconds until deliveries that are over, but still in flight, are looked at again."""
 
 
 class Dispatch:
@@ -83,11 +80,17 @@ class Dispatch:
         self._turns: dict[LaneQueue, None] = {}
         """Lanes with something to send, the next first."""
         self._connected = False
-        self._next_expiry = inf
+        self._accepted = 0
+        self._answered = 0
+        """What was settled by answers when it was last looked at."""
+        self._progress_at = 0.0
+        """When the last answer settled something, or something was accepted while nothing was
+        unsettled."""
         self._window = Window()
+        self._answers = Answers()
         self._doubts = Doubts(route, policy.ack_timeout or 0.0)
         self._settlements = Settlements(policy, self._doubts)
-        owners = policy, self._window, self._doubts, self._settlements
+        owners = policy, self._window, self._doubts, self._settlements, self._answers
         self._singles = Singles(*owners, self._lanes.keys(), random)
         self._batches = Batches(*owners, self._singles, route)
 
@@ -101,7 +104,12 @@ class Dispatch:
     @property
     def in_flight(self) -> int:
         """How many messages are sent and awaited."""
-        return self._window.messages
+        return self._window.messages - self._singles.held_messages
+
+    @property
+    def unsettled(self) -> int:
+        """How many envelopes were accepted and have not ended."""
+        return self._accepted - self._settlements.settled
 
     # What happens to it
 
@@ -124,46 +132,54 @@ class Dispatch:
         self, lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int, now: float
     ) -> None:
         """Accept envelopes: each waits, or is rejected now if it can never be stored as it is."""
-        expires = now + self._policy.delivery_timeout
-        submission = Submission(now, expires, epoch)
-        if expires < self._next_expiry:
-            self._next_expiry = expires
+        submission = Submission(now, epoch)
+        if not self.unsettled:
+            self._progress_at = now
+        self._accepted += len(envelopes)
         wires = self._prepare(envelopes)
         if EnvelopeError in set(map(type, wires)):
             envelopes, wires = self._reject_bad(lane, submission, envelopes, wires)
         lane.enqueue(segments_of(submission, envelopes, wires, atomic=self._policy.atomic))
 
-    def connected(self) -> None:
+    def connected(self, now: float) -> None:
         """The publisher can send."""
         self._connected = True
+        self._singles.connected(now)
 
-    def disconnected(self, reason: str) -> None:
+    def disconnected(self, reason: str, now: float) -> None:
         """What is in flight may be lost, and is tried again."""
         self._connected = False
         self._window.withdraw()
         refusal = Refusal(Verdict.RETRY, reason)
-        self._singles.disconnected(refusal)
-        self._batches.disconnected(refusal)
+        self._singles.disconnected(refusal, now)
+        self._batches.disconnected(refusal, now)
+        self._answers.clear()
 
-    def acked(self, number: int, index: int, receipt: Receipt) -> None:
+    def taken(self, position: int, now: float) -> None:
+        """The peer took bytes of what was sent at this position, or just before it."""
+        self._answers.add(position - 1, now)
+
+    def acked(self, number: int, index: int, receipt: Receipt, now: float) -> None:
         """The broker stored a single, or a group."""
-        self._singles.acked(number, index, receipt)
+        self._singles.acked(number, index, receipt, now)
 
-    def acked_many(self, acks: Iterable[tuple[int, int, Receipt]]) -> None:
+    def acked_many(self, acks: Iterable[tuple[int, int, Receipt]], now: float) -> None:
         """The broker stored singles: number, index and receipt of each."""
-        self._singles.acked_many(acks)
+        self._singles.acked_many(acks, now)
 
-    def batch_stored(self, number: int, count: int) -> None:
+    def batch_stored(self, number: int, count: int, now: float) -> None:
         """The broker stored the first messages of a batch, which goes on."""
-        self._batches.stored(number, count)
+        self._batches.stored(number, count, now)
 
     def batch_ended(self, number: int, count: int, now: float) -> None:
         """A batch is over: complete, at a refusal, or for an unknown reason."""
         self._batches.ended(number, count, now)
 
-    def batch_returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+    def batch_returned(
+        self, number: int, count: int, now: float, *, duplicate: bool | None = None
+    ) -> None:
         """A batch is over; what it did not store goes as singles."""
-        self._batches.returned(number, count, duplicate=duplicate)
+        self._batches.returned(number, count, now, duplicate=duplicate)
 
     def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
         """The broker did not store a single; of a batch, nothing from that index on."""
@@ -171,12 +187,14 @@ class Dispatch:
             self._singles.refused(number, index, refusal, now)
 
     def tick(self, now: float) -> None:
-        """Time has passed: end deliveries, silent attempts and pauses that are over."""
-        if now >= self._next_expiry:
-            self._expire(now)
-        # After it, because these let go of what is settled.
+        """Time has passed: end silent attempts, and pauses and clocks that are over."""
+        self._look(now)
+        if self._no_progress_at() <= now:
+            self._abandon(self._lanes.keys(), None)
+            self._progress_at = now
         self._batches.tick(now)
         self._singles.tick(now)
+        self._answers.forget_before(min(self._singles.oldest(), self._batches.oldest()))
 
     def abandon(self, reason: str) -> None:
         """Settle everything as unknown: the publisher is closed, or cannot go on."""
@@ -187,6 +205,7 @@ class Dispatch:
 
     def next_send(self, now: float) -> Outgoing | None:
         """What to send next; None while there is nothing, no connection or no room."""
+        self._look(now)
         outgoing = self._window.outgoing
         while self._connected and not outgoing:
             if self._changed:
@@ -205,7 +224,7 @@ class Dispatch:
 
     def next_tick(self) -> float:
         """When `tick` has something to do at the latest, if nothing else happens."""
-        return min(self._next_expiry, self._singles.next_tick(), self._batches.next_tick())
+        return min(self._no_progress_at(), self._singles.next_tick(), self._batches.next_tick())
 
     def in_flight_at(self, number: int, index: int) -> list[Envelope]:
         """What is awaited at an index of singles: several envelopes if they are a group."""
@@ -218,7 +237,7 @@ class Dispatch:
     def statistics(self) -> dict[str, int]:
         """The counters."""
         return {
-            "in_flight": self._window.messages,
+            "in_flight": self.in_flight,
             "retries": self._singles.retries,
             "late_acks": self._singles.late_acks,
             "batches": self._batches.batches,
@@ -258,24 +277,18 @@ class Dispatch:
 
     # The end of deliveries
 
-    def _expire(self, now: float) -> None:
-        """Give up what is past its delivery timeout and not in flight; what is in flight gets its
-        answer first.
-        """
-        self._singles.expire(now)
-        for lane in self._lanes:
-            for segment in lane.take_overdue_segments(now):
-                self._settlements.give_up(lane, segment.entries())
-        needed = [lane for lane in self._turns if lane.ready or self._batches.may_send(lane)]
-        self._turns = dict.fromkeys(needed)
-        left = [
-            entry.submission.expires for _, entry in self._singles.unsettled(self._lanes.keys())
-        ]
-        left += [segment.submission.expires for segment in self._batches.unsettled()]
-        left += [each.submission.expires for lane in self._lanes for each in lane.waiting]
-        self._next_expiry = max(min(left, default=inf), now + EXPIRY_PAUSE)
+    def _look(self, now: float) -> None:
+        """Note progress: an answer has settled something since the last look."""
+        answered = self._settlements.answered
+        if answered != self._answered:
+            self._answered, self._progress_at = answered, now
 
-    def _abandon(self, lanes: Set[LaneQueue], refusal: Refusal) -> None:
+    def _no_progress_at(self) -> float:
+        """When all that is unsettled is given up, unless there is progress before."""
+        return self._progress_at + self._policy.delivery_timeout if self.unsettled > 0 else inf
+
+    def _abandon(self, lanes: Set[LaneQueue], refusal: Refusal | None) -> None:
+        """Settle all of these lanes as unknown: without a refusal, for lack of progress."""
         self._singles.abandon(lanes, refusal)
         self._batches.abandon(lanes, refusal)
         for lane in lanes:
@@ -296,7 +309,9 @@ class Dispatch:
             if isinstance(wire, EnvelopeError):
                 entry = Entry(envelope, submission, None)
                 refusal = Refusal(Verdict.REJECT, str(wire))
-                self._settlements.settle(lane, entry, Outcome.REJECTED, refusal=refusal)
+                self._settlements.settle(
+                    lane, entry, Outcome.REJECTED, refusal=refusal, answered=False
+                )
             else:
                 good.append((envelope, wire))
         return [envelope for envelope, _ in good], [wire for _, wire in good]

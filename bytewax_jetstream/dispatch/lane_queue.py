@@ -72,13 +72,6 @@ class LaneQueue:
         self.waiting.appendleft(first)
         return first
 
-    def take_overdue_segments(self, now: float) -> list[Segment]:
-        """Take out what waits first past its delivery timeout."""
-        segments = []
-        while self.waiting and self.waiting[0].submission.expires <= now:
-            segments.append(self.waiting.popleft())
-        return segments
-
     # Singles
 
     def enter(self, entry: Entry) -> bool:
@@ -111,7 +104,7 @@ class LaneQueue:
         self._changed[self] = None
 
     def take_ready(self, messages: int, size: int, now: float) -> tuple[list[Entry], list[Entry]]:
-        """Take out what is ready: as much as has room, and what is past its delivery timeout.
+        """Take out what is ready: as much as has room, and what must not be sent any more.
 
         :arg messages: Room for messages.
         :arg size: Room for bytes; the last message taken may exceed it.
@@ -124,7 +117,8 @@ class LaneQueue:
             entry = ready.popleft()
             if entry.done:
                 continue
-            if entry.submission.expires <= now:
+            entry.run_clock(now)
+            if entry.expires <= now or entry.resend_until < now:
                 overdue.append(entry)
                 continue
             messages -= entry.count
@@ -138,7 +132,7 @@ class LaneQueue:
         overdue: list[Entry] = []
         for entry in self.ready:
             if not entry.done:
-                (overdue if entry.submission.expires <= now else kept).append(entry)
+                (overdue if entry.expires <= now else kept).append(entry)
         self.ready = kept
         return overdue
 

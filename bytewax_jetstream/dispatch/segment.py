@@ -1,7 +1,9 @@
 """`Segment`, `Entry`, `Group`: envelopes from acceptance to settlement, together or one by one."""
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import accumulate, groupby, islice
+from math import inf
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -17,13 +19,16 @@ class Submission(NamedTuple):
     """What all envelopes of one submission share."""
 
     submitted: float
-    expires: float
-    """When the delivery timeout of its envelopes is over."""
     epoch: int
 
 
 class Entry:
-    """An envelope that is tracked by itself: it goes as a single, or did and failed."""
+    """An envelope that is tracked by itself: it goes as a single, or did and failed.
+
+    Its clock starts when an attempt fails. It stands still while the entry is held behind its
+    aggregate, or is ready and waits for room; it runs in flight, backing off, and while what was
+    lost with a connection waits for the next one.
+    """
 
     # Class attributes, not slots: most entries never change them, and are made at half the cost.
     attempts = 0
@@ -35,6 +40,12 @@ class Entry:
     """Settled, perhaps by a late answer to an earlier attempt: lists that still hold it skip it."""
     last: Refusal | None = None
     """Why the last attempt failed."""
+    expires = inf
+    """When its delivery timeout is over; infinite while its clock stands still."""
+    resend_until = inf
+    """Until when the broker certainly knows its id from an attempt that was not answered."""
+    _left: float | None = None
+    """Seconds of its delivery timeout that were left when its clock started or stopped last."""
 
     def __init__(self, envelope: Envelope, submission: Submission, wire: Wire) -> None:
         self.envelope = envelope
@@ -48,11 +59,35 @@ class Entry:
         """All that it carries."""
         return [self.envelope]
 
+    def fail(self, now: float, delivery_timeout: float) -> None:
+        """An attempt failed: the first time, the clock starts."""
+        if self._left is None:
+            self._left = delivery_timeout
+            self.expires = now + delivery_timeout
+
+    def stop_clock(self, now: float) -> None:
+        """It waits from now on."""
+        if self.expires < inf:
+            assert self._left is not None
+            self._left = self.expires - now
+            self.expires = inf
+
+    def run_clock(self, now: float) -> None:
+        """It no longer waits; without a failed attempt it has no clock."""
+        if self._left is not None and self.expires == inf:
+            self.expires = now + self._left
+
     def unanswered(self, refusal: Refusal) -> None:
         """The attempt gets no answer."""
         # The broker's own word on an earlier attempt tells more than this silence.
         self.last = self.last or refusal
         self.in_doubt += 1
+
+    def again(self) -> "Entry":
+        """The same for another attempt: late answers to earlier ones no longer concern it."""
+        other = copy(self)
+        self.done = True
+        return other
 
 
 class Group(Entry):

@@ -44,15 +44,32 @@ class Settlements:
     def __init__(self, policy: Policy, doubts: Doubts) -> None:
         self._policy = policy
         self._doubts = doubts
-        self._settled: dict[LaneQueue, list[Settlement]] = {}
+        self.settled = 0
+        """How many envelopes were."""
+        self.answered = 0
+        """How many of them by an answer of the broker: these are progress."""
+        self._kept: dict[LaneQueue, list[Settlement]] = {}
 
-    def add(self, lane: LaneQueue, settlement: Settlement) -> None:
-        """Keep a settlement, in the order in which they came."""
-        settled = self._settled.get(lane)
-        if settled is None:
-            self._settled[lane] = [settlement]
+    def stored_singles(self, lane: LaneQueue, stored: SinglesStored) -> None:
+        """Singles are stored; they are not in process."""
+        self.settled += len(stored.entries)
+        self.answered += len(stored.entries)
+        self._keep(lane, stored)
+
+    def stored_segment(self, lane: LaneQueue, segment: Segment, receipt: Receipt) -> None:
+        """A segment is stored."""
+        if self._doubts.in_process:
+            self._doubts.not_in_process(segment.envelopes)
+        self.settled += segment.count
+        self.answered += segment.count
+        self._keep(lane, SegmentStored(segment, receipt))
+
+    def _keep(self, lane: LaneQueue, settlement: Settlement) -> None:
+        kept = self._kept.get(lane)
+        if kept is None:
+            self._kept[lane] = [settlement]
         else:
-            settled.append(settlement)
+            kept.append(settlement)
 
     def settle(
         self,
@@ -61,33 +78,51 @@ class Settlements:
         outcome: Outcome,
         receipt: Receipt | None = None,
         refusal: Refusal | None = None,
+        *,
+        answered: bool = True,
     ) -> None:
-        """End an entry, and with it each member of a group."""
+        """End an entry, and with it each member of a group.
+
+        :arg answered: Whether the broker's answer ended it.
+        """
         entry.done = True
         self._doubts.not_in_process(entry.envelopes)
+        self.settled += entry.count
+        self.answered += entry.count * (answered and outcome is not Outcome.UNKNOWN)
         if not isinstance(entry, Group):
-            self.add(lane, Settled(entry, outcome, receipt, refusal))
+            self._keep(lane, Settled(entry, outcome, receipt, refusal))
             return
         for behind, member in zip(reversed(range(entry.count)), entry.members(), strict=True):
             own = receipt.before(behind) if receipt is not None else None
-            self.add(lane, Settled(member, outcome, own, refusal))
+            self._keep(lane, Settled(member, outcome, own, refusal))
 
     def give_up(self, lane: LaneQueue, entries: Iterable[Entry]) -> None:
         """End entries as unknown: their delivery timeout is over."""
+        seconds = self._policy.delivery_timeout
         for entry in entries:
-            self.settle(lane, entry, Outcome.UNKNOWN, refusal=self._why_given_up(entry))
-
-    def abandon(self, lane: LaneQueue, entries: Iterable[Entry], refusal: Refusal) -> None:
-        """End entries as unknown: they will not be sent any more, or not be answered."""
-        for entry in entries:
+            refusal = self._unsettled(entry, f"within {seconds:g} s of its first failed attempt")
             self.settle(lane, entry, Outcome.UNKNOWN, refusal=refusal)
+
+    def abandon(
+        self, lane: LaneQueue, entries: Iterable[Entry], refusal: Refusal | None = None
+    ) -> None:
+        """End entries as unknown: they will not be sent any more, or not be answered.
+
+        :arg refusal: Why; by default, because the broker has settled nothing for too long.
+        """
+        seconds = self._policy.delivery_timeout
+        for entry in entries:
+            why = refusal or self._unsettled(
+                entry, f"while the broker settled nothing for {seconds:g} s"
+            )
+            self.settle(lane, entry, Outcome.UNKNOWN, refusal=why)
 
     def take(self) -> list[tuple[LaneQueue, list[Settlement]]]:
         """What was settled since the last call, by lane, in the order of settlement."""
-        if not self._settled:
+        if not self._kept:
             return []
-        settled, self._settled = self._settled, {}
-        return list(settled.items())
+        kept, self._kept = self._kept, {}
+        return list(kept.items())
 
     def why_silent(self) -> Refusal:
         """Why an attempt that was not answered in time has failed."""
@@ -96,7 +131,7 @@ class Settlements:
             return Refusal(Verdict.RETRY, "no delivery report from the broker's library")
         return Refusal(Verdict.RETRY, f"no ack within {timeout:g} s")
 
-    def _why_given_up(self, entry: Entry) -> Refusal:
+    def _unsettled(self, entry: Entry, when: str) -> Refusal:
         last = entry.last
         why = (
             last.reason
@@ -104,7 +139,7 @@ class Settlements:
             else "never sent: no connection, or no answer to what was sent before it"
         )
         reason = (
-            f"not settled within {self._policy.delivery_timeout:g} s and {entry.attempts} attempts "
-            f"({why}): check the broker, then publish it again with the same event id"
+            f"not settled {when}, after {entry.attempts} attempts ({why}): "
+            "check the broker, then publish it again with the same event id"
         )
         return Refusal(Verdict.GIVE_UP, reason, last.code if last is not None else None)

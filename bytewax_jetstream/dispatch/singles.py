@@ -13,6 +13,7 @@ from random import Random
 from ..envelope import Envelope, Outcome
 from ..publishing import Groups, Policy, Receipt, Refusal, Verdict
 from ..publishing import Singles as SinglesOut
+from .clocks import Answers
 from .doubts import Doubts
 from .lane_queue import LaneQueue
 from .segment import Entry, Group
@@ -22,33 +23,46 @@ from .window import Window
 __all__ = ["Singles"]
 
 
-OVERDUE = 0.5
-"""Seconds past its delivery timeout until a message is given up of which the broker's library,
-which has that timeout too, has reported nothing."""
-
-
 class _Sent:
-    """Entries of one lane sent together; answered ones are None."""
+    """Entries of one lane sent together; those that are not awaited are None."""
 
-    __slots__ = ("deadline", "entries", "lane", "number", "open", "sent")
+    __slots__ = ("_first", "entries", "lane", "number", "open", "position", "written")
 
     def __init__(
-        self, number: int, lane: LaneQueue, entries: list[Entry], sent: float, deadline: float
+        self,
+        number: int,
+        lane: LaneQueue,
+        entries: Sequence[Entry | None],
+        position: int,
+        written: float,
     ) -> None:
         self.number = number
         self.lane = lane
-        self.entries: list[Entry | None] = list(entries)
-        self.sent = sent
-        self.deadline = deadline
+        self.entries = list(entries)
+        self.position = position
+        """Of the first entry."""
+        self.written = written
         self.open = len(entries)
-        """How many are not answered."""
+        """How many are awaited."""
+        self._first = 0
+
+    @property
+    def first(self) -> int:
+        """The index of the first that is awaited; there must be one."""
+        while self.entries[self._first] is None:
+            self._first += 1
+        return self._first
 
     def at(self, index: int) -> Entry | None:
         """What is awaited at an index; an answer can name any number."""
         return self.entries[index] if 0 <= index < len(self.entries) else None
 
+    def awaited(self) -> list[int]:
+        """The indices of what is awaited."""
+        return [index for index, entry in enumerate(self.entries) if entry is not None]
+
     def unanswered(self) -> list[Entry]:
-        """What is still awaited."""
+        """What is not settled."""
         return [entry for entry in self.entries if entry is not None and not entry.done]
 
 
@@ -61,6 +75,7 @@ class Singles:
         window: Window,
         doubts: Doubts,
         settlements: Settlements,
+        answers: Answers,
         lanes: Set[LaneQueue],
         random: Random,
     ) -> None:
@@ -68,14 +83,21 @@ class Singles:
         self._window = window
         self._doubts = doubts
         self._settlements = settlements
+        self._answers = answers
         self._lanes = lanes
         """All lanes that are served; the dispatch's."""
         self._random = random
         self._sent: dict[int, _Sent] = {}
         """In flight and awaited, oldest first."""
         self._silent: dict[int, _Sent] = {}
-        """No longer awaited, oldest first, and kept until all of it is settled: a late ack still
-        tells that an envelope is stored."""
+        """No longer awaited, by number, and kept until all of it is settled: a late ack still tells
+        that an envelope is stored. Without retries of our own, kept until it is answered."""
+        self.held_messages = 0
+        """Messages of those without retries: they keep their place in the window, so that the
+        memory of the broker's library stays bounded."""
+        self._connected = False
+        self._first_expiry = inf
+        """When the first clock of what is ready ends, while there is no connection."""
         self._backing_off: list[tuple[float, int, LaneQueue, Entry]] = []
         self._ties = count()
         """Entries that back off until the same moment resume in the order in which they came."""
@@ -99,11 +121,24 @@ class Singles:
         for entry in entries:
             if lane.enter(entry):
                 self._back_off(lane, entry, now)
+            else:
+                entry.stop_clock(now)
 
-    def retry_at_once(self, lane: LaneQueue, entries: Sequence[Entry]) -> None:
+    def retry_at_once(self, lane: LaneQueue, entries: Sequence[Entry], now: float) -> None:
         """Entries of a batch that a lost connection cut off are tried again on the next one."""
         self.retries += len(entries)
+        for entry in entries:
+            entry.stop_clock(now)
         lane.enter_ready(entries)
+        self._run_clocks(now)
+
+    def connected(self, now: float) -> None:
+        """What is ready waits for room from now on."""
+        self._connected = True
+        self._first_expiry = inf
+        for lane in self._lanes:
+            for entry in lane.ready:
+                entry.stop_clock(now)
 
     # Sending
 
@@ -145,47 +180,43 @@ class Singles:
             entry.attempts += 1
         self._doubts.add_singles(envelopes)
         number = self._window.next_number
-        self._sent[number] = _Sent(number, lane, entries, now, self._deadline(entries, now))
+        self._sent[number] = _Sent(number, lane, entries, self._window.position, now)
         return number
-
-    def _deadline(self, entries: list[Entry], now: float) -> float:
-        """Until when to await answers; even a library that gives up by itself may fall silent."""
-        timeout = self._policy.ack_timeout
-        if timeout is not None:
-            return now + timeout
-        return max([entry.submission.expires for entry in entries]) + OVERDUE
 
     # What the broker says
 
-    def acked(self, number: int, index: int, receipt: Receipt) -> None:
+    def acked(self, number: int, index: int, receipt: Receipt, now: float) -> None:
         """The broker stored the entry at an index of a send."""
-        sent = self._sent.get(number)
+        sent = self._awaited(number, index, now)
         if sent is None:
-            silent = self._silent.get(number)
-            entry = silent.at(index) if silent is not None else None
+            silent, entry = self._answer_late(number, index)
             if silent is not None and entry is not None:
                 self.acked_late(silent.lane, entry, receipt)
             return
-        self._doubts.stored(number, sent.sent, receipt)
+        self._doubts.stored(number, sent.written, receipt)
         entry = self._answer(sent, index)
         if entry is not None:
             self._end(sent.lane, entry, Outcome.STORED, receipt)
 
-    def acked_many(self, acks: Iterable[tuple[int, int, Receipt]]) -> None:
+    def acked_many(self, acks: Iterable[tuple[int, int, Receipt]], now: float) -> None:
         """The same as `acked` for each, written out because this is the path of every single.
 
         An ack that names one message is not that of a group.
         """
         doubts, all_sent, by_lane = self._doubts, self._sent, dict[LaneQueue, SinglesStored]()
         messages = size = 0
+        earliest: float = inf
         for number, index, receipt in acks:
             sent = all_sent.get(number)
             entry = sent.at(index) if sent is not None else None
             if entry is not None and entry.count > 1:
                 continue
             if sent is None or entry is None or entry.done or doubts.in_process:
-                self.acked(number, index, receipt)
+                self.acked(number, index, receipt, now)
                 continue
+            position = sent.position + index
+            if position < earliest:
+                earliest = position
             entry.done = True
             sent.entries[index] = None
             sent.open -= 1
@@ -199,9 +230,11 @@ class Singles:
             stored.entries.append(entry)
             stored.receipts.append(receipt)
         self._window.release(messages, size)
+        if earliest < inf:
+            self._answers.add(int(earliest), now)
         for lane, stored in by_lane.items():
             lane.leave(stored.entries)
-            self._settlements.add(lane, stored)
+            self._settlements.stored_singles(lane, stored)
 
     def acked_late(self, lane: LaneQueue, entry: Entry, receipt: Receipt) -> None:
         """An attempt that is no longer awaited is acknowledged after all: its entry is stored,
@@ -213,53 +246,72 @@ class Singles:
 
     def refused(self, number: int, index: int, refusal: Refusal, now: float) -> None:
         """The broker did not store the entry at an index of a send."""
-        sent = self._sent.get(number)
+        sent = self._awaited(number, index, now)
         if sent is None:
-            self._refused_late(number, index)
+            # A later attempt decides, but this one is no longer in doubt.
+            silent, entry = self._answer_late(number, index)
+            if silent is not None and entry is not None:
+                silent.entries[index] = None
+                entry.in_doubt -= 1
             return
         entry = self._answer(sent, index)
         if entry is not None:
             self._refuse(sent.lane, entry, refusal, now)
 
-    def disconnected(self, refusal: Refusal) -> None:
+    def disconnected(self, refusal: Refusal, now: float) -> None:
         """What is in flight may be lost: it goes back to the front of its lane, in order."""
+        self._connected = False
         lost = [
             (sent.lane, entry)
             for sent in list(self._sent.values())
-            for entry in self._lose(sent, refusal)
+            for entry in self._lose(sent, sent.awaited(), refusal, now)
         ]
         self.retries += len(lost)
         for lane, entry in reversed(lost):
             lane.make_ready_first(entry)
+        self._run_clocks(now)
+
+    def _run_clocks(self, now: float) -> None:
+        """Without a connection the clocks of what is ready run."""
+        for lane in self._lanes:
+            for entry in lane.ready:
+                entry.run_clock(now)
+                self._first_expiry = min(self._first_expiry, entry.expires)
 
     # What time says
 
     def next_tick(self) -> float:
         """When `tick` has something to do."""
         due = self._backing_off[0][0] if self._backing_off else inf
-        return min(due, next(iter(self._sent.values())).deadline) if self._sent else due
+        if self._sent:
+            oldest = next(iter(self._sent.values()))
+            due = min(due, self._deadline(oldest, oldest.first))
+        return min(due, self._first_expiry)
 
     def tick(self, now: float) -> None:
-        """End silent attempts, and backoffs that are over."""
+        """End silent attempts, backoffs that are over, and clocks that have run out.
+
+        What is in flight when its clock runs out gets its answer first.
+        """
         self._end_silent_attempts(now)
         while self._backing_off and self._backing_off[0][0] <= now:
             _, _, lane, entry = heapq.heappop(self._backing_off)
             lane.resume()
-            if not entry.done:
-                lane.make_ready_first(entry)
-        while self._silent and not next(iter(self._silent.values())).unanswered():
-            del self._silent[next(iter(self._silent))]
-
-    def expire(self, now: float) -> None:
-        """Give up what is past its delivery timeout and not in flight; what is in flight gets its
-        answer first.
-        """
-        for _, _, lane, entry in list(self._backing_off):
-            if not entry.done and entry.submission.expires <= now:
+            if entry.done:
+                continue
+            if entry.expires <= now:
                 self._give_up(lane, [entry])
-        for lane in self._lanes:
-            while overdue := lane.take_overdue(now):
-                self._give_up(lane, overdue)  # which makes the next of their aggregates ready
+                continue
+            if self._connected:
+                entry.stop_clock(now)
+            else:
+                self._first_expiry = min(self._first_expiry, entry.expires)
+            lane.make_ready_first(entry)
+        if self._first_expiry <= now:
+            self._first_expiry = inf
+            for lane in self._lanes:
+                self._give_up(lane, lane.take_overdue(now))
+            self._run_clocks(now)
         self._forget_settled()
 
     # What is in here
@@ -271,6 +323,13 @@ class Singles:
         for lane in lanes:
             listed += [(lane, entry) for entry in lane.entries()]
         return ((lane, entry) for lane, entry in listed if lane in lanes and not entry.done)
+
+    def oldest(self) -> float:
+        """The position of the oldest message in flight."""
+        if not self._sent:
+            return inf
+        sent = next(iter(self._sent.values()))
+        return sent.position + sent.first
 
     def in_flight(self, number: int, index: int) -> list[Envelope]:
         """What is awaited at an index of a send: several envelopes if they are a group."""
@@ -287,7 +346,7 @@ class Singles:
             if entry is not None and any(each.topic == topic for each in entry.envelopes)
         ]
 
-    def abandon(self, lanes: Set[LaneQueue], refusal: Refusal) -> None:
+    def abandon(self, lanes: Set[LaneQueue], refusal: Refusal | None) -> None:
         """Settle all singles of these lanes as unknown, and forget them."""
         for lane, entry in list(self.unsettled(lanes)):
             self._settlements.abandon(lane, [entry], refusal)
@@ -295,13 +354,39 @@ class Singles:
             lane.clear_singles()
         sends = [sent for sent in self._sent.values() if sent.lane in lanes]
         for sent in sends:
-            left = self._release(sent)
+            left = self._stop_awaiting(sent, sent.awaited())
             topics = {entry.envelope.topic for entry in left}
             self._doubts.unanswered(topics, self._window.last_number)
         self._window.withdraw_numbers({sent.number for sent in sends})
         self._forget_settled()
 
     # The end of an attempt
+
+    @property
+    def _resends(self) -> bool:
+        """Whether a silent attempt is followed by another."""
+        return self._policy.ack_timeout is not None
+
+    def _awaited(self, number: int, index: int, now: float) -> _Sent | None:
+        """The send with an entry that is awaited at that index; it renews what is behind it."""
+        sent = self._sent.get(number)
+        if sent is None or (sent.at(index) is None and number in self._silent):
+            return None
+        if sent.at(index) is not None:
+            self._answers.add(sent.position + index, now)
+        return sent
+
+    def _answer_late(self, number: int, index: int) -> tuple[_Sent | None, Entry | None]:
+        """What is no longer awaited is answered after all; without retries it leaves the window."""
+        silent = self._silent.get(number)
+        entry = silent.at(index) if silent is not None else None
+        if silent is not None and entry is not None and not self._resends:
+            silent.entries[index] = None
+            silent.open -= 1
+            self.held_messages -= entry.count
+            self._window.release(entry.count, entry.size)
+            self.late_acks += 1
+        return silent, entry
 
     def _answer(self, sent: _Sent, index: int) -> Entry | None:
         """Take an entry out of its send; None when it was answered or settled before."""
@@ -323,6 +408,7 @@ class Singles:
         """An attempt was refused: its entry is tried again, rejected, or unknown."""
         entry.last = refusal
         if refusal.verdict is Verdict.RETRY:
+            entry.fail(now, self._policy.delivery_timeout)
             self._back_off(lane, entry, now)
         elif refusal.verdict is Verdict.GIVE_UP:
             self._end(lane, entry, Outcome.UNKNOWN, refusal=refusal)
@@ -334,17 +420,9 @@ class Singles:
         else:
             self._end(lane, entry, Outcome.REJECTED, refusal=refusal)
 
-    def _refused_late(self, number: int, index: int) -> None:
-        """A later attempt decides, but this one is no longer in doubt."""
-        sent = self._silent.get(number)
-        entry = sent.at(index) if sent is not None else None
-        if sent is not None and entry is not None:
-            sent.entries[index] = None
-            entry.in_doubt -= 1
-
     def _back_off(self, lane: LaneQueue, entry: Entry, now: float) -> None:
         """Try an entry again after a jittered pause, unless its time is over."""
-        if now >= entry.submission.expires:
+        if now >= entry.expires:
             self._give_up(lane, [entry])
             return
         policy = self._policy
@@ -352,42 +430,68 @@ class Singles:
         pause = min(policy.longest_backoff, policy.first_backoff * growth)
         due = now + pause * self._random.uniform(0.5, 1.0)
         self.retries += 1
+        due = min(due, entry.expires)
         heapq.heappush(self._backing_off, (due, next(self._ties), lane, entry))
         lane.back_off()
 
-    def _end_silent_attempts(self, now: float) -> None:
-        # With an ack timeout, deadlines are in the order of the numbers, so the oldest decides.
-        # Without one they are those of the deliveries, and in no order.
-        due = []
-        for sent in self._sent.values():
-            if sent.deadline <= now:
-                due.append(sent)
-            elif self._policy.ack_timeout is not None:
-                break
-        for sent in due:
-            for entry in self._lose(sent, self._settlements.why_silent()):
-                self._back_off(sent.lane, entry, now)
+    def _deadline(self, sent: _Sent, index: int) -> float:
+        """Until when to await the answer to the entry at an index."""
+        renewed = self._answers.since(sent.position + index, sent.written)
+        return renewed + self._policy.attempt_seconds
 
-    def _lose(self, sent: _Sent, refusal: Refusal) -> list[Entry]:
-        """A send gets no answer any more; returns what of it is unsettled, in order: each entry
-        may have been stored.
+    def _end_silent_attempts(self, now: float) -> None:
+        # Deadlines are in the order of the positions: what was written later was renewed later.
+        for sent in list(self._sent.values()):
+            silent = []
+            for index in sent.awaited():
+                if self._deadline(sent, index) > now:
+                    break
+                silent.append(index)
+            if not silent:
+                return
+            entries = self._lose(sent, silent, self._settlements.why_silent(), now)
+            if self._resends:
+                for entry in entries:
+                    self._back_off(sent.lane, entry, now)
+            else:
+                self._give_up(sent.lane, entries)
+
+    def _lose(self, sent: _Sent, indices: list[int], refusal: Refusal, now: float) -> list[Entry]:
+        """Attempts get no answer any more; returns what of them is unsettled, in order: each
+        entry may have been stored.
         """
-        self._release(sent)
-        self._silent[sent.number] = sent
-        unanswered = sent.unanswered()
+        unanswered = [entry for entry in self._stop_awaiting(sent, indices) if not entry.done]
         for entry in unanswered:
             entry.unanswered(refusal)
+            entry.fail(now, self._policy.delivery_timeout)
         topics = {entry.envelope.topic for entry in unanswered}
         self._doubts.unanswered(topics, self._window.last_number)
         return unanswered
 
-    def _release(self, sent: _Sent) -> list[Entry]:
-        """A send is no longer awaited; returns what of it was."""
-        del self._sent[sent.number]
-        awaited = [entry for entry in sent.entries if entry is not None]
-        messages = sum([entry.count for entry in awaited])
-        self._window.release(messages, sum([entry.size for entry in awaited]))
-        return awaited
+    def _stop_awaiting(self, sent: _Sent, indices: list[int]) -> list[Entry]:
+        """The entries at these indices are no longer awaited; returns them."""
+        silent = self._silent.get(sent.number)
+        if silent is None:
+            nothing = [None] * len(sent.entries)
+            silent = _Sent(sent.number, sent.lane, nothing, sent.position, sent.written)
+            silent.open = 0
+            self._silent[sent.number] = silent
+        removed = []
+        for index in indices:
+            entry = sent.entries[index]
+            assert entry is not None, "only what is awaited can be removed"
+            sent.entries[index], silent.entries[index] = None, entry
+            removed.append(entry)
+        sent.open -= len(indices)
+        silent.open += len(indices)
+        if not sent.open:
+            del self._sent[sent.number]
+        messages = sum([entry.count for entry in removed])
+        if self._resends:
+            self._window.release(messages, sum([entry.size for entry in removed]))
+        else:
+            self.held_messages += messages
+        return removed
 
     # The end of an entry
 
@@ -408,7 +512,17 @@ class Singles:
         self._settlements.give_up(lane, entries)
 
     def _forget_settled(self) -> None:
-        """Let go of what is settled among what backs off."""
+        """Let go of what is settled among what backs off or is silent."""
+        silent = self._silent.items()
+        settled = [
+            number
+            for number, each in silent
+            if not (each.unanswered() if self._resends else each.open)
+        ]
+        for number in settled:
+            del self._silent[number]
+        if not any(entry.done for _, _, _, entry in self._backing_off):
+            return
         kept = []
         for item in self._backing_off:
             _, _, lane, entry = item

@@ -13,7 +13,7 @@ class Window:
     Attributes may be read by everyone in this package; only the methods change them.
     """
 
-    __slots__ = ("bytes", "messages", "next_number", "outgoing")
+    __slots__ = ("bytes", "messages", "next_number", "outgoing", "position")
 
     def __init__(self) -> None:
         self.messages = 0
@@ -21,6 +21,8 @@ class Window:
         self.bytes = 0
         self.next_number = 1
         """The number of the next send that is not an append to a batch in flight."""
+        self.position = 0
+        """How many messages were sent so far: the position of the next."""
         self.outgoing: deque[Outgoing] = deque()
         """To be sent now, in order; it counts as in flight already. The dispatch takes from it."""
 
@@ -33,6 +35,7 @@ class Window:
         """Put something in flight: it goes out with the next send."""
         self.messages += messages
         self.bytes += size
+        self.position += messages or 1  # the end of a batch has a position too
         self.outgoing.append(outgoing)
         if outgoing.number == self.next_number:
             self.next_number += 1

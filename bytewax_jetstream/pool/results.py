@@ -91,7 +91,7 @@ def _of_each(acked: SinglesStored, broker: str, at: float, worker: int) -> list[
             (
                 outcome, envelope[2], envelope[0], envelope[3], envelope[4], broker,
                 stream, partition, sequence, duplicate, entry.attempts,
-                at - entry.submission[0], None, None, None, worker, entry.submission[2],
+                at - entry.submission[0], None, None, None, worker, entry.submission[1],
             ),
         )
         for entry, (stream, partition, sequence, duplicate) in zip(

@@ -123,7 +123,7 @@ class SharedPublisher:
 
     def connected(self) -> None:
         """Envelopes may be sent."""
-        self.dispatch.connected()
+        self.dispatch.connected(time.monotonic())
         self.process()
 
     def disconnected(self, reason: str) -> None:
@@ -131,20 +131,20 @@ class SharedPublisher:
         in_flight = self.dispatch.in_flight
         broker = self.publisher.broker
         log.warning("%s: %s; %d envelopes are sent again", broker, reason, in_flight)
-        self.dispatch.disconnected(reason)
+        self.dispatch.disconnected(reason, time.monotonic())
         self.process()
 
     def acked(self, number: int, index: int, receipt: Receipt) -> None:
         """A single, or a group, is stored."""
-        self.dispatch.acked(number, index, receipt)
+        self.dispatch.acked(number, index, receipt, time.monotonic())
 
     def acked_many(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
         """Singles are stored."""
-        self.dispatch.acked_many(acks)
+        self.dispatch.acked_many(acks, time.monotonic())
 
     def batch_stored(self, number: int, count: int) -> None:
         """The first messages of a batch are stored."""
-        self.dispatch.batch_stored(number, count)
+        self.dispatch.batch_stored(number, count, time.monotonic())
 
     def batch_ended(self, number: int, count: int) -> None:
         """A batch is over."""
@@ -152,7 +152,7 @@ class SharedPublisher:
 
     def batch_returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
         """A batch is over; the rest goes as singles."""
-        self.dispatch.batch_returned(number, count, duplicate=duplicate)
+        self.dispatch.batch_returned(number, count, time.monotonic(), duplicate=duplicate)
 
     def refused(self, number: int, index: int, refusal: Refusal) -> None:
         """A message is not stored."""

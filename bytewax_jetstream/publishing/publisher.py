@@ -18,9 +18,11 @@ class Policy(NamedTuple):
     """How envelopes for one broker are sent and retried."""
 
     delivery_timeout: float
-    """Seconds an envelope may take with all its attempts; then its outcome is unknown."""
+    """Seconds after the first failed attempt of an envelope until its outcome is unknown; and
+    seconds without any progress until everything is."""
     ack_timeout: float | None
-    """Seconds an attempt may wait; None where the broker's library retries and gives up itself."""
+    """Seconds an attempt may be silent; None where the broker's library retries by itself. Then an
+    attempt may be silent for the delivery timeout, and its outcome is unknown."""
     one_per_aggregate: bool
     """Whether a single must be settled before the next envelope of its aggregate is sent."""
     window: int
@@ -38,6 +40,11 @@ class Policy(NamedTuple):
     no more messages than this in flight is ended, to get an answer."""
     first_backoff: float = 0.05
     longest_backoff: float = 2.0
+
+    @property
+    def attempt_seconds(self) -> float:
+        """Seconds an attempt may be silent."""
+        return self.delivery_timeout if self.ack_timeout is None else self.ack_timeout
 
 
 class Route(NamedTuple):

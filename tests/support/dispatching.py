@@ -85,7 +85,7 @@ class Driver:
         self.lane = self.new_lane()
         self.now = 0.0
         if connected:
-            self.dispatch.connected()
+            self.dispatch.connected(self.now)
 
     def _prepare(self, envelope: Envelope) -> bytes:
         self.prepared.append(envelope.event_id)
@@ -156,7 +156,7 @@ class Driver:
         dispatch, lane = self.dispatch, self.lane
         singles, batches, window = dispatch._singles, dispatch._batches, dispatch._window
         kept: list[object] = [singles._sent, singles._silent, singles._backing_off]
-        kept += [batches.sent, batches._silent, dispatch._turns, dispatch._settlements._settled]
+        kept += [batches.sent, batches._silent, dispatch._turns, dispatch._settlements._kept]
         kept += [lane.waiting, lane.ready, lane.held, lane.singles, lane.backing_off]
         return not any([*kept, window.messages, window.bytes, window.outgoing])
 
@@ -178,8 +178,8 @@ def lose_the_answer(driver: Driver, how: str) -> Singles:
         driver.tick(driver.now + 5.0)
         driver.tick(driver.now + 5.0)
     else:
-        driver.dispatch.disconnected("gone")
-        driver.dispatch.connected()
+        driver.dispatch.disconnected("gone", driver.now)
+        driver.dispatch.connected(driver.now)
     return sent
 
 
@@ -226,15 +226,19 @@ def numbered(*numbers: int, **fields: Any) -> list[Envelope]:
 
 
 def entry(
-    event_id: str, aggregate: str | None = None, size: int = 1, expires: float = 60.0
+    event_id: str, aggregate: str | None = None, size: int = 1, expires: float = INFINITY
 ) -> Entry:
-    return Entry(envelope(event_id, aggregate, size), Submission(0.0, expires, 0), b"")
+    """An entry; its clock runs if it has an end."""
+    one = Entry(envelope(event_id, aggregate, size), Submission(0.0, 0), b"")
+    if expires < INFINITY:
+        one.fail(0.0, expires)
+    return one
 
 
-def segment(*envelopes: Envelope, expires: float = 60.0, **options: Any) -> Segment:
+def segment(*envelopes: Envelope, **options: Any) -> Segment:
     """A segment; each wire is the event id."""
     wires: list[Wire] = [each.event_id for each in envelopes]
-    return Segment(Submission(0.0, expires, 0), list(envelopes), wires, **options)
+    return Segment(Submission(0.0, 0), list(envelopes), wires, **options)
 
 
 def event_ids(entries: Iterable[Entry]) -> list[str]:

@@ -44,7 +44,7 @@ def count_switches() -> Switches:
     """Submit three envelopes, send them as a batch, end it, take what is settled."""
     dispatch = Dispatch(POLICY, lambda envelopes: [b""] * len(envelopes), Random(1), _route)
     lane = dispatch.add_lane()
-    dispatch.connected()
+    dispatch.connected(0.0)
     envelopes = [Envelope("orders", b"payload", f"e{number}", "a") for number in range(3)]
     calls: list[str] = []
     changes = 0

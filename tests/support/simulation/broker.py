@@ -147,7 +147,9 @@ class Broker:
             if self.dedupe and event_id in self.indices:
                 if index == 0 and self._clock.random.random() < 0.5:
                     batch.over = True
-                    self._network.report(lambda: dispatch.batch_returned(number, 1, duplicate=True))
+                    self._network.report(
+                        lambda: dispatch.batch_returned(number, 1, self._clock.now, duplicate=True)
+                    )
                     return
             elif event_id in self._proposed:
                 pass  # taken for stored
@@ -160,8 +162,7 @@ class Broker:
                 batch.pending = event_id
             batch.count += 1
             if batch.count % self._flow_interval == 0:
-                flow_ack = partial(dispatch.batch_stored, number, batch.count)
-                self._report_when_stored(batch.pending, flow_ack)
+                self._report_when_stored(batch.pending, self._flow_ack(number, batch.count))
         if append.end is not None and not batch.over:
             batch.over = True
             if chance(self._faults.reject):
@@ -174,6 +175,9 @@ class Broker:
             count = batch.count
             reports.append(lambda: dispatch.batch_ended(number, count, self._clock.now))
             self._report_when_stored(batch.pending, *reports)
+
+    def _flow_ack(self, number: int, count: int) -> Report:
+        return lambda: self._dispatch.batch_stored(number, count, self._clock.now)
 
     def _refuse_in_batch(self, number: int, index: int, event_id: str) -> Report:
         verdict = self._clock.random.choice((Verdict.RETRY, Verdict.REJECT, Verdict.STOP))

@@ -111,7 +111,7 @@ class Network:
 
     def _deliver(self, request: Request, answer: Receipt | Refusal) -> None:
         if isinstance(answer, Receipt):
-            self._dispatch.acked(request.number, request.index, answer)
+            self._dispatch.acked(request.number, request.index, answer, self._clock.now)
         else:
             self._dispatch.refused(request.number, request.index, answer, self._clock.now)
 

@@ -23,6 +23,7 @@ from tests.support.simulation.checks import (
     Accepted,
     Record,
     check_order,
+    check_progress,
     check_results,
     check_routes,
     check_window,
@@ -163,6 +164,8 @@ class World:
         if lane in record.closed:
             return
         random, envelopes, submission = self._random, [], len(record.accepted)
+        if len(record.accepted) == len(record.results):
+            record.progress = self.now
         for _ in range(random.choice((1, 5, 30))):
             bad = random.random() < 0.02
             envelope = Envelope(
@@ -196,9 +199,12 @@ class World:
             for settled in (each for some in settlements for each in each_settled(some)):
                 event_id = settled.entry.envelope.event_id
                 self._record.results[event_id].append((self.now, settled))
+                if settled.outcome is not Outcome.UNKNOWN and settled.entry.attempts:
+                    self._record.progress = self.now
                 if self._record.accepted[event_id].lane is not lane:
                     self.problems.append(f"{event_id} was settled in another lane")
         self.problems += check_window(self.dispatch, self._policy)
+        self.problems += check_progress(self._record, self.now)
         due = self.dispatch.next_tick()
         if due < self._tick_at:
             self._tick_at = due
@@ -217,7 +223,7 @@ class World:
         if self._record.failed:
             return
         self._network.connect()
-        self.dispatch.connected()
+        self.dispatch.connected(self.now)
         end = self.now + self._random.expovariate(1 / self._faults.mean_uptime)
         if end < HEALED:
             self._clock.at(end, self._disconnect)
@@ -225,7 +231,7 @@ class World:
     def _disconnect(self) -> None:
         if self._network.cut():
             self._broker.restart()
-        self.dispatch.disconnected("the connection is lost")
+        self.dispatch.disconnected("the connection is lost", self.now)
         self._clock.at(self.now + self._random.choice((0.01, 0.5, 3.0)), self._connect)
 
     def _send(self, outgoing: Outgoing) -> None:

@@ -22,7 +22,7 @@ def test_nothing_is_sent_before_the_first_connection() -> None:
     driver.submit(envelope("1"))
 
     assert driver.sends() == []
-    driver.dispatch.connected()
+    driver.dispatch.connected(driver.now)
     assert driver.sends() == [["1"]]
 
 
@@ -30,13 +30,13 @@ def test_every_attempt_sends_the_wire_that_was_prepared_once() -> None:
     driver = Driver()
     driver.submit(envelope("1"))
     first = driver.singles()
-    driver.dispatch.disconnected("gone")
-    driver.dispatch.connected()
+    driver.dispatch.disconnected("gone", driver.now)
+    driver.dispatch.connected(driver.now)
     second = driver.singles()
 
     assert driver.prepared == ["1"]
     assert first.wires == second.wires == [b"wire of 1"]
-    driver.dispatch.acked(second.number, 0, RECEIPT)
+    driver.dispatch.acked(second.number, 0, RECEIPT, driver.now)
     (settled,) = driver.settled()
     assert settled.entry.attempts == 2
 
@@ -67,7 +67,7 @@ def test_unexpected_error_in_encoding_rejects_only_its_own_envelope() -> None:
 
     dispatch = Dispatch(POLICY, partial(prepare_each, prepare), Random(1))
     lane = dispatch.add_lane()
-    dispatch.connected()
+    dispatch.connected(0.0)
     dispatch.submit(lane, [envelope("1"), envelope("2")], 0, 0.0)
 
     ((_, (settled,)),) = dispatch.take_settled()
@@ -95,7 +95,7 @@ def test_settlement_keeps_the_epoch_and_the_time_of_its_submission() -> None:
     driver.now = 3.0
     driver.submit(envelope("1"), epoch=9)
     sent = driver.singles()
-    driver.dispatch.acked(sent.number, 0, RECEIPT)
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
 
     (settled,) = driver.settled()
     assert (settled.entry.submission.submitted, settled.entry.submission.epoch) == (3.0, 9)

@@ -33,11 +33,11 @@ def test_reach_after_a_refusal_grows_with_each_stored_message() -> None:
     driver.dispatch.batch_ended(sent.number, 20, 0.0)
     driver.sends()
     assert driver.dispatch.in_flight == 20
-    driver.dispatch.batch_stored(sent.number + 1, 18)
+    driver.dispatch.batch_stored(sent.number + 1, 18, driver.now)
     driver.sends()
     assert driver.dispatch.in_flight == 20 + 18
     while driver.dispatch.in_flight:
-        driver.dispatch.batch_stored(sent.number + 1, 500)
+        driver.dispatch.batch_stored(sent.number + 1, 500, driver.now)
         driver.sends()
 
     assert Counter(driver.outcomes().values()) == {Outcome.STORED: 499, Outcome.REJECTED: 1}
@@ -75,18 +75,18 @@ def test_refusal_of_an_index_that_is_not_in_flight_loses_no_message(index: int, 
     driver = batching()
     driver.submit(*numbered(1, 2, 3))
     sent = driver.append()
-    driver.dispatch.batch_stored(sent.number, 1)
+    driver.dispatch.batch_stored(sent.number, 1, driver.now)
     driver.dispatch.refused(sent.number, index, Refusal(Verdict.REJECT, "no", 1), 0.0)
     if then == "tick":
         driver.tick(5.0)
     elif then == "ended":
         driver.dispatch.batch_ended(sent.number, 1, 5.0)
     else:
-        driver.dispatch.disconnected("gone")
-        driver.dispatch.connected()
+        driver.dispatch.disconnected("gone", driver.now)
+        driver.dispatch.connected(driver.now)
     driver.tick(6.0)
     again = driver.singles()
-    driver.dispatch.acked_many([(again.number, 0, RECEIPT), (again.number, 1, RECEIPT)])
+    driver.dispatch.acked_many([(again.number, 0, RECEIPT), (again.number, 1, RECEIPT)], driver.now)
 
     assert driver.outcomes() == dict.fromkeys("123", Outcome.STORED)
     driver.tick(7.0)

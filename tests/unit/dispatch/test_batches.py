@@ -2,7 +2,7 @@
 
 from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.publishing import Append, Route
-from tests.support.dispatching import Driver, batching, envelope, ids, numbered
+from tests.support.dispatching import INFINITY, Driver, batching, envelope, ids, numbered
 
 
 def test_short_batch_is_sent_with_its_end() -> None:
@@ -26,9 +26,9 @@ def test_batch_goes_on_while_there_is_more_and_ends_before_a_silence() -> None:
     driver.submit(*numbered(6))
     third = driver.append()
     assert (ids(third), third.first, third.last) == (["6"], 6, False)
-    driver.dispatch.batch_stored(first.number, 3)
+    driver.dispatch.batch_stored(first.number, 3, driver.now)
     assert driver.sends() == []
-    driver.dispatch.batch_stored(first.number, 6)
+    driver.dispatch.batch_stored(first.number, 6, driver.now)
     end = driver.append()
 
     assert (ids(end), end.first, end.last) == ([], 7, True)
@@ -57,14 +57,13 @@ def test_batch_stored_to_its_last_message_ends_without_another_answer() -> None:
     driver.submit(*numbered(*range(6)))
     number = driver.append().number
     driver.append()
-    driver.dispatch.batch_stored(number, 6)
+    driver.dispatch.batch_stored(number, 6, driver.now)
     end = driver.append()
 
     assert (ids(end), end.last) == ([], True)
     assert driver.outcomes() == dict.fromkeys("012345", Outcome.STORED)
     assert driver.is_empty()
-    # Only the delivery timeout is left, and it will find nothing.
-    assert driver.dispatch.next_tick() == 60.0
+    assert driver.dispatch.next_tick() == INFINITY
 
 
 def test_full_window_ends_batches_that_would_get_no_flow_ack() -> None:
@@ -81,7 +80,7 @@ def test_full_window_ends_batches_that_would_get_no_flow_ack() -> None:
     # Four messages of the first batch are in flight. There is room for two of another, too few
     # for a flow ack.
     assert sent == [(0, 4, False)]
-    driver.dispatch.batch_stored(1, 3)
+    driver.dispatch.batch_stored(1, 3, driver.now)
     assert [len(found) for found in driver.sends()] == [4, 0]
 
 

@@ -44,7 +44,7 @@ def test_refusal_in_a_batch_keeps_the_ids_another_lane_has_in_flight() -> None:
 
     third = driver.singles()
     assert ids(third) == ["3"]
-    driver.dispatch.acked(third.number, 0, RECEIPT)
+    driver.dispatch.acked(third.number, 0, RECEIPT, driver.now)
     assert ids(driver.singles()) == ["x", "4"]
 
 

@@ -40,21 +40,21 @@ def test_example_of_a_lost_batch() -> None:
         driver.submit(*(envelope(f"e{number}") for number in range(1, 6)))
         batch = driver.append()
         driver.tick(0.1)
-        driver.dispatch.batch_stored(batch.number, 2)
+        driver.dispatch.batch_stored(batch.number, 2, driver.now)
         assert driver.outcomes() == {"e1": STORED, "e2": STORED}
 
-        driver.tick(5.0)
+        driver.tick(5.1)
         assert driver.sends() == []
-        driver.tick(5.05)
+        driver.tick(5.15)
         again = driver.singles()
         assert sorted(ids(again)) == ["e3", "e4", "e5"]
-        driver.tick(5.1)
+        driver.tick(5.2)
         if late:
             driver.dispatch.batch_ended(batch.number, 5, driver.now)
         else:
             for index, event_id in enumerate(ids(again)):
                 receipt = _receipt(index, duplicate=event_id == "e3")
-                driver.dispatch.acked(again.number, index, receipt)
+                driver.dispatch.acked(again.number, index, receipt, driver.now)
         assert driver.outcomes() == {"e3": STORED, "e4": STORED, "e5": STORED}
 
 
@@ -69,7 +69,7 @@ def test_example_of_a_segment_sorted_by_route() -> None:
     assert driver.sends() == []
 
     driver.dispatch.batch_ended(first.number, 2, 0.0)
-    driver.dispatch.acked(single.number, 0, _receipt(1))
+    driver.dispatch.acked(single.number, 0, _receipt(1), driver.now)
     assert driver.sends() == [], "y still has envelopes on their way to B"
     driver.dispatch.batch_ended(second.number, 2, 0.0)
     assert driver.sends() == [["a3", "a4"]]
@@ -81,14 +81,14 @@ def test_example_of_a_doubt() -> None:
     first = driver.singles()
     assert driver.counted("streams_in_doubt") == 1
     driver.tick(0.1)
-    driver.dispatch.acked(first.number, 0, _receipt(1))
+    driver.dispatch.acked(first.number, 0, _receipt(1), driver.now)
     assert driver.counted("streams_in_doubt") == 1
 
     driver.tick(5.0)
     driver.submit(envelope("e2"))
     second = driver.singles()
     driver.tick(5.1)
-    driver.dispatch.acked(second.number, 0, _receipt(2))
+    driver.dispatch.acked(second.number, 0, _receipt(2), driver.now)
     assert driver.counted("streams_in_doubt") == 0
 
     driver.tick(6.0)
@@ -106,8 +106,10 @@ def test_example_of_a_doubt() -> None:
     again = driver.singles()
     assert sorted(ids(again)) == ["e3", "e4", "e5"]
     driver.tick(11.2)
-    driver.dispatch.acked(again.number, ids(again).index("e3"), _receipt(3, duplicate=True))
+    driver.dispatch.acked(
+        again.number, ids(again).index("e3"), _receipt(3, duplicate=True), driver.now
+    )
     assert driver.counted("streams_in_doubt") == 1
     driver.tick(11.3)
-    driver.dispatch.acked(sixth.number, 0, _receipt(6))
+    driver.dispatch.acked(sixth.number, 0, _receipt(6), driver.now)
     assert driver.counted("streams_in_doubt") == 0

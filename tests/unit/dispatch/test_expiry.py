@@ -1,13 +1,10 @@
 """Deliveries that end without an answer, at the delivery timeout."""
 
-from random import Random
-
 import pytest
 
-from bytewax_jetstream.dispatch import Dispatch, Settled
-from bytewax_jetstream.envelope import Envelope, Outcome
-from bytewax_jetstream.publishing import Policy, Verdict
-from tests.support.dispatching import INFINITY, RECEIPT, Driver, envelope
+from bytewax_jetstream.envelope import Outcome
+from bytewax_jetstream.publishing import Singles, Verdict
+from tests.support.dispatching import INFINITY, RECEIPT, Driver, batching, envelope, ids, numbered
 
 
 def test_silence_until_the_delivery_timeout_is_unknown_never_rejected() -> None:
@@ -21,7 +18,8 @@ def test_silence_until_the_delivery_timeout_is_unknown_never_rejected() -> None:
     assert [one.outcome for one in settled] == [Outcome.UNKNOWN]
     assert settled[0].refusal is not None
     assert settled[0].refusal.reason == (
-        f"not settled within 60 s and {settled[0].entry.attempts} attempts (no ack within 5 s): "
+        "not settled while the broker settled nothing for 60 s, "
+        f"after {settled[0].entry.attempts} attempts (no ack within 5 s): "
         "check the broker, then publish it again with the same event id"
     )
     assert 60.0 <= driver.now <= 65.1
@@ -58,30 +56,6 @@ def test_reason_the_broker_gave_outlives_a_later_silence() -> None:
     assert settled.refusal.code == 42
 
 
-def test_temporary_refusal_after_the_delivery_timeout_is_unknown() -> None:
-    driver = Driver(ack_timeout=None)
-    driver.submit(envelope("1"))
-    sent = driver.singles()
-    driver.now = 61.0
-    driver.refused(sent, 0, Verdict.RETRY)
-
-    assert driver.outcomes() == {"1": Outcome.UNKNOWN}
-
-
-def test_attempt_in_flight_at_the_delivery_timeout_gets_its_answer_first() -> None:
-    driver = Driver(delivery_timeout=6.0)
-    driver.submit(envelope("1"))
-    driver.singles()
-    driver.tick(5.0)
-    driver.tick(5.5)
-    again = driver.singles()
-    driver.tick(6.0)
-    assert driver.settled() == []
-    driver.dispatch.acked(again.number, 0, RECEIPT)
-
-    assert driver.outcomes() == {"1": Outcome.STORED}
-
-
 @pytest.mark.parametrize("connected", [True, False])
 def test_long_queue_of_one_aggregate_expires_together(connected: bool) -> None:
     driver = Driver(connected=connected)
@@ -98,37 +72,152 @@ def test_long_queue_of_one_aggregate_expires_together(connected: bool) -> None:
     assert driver.is_empty()
 
 
-def test_overdue_envelope_is_not_sent() -> None:
+def _with_traffic(driver: Driver, until: float) -> None:
+    """Let an envelope be stored every second, so that the connection makes progress."""
+    while driver.now < until:
+        name = f"traffic at {driver.now:g}"
+        driver.submit(envelope(name))
+        while (sent := driver.dispatch.next_send(driver.now)) is not None:
+            assert isinstance(sent, Singles)
+            for index, each in enumerate(sent.envelopes):
+                if each.event_id.startswith("traffic"):
+                    driver.dispatch.acked(sent.number, index, RECEIPT, driver.now)
+        driver.tick(min(driver.now + 1.0, until))
+
+
+def test_one_silent_subject_beside_traffic_is_unknown_after_its_own_time() -> None:
     driver = Driver()
+    driver.submit(envelope("stuck"))
+    _with_traffic(driver, 64.0)
+    assert "stuck" not in driver.outcomes()
+    _with_traffic(driver, 70.0)
+
+    assert driver.outcomes()["stuck"] is Outcome.UNKNOWN
+
+
+def test_envelope_refused_again_and_again_beside_traffic_is_unknown_in_its_own_time() -> None:
+    driver = Driver()
+    driver.submit(envelope("refused"))
+    outcomes: dict[str, Outcome] = {}
+    while driver.now < 63.0 and "refused" not in outcomes:
+        driver.submit(envelope(f"traffic at {driver.now:g}"))
+        while (sent := driver.dispatch.next_send(driver.now)) is not None:
+            assert isinstance(sent, Singles)
+            for index, each in enumerate(sent.envelopes):
+                if each.event_id == "refused":
+                    driver.refused(sent, index, Verdict.RETRY, "no leader")
+                else:
+                    driver.dispatch.acked(sent.number, index, RECEIPT, driver.now)
+        driver.tick(driver.now + 0.5)
+        outcomes |= driver.outcomes()
+
+    assert outcomes["refused"] is Outcome.UNKNOWN
+    assert 60.0 <= driver.now <= 61.0
+
+
+def test_attempt_in_flight_when_its_time_is_over_gets_its_answer_first() -> None:
+    driver = Driver(delivery_timeout=6.0)
     driver.submit(envelope("1"))
-    driver.now = 60.0
+    driver.singles()
+    driver.submit(envelope("2"))
+    other = driver.singles()
+    driver.tick(5.0)
+    driver.dispatch.acked(other.number, 0, RECEIPT, driver.now)
+    driver.dispatch.disconnected("gone", driver.now)
+    driver.tick(10.9)
+    driver.dispatch.connected(driver.now)
+    again = driver.singles()
+    driver.tick(11.0)
+    assert driver.outcomes() == {"2": Outcome.STORED}
+    driver.dispatch.acked(again.number, 0, RECEIPT, driver.now)
 
-    assert driver.sends() == []
-    assert driver.outcomes() == {"1": Outcome.UNKNOWN}
+    assert driver.outcomes() == {"1": Outcome.STORED}
 
 
-def test_silent_library_is_not_awaited_beyond_the_delivery_timeout() -> None:
-    policy = Policy(
-        delivery_timeout=60.0,
-        ack_timeout=None,
-        one_per_aggregate=False,
-        window=100,
-        window_bytes=1 << 20,
-        max_send=100,
-    )
-    dispatch = Dispatch(policy, lambda envelopes: [None] * len(envelopes), Random(1))
-    lane = dispatch.add_lane()
-    dispatch.connected()
-    dispatch.submit(lane, [Envelope("t", b"", "e")], 0, 0.0)
-    assert dispatch.next_send(30.0) is not None
+def test_hot_aggregate_is_stored_however_long_its_queue_takes() -> None:
+    driver = Driver()
+    driver.submit(*(envelope(str(number), "a") for number in range(100)))
+    outcomes: dict[str, Outcome] = {}
+    while (due := driver.dispatch.next_tick()) != INFINITY:
+        if (sent := driver.dispatch.next_send(driver.now)) is not None:
+            driver.tick(driver.now + 4.0)
+            driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
+        else:
+            driver.tick(due)
+        outcomes |= driver.outcomes()
 
-    dispatch.tick(60.0)
-    assert dispatch.take_settled() == []
-    dispatch.tick(61.0)
+    assert outcomes == dict.fromkeys(map(str, range(100)), Outcome.STORED)
+    assert driver.now >= 400.0
 
-    ((_, (settled,)),) = dispatch.take_settled()
-    assert isinstance(settled, Settled)
+
+def test_hot_aggregate_cut_off_by_a_reset_is_stored_however_long_it_takes() -> None:
+    driver = batching(window=1000, max_send=1000)
+    driver.submit(*(envelope(str(number), "a") for number in range(50)))
+    driver.sends()
+    driver.dispatch.disconnected("reset", driver.now)
+    driver.dispatch.connected(driver.now)
+    outcomes: dict[str, Outcome] = {}
+    while (due := driver.dispatch.next_tick()) != INFINITY:
+        if (sent := driver.dispatch.next_send(driver.now)) is not None:
+            driver.tick(driver.now + 4.0)
+            driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
+        else:
+            driver.tick(due)
+        outcomes |= driver.outcomes()
+
+    assert outcomes == dict.fromkeys(map(str, range(50)), Outcome.STORED)
+
+
+def test_message_that_cuts_every_connection_is_unknown_though_others_are_stored() -> None:
+    driver = Driver()
+    driver.submit(envelope("poison"))
+    outcomes: dict[str, Outcome] = {}
+    while driver.now < 90.0 and "poison" not in outcomes:
+        driver.submit(envelope(f"traffic at {driver.now:g}"))
+        sent = driver.dispatch.next_send(driver.now)
+        assert isinstance(sent, Singles)
+        driver.dispatch.acked(
+            sent.number, ids(sent).index(f"traffic at {driver.now:g}"), RECEIPT, driver.now
+        )
+        driver.dispatch.disconnected("cut", driver.now)
+        driver.tick(driver.now + 1.0)
+        driver.dispatch.connected(driver.now)
+        outcomes |= driver.outcomes()
+
+    assert outcomes["poison"] is Outcome.UNKNOWN
+    assert 60.0 <= driver.now <= 62.0
+
+
+def test_silent_library_is_given_up_and_keeps_its_place_until_it_reports() -> None:
+    driver = Driver(ack_timeout=None, one_per_aggregate=False, window=3)
+    driver.submit(envelope("stuck"))
+    first = driver.singles()
+    driver.tick(30.0)
+    driver.submit(envelope("2"))
+    second = driver.singles()
+    driver.dispatch.acked(second.number, 0, RECEIPT, driver.now)
+    driver.tick(60.0)
+    (settled,) = (one for one in driver.settled() if one.entry.envelope.event_id == "stuck")
     assert settled.outcome is Outcome.UNKNOWN
     assert settled.refusal is not None
     assert "no delivery report from the broker's library" in settled.refusal.reason
-    assert dispatch.in_flight == 0
+    assert driver.dispatch.in_flight == 0
+    driver.submit(*numbered(3, 4, 5))
+    assert [len(some) for some in driver.sends()] == [2], "the library still has the first"
+
+    driver.dispatch.acked(first.number, 0, RECEIPT, driver.now)
+    assert [len(some) for some in driver.sends()] == [1]
+
+
+def test_progress_of_others_does_not_renew_a_connection_that_only_says_retry() -> None:
+    driver = Driver()
+    driver.submit(envelope("1"))
+    outcomes: dict[str, Outcome] = {}
+    while not outcomes:
+        if (sent := driver.dispatch.next_send(driver.now)) is not None:
+            driver.refused(sent, 0, Verdict.RETRY)
+        driver.tick(driver.dispatch.next_tick())
+        outcomes |= driver.outcomes()
+
+    assert outcomes == {"1": Outcome.UNKNOWN}
+    assert 60.0 <= driver.now <= 60.1

@@ -21,7 +21,7 @@ def test_group_is_sent_as_one_and_settled_as_one() -> None:
     assert [[each.event_id for each in some] for some in awaited] == [["1", "3", "5"], []]
     assert ids(alone) == ["2", "4"]
     assert driver.dispatch.in_flight == 5
-    driver.dispatch.acked(sent.number, 0, Receipt("ORDERS", None, 9, duplicate=False))
+    driver.dispatch.acked(sent.number, 0, Receipt("ORDERS", None, 9, duplicate=False), driver.now)
     ends = {one.entry.envelope.event_id: one.receipt for one in driver.settled()}
     assert {event_id: receipt and receipt.sequence for event_id, receipt in ends.items()} == {
         "1": 7,
@@ -53,7 +53,7 @@ def test_ack_of_a_single_does_not_settle_a_group() -> None:
     driver = Driver(atomic=True)
     driver.submit(envelope("1", "a"), envelope("2", "a"))
     sent = driver.groups()
-    driver.dispatch.acked_many([(sent.number, 0, RECEIPT)])
+    driver.dispatch.acked_many([(sent.number, 0, RECEIPT)], driver.now)
 
     assert driver.settled() == []
     assert driver.dispatch.in_flight == 2

@@ -6,7 +6,7 @@ import pytest
 
 from bytewax_jetstream.dispatch import Entry, LaneQueue
 from bytewax_jetstream.dispatch.segment import Group
-from tests.support.dispatching import entry, envelope, event_ids, numbered, segment
+from tests.support.dispatching import entry, event_ids, numbered, segment
 
 
 def a_queue(*, one_per_aggregate: bool = True) -> LaneQueue:
@@ -52,16 +52,6 @@ def test_split_first_leaves_both_parts_waiting() -> None:
 
     assert waiting(queue) == [["1", "2"], ["3"], ["4"]]
     assert queue.waiting[0] is first
-
-
-def test_overdue_segments_are_taken_up_to_the_first_that_has_time_left() -> None:
-    queue = a_queue()
-    expires = {"1": 5.0, "2": 6.0, "3": 6.1, "4": 5.0}
-    queue.enqueue([segment(envelope(name), expires=when) for name, when in expires.items()])
-    overdue = queue.take_overdue_segments(6.0)
-
-    assert [event_ids(some.entries()) for some in overdue] == [["1"], ["2"]]
-    assert waiting(queue) == [["3"], ["4"]]
 
 
 def test_clear_waiting_returns_all_and_keeps_nothing() -> None:

@@ -15,9 +15,9 @@ def test_closed_lane_settles_all_as_unknown_and_leaves_other_lanes_alone() -> No
     driver.dispatch.remove_lane(driver.lane)
 
     assert driver.outcomes() == dict.fromkeys(("1", "2", "3", "4"), Outcome.UNKNOWN)
-    driver.dispatch.acked(sent.number, 0, RECEIPT)
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
     assert driver.settled() == []
-    driver.dispatch.acked(untouched.number, 0, RECEIPT)
+    driver.dispatch.acked(untouched.number, 0, RECEIPT, driver.now)
     assert driver.outcomes() == {"x": Outcome.STORED}
     assert driver.is_empty()
 
@@ -29,7 +29,7 @@ def test_late_ack_for_a_closed_lane_is_ignored() -> None:
     driver.tick(5.0)
     driver.dispatch.remove_lane(driver.lane)
     assert driver.outcomes() == {"1": Outcome.UNKNOWN}
-    driver.dispatch.acked(sent.number, 0, RECEIPT)
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
 
     assert driver.settled() == []
 

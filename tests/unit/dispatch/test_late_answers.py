@@ -12,11 +12,11 @@ def test_late_ack_settles_the_envelope_and_its_retry_is_not_awaited(how: str) ->
     driver.submit(envelope("1", "a"), envelope("2", "a"))
     lost = lose_the_answer(driver, how)
     again = driver.singles()
-    driver.dispatch.acked(lost.number, 0, RECEIPT)
+    driver.dispatch.acked(lost.number, 0, RECEIPT, driver.now)
 
     assert driver.outcomes() == {"1": Outcome.STORED}
     assert driver.sends() == [["2"]], "the next of the aggregate follows"
-    driver.dispatch.acked(again.number, 0, RECEIPT._replace(duplicate=True))
+    driver.dispatch.acked(again.number, 0, RECEIPT._replace(duplicate=True), driver.now)
     assert driver.settled() == []
     assert driver.dispatch.in_flight == 1
 
@@ -26,7 +26,7 @@ def test_late_ack_during_the_backoff_settles_without_a_retry() -> None:
     driver.submit(envelope("1"))
     sent = driver.singles()
     driver.tick(5.0)
-    driver.dispatch.acked(sent.number, 0, RECEIPT)
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
     assert driver.outcomes() == {"1": Outcome.STORED}
 
     driver.tick(10.0)
@@ -38,22 +38,22 @@ def test_late_ack_settles_an_envelope_that_waits_for_a_connection() -> None:
     driver = Driver()
     driver.submit(envelope("1"))
     sent = driver.singles()
-    driver.dispatch.disconnected("gone")
-    driver.dispatch.acked(sent.number, 0, RECEIPT)
-    driver.dispatch.connected()
+    driver.dispatch.disconnected("gone", driver.now)
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
+    driver.dispatch.connected(driver.now)
 
     assert driver.outcomes() == {"1": Outcome.STORED}
     assert driver.sends() == []
 
 
 def test_lost_send_is_forgotten_when_all_its_envelopes_are_settled() -> None:
-    driver = Driver(ack_timeout=None)
+    driver = Driver()
     driver.submit(envelope("1"))
     driver.singles()
-    driver.dispatch.disconnected("gone")
+    driver.dispatch.disconnected("gone", driver.now)
     assert len(driver.dispatch._singles._silent) == 1
-    driver.dispatch.connected()
-    driver.dispatch.acked(driver.singles().number, 0, RECEIPT)
+    driver.dispatch.connected(driver.now)
+    driver.dispatch.acked(driver.singles().number, 0, RECEIPT, driver.now)
     driver.settled()
     driver.tick(60.0)
 

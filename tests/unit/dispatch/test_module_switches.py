@@ -3,5 +3,5 @@
 from tests.support.module_switches import count_switches
 
 
-def test_batch_of_three_changes_modules_at_most_18_times() -> None:
-    assert count_switches().changes <= 18
+def test_batch_of_three_changes_modules_at_most_20_times() -> None:
+    assert count_switches().changes <= 20

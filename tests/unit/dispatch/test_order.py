@@ -12,11 +12,11 @@ def test_second_envelope_of_an_aggregate_waits_until_the_first_is_settled() -> N
     sent = driver.singles()
     assert ids(sent) == ["1", "3", "4"]
 
-    driver.dispatch.acked(sent.number, 1, RECEIPT)
-    driver.dispatch.acked(sent.number, 2, RECEIPT)
+    driver.dispatch.acked(sent.number, 1, RECEIPT, driver.now)
+    driver.dispatch.acked(sent.number, 2, RECEIPT, driver.now)
     assert driver.sends() == []
 
-    driver.dispatch.acked(sent.number, 0, RECEIPT)
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
     assert driver.sends() == [["2"]]
 
 
@@ -31,7 +31,7 @@ def test_aggregate_keeps_its_order_through_retries() -> None:
         driver.tick(driver.now + 1)
         again = driver.singles()
         sent += ids(again)
-        driver.dispatch.acked(again.number, 0, RECEIPT)
+        driver.dispatch.acked(again.number, 0, RECEIPT, driver.now)
 
     assert sent == ["0", "1", "2", "3"]
     driver.settled()

@@ -75,8 +75,8 @@ def test_second_answer_to_one_attempt_changes_nothing() -> None:
     driver = Driver()
     driver.submit(envelope("1"), envelope("2"))
     sent = driver.singles()
-    driver.dispatch.acked(sent.number, 0, RECEIPT)
-    driver.dispatch.acked(sent.number, 0, RECEIPT)
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
     driver.refused(sent, 0, Verdict.REJECT)
 
     assert driver.outcomes() == {"1": Outcome.STORED}
@@ -88,11 +88,11 @@ def test_answer_to_something_never_sent_is_ignored() -> None:
     driver.submit(envelope("1"))
     sent = driver.singles()
     for number, index in [(sent.number, 1), (sent.number, -1), (99, 0), (0, 0)]:
-        driver.dispatch.acked(number, index, RECEIPT)
+        driver.dispatch.acked(number, index, RECEIPT, driver.now)
         driver.dispatch.refused(number, index, LATER, driver.now)
         assert driver.dispatch.in_flight_at(number, index) == []
     driver.tick(5.0)
-    driver.dispatch.acked(sent.number, 7, RECEIPT)
+    driver.dispatch.acked(sent.number, 7, RECEIPT, driver.now)
     driver.dispatch.refused(sent.number, -1, LATER, driver.now)
 
     assert driver.settled() == []

@@ -10,7 +10,7 @@ from bytewax_jetstream.envelope import Envelope, PublishOptions
 from bytewax_jetstream.publishing import Refusal, Verdict, Wire
 from tests.support.dispatching import entry, envelope, event_ids, numbered, segment
 
-SUBMISSION = Submission(1.0, 61.0, 9)
+SUBMISSION = Submission(1.0, 9)
 OPTIONS = PublishOptions(ttl=timedelta(seconds=5))
 
 
@@ -28,7 +28,7 @@ def test_split_takes_the_first_envelopes_with_their_wires_and_bytes() -> None:
 
 
 def test_split_part_keeps_submission_attempts_and_being_alone() -> None:
-    rest = segment(*numbered(1, 2), alone=True, attempts=3, expires=7.0)
+    rest = segment(*numbered(1, 2), alone=True, attempts=3)
     first = rest.split(1)
 
     assert (first.submission, first.attempts, first.alone) == (rest.submission, 3, True)

@@ -6,7 +6,6 @@ from bytewax_jetstream.dispatch import (
     LaneQueue,
     SegmentStored,
     Settled,
-    Settlement,
     SinglesStored,
 )
 from bytewax_jetstream.dispatch.doubts import Doubts
@@ -38,16 +37,16 @@ def ends(settlements: Settlements) -> list[tuple[str, Outcome, Receipt | None, R
 
 def test_settlements_are_taken_once_by_lane_and_in_order() -> None:
     settlements = the_settlements()
-    first: list[Settlement] = [
+    first = (
         SegmentStored(segment(*numbered(1, 2)), RECEIPT),
         SinglesStored([entry("3")], [RECEIPT]),
-    ]
-    second: list[Settlement] = [Settled(entry("4"), Outcome.REJECTED, None, NO)]
-    settlements.add(LANE, first[0])
-    settlements.add(OTHER, second[0])
-    settlements.add(LANE, first[1])
+    )
+    second = (Settled(entry("4"), Outcome.REJECTED, None, NO),)
+    settlements.stored_segment(LANE, first[0].segment, RECEIPT)
+    settlements.settle(OTHER, second[0].entry, Outcome.REJECTED, refusal=NO)
+    settlements.stored_singles(LANE, first[1])
 
-    assert settlements.take() == [(LANE, first), (OTHER, second)]
+    assert settlements.take() == [(LANE, list(first)), (OTHER, list(second))]
     assert settlements.take() == []
 
 
@@ -119,7 +118,7 @@ def test_entry_that_is_given_up_is_unknown_with_attempts_and_last_reason(
     given_up.attempts, given_up.last = attempts, last
     settlements.give_up(LANE, [given_up])
     reason = (
-        f"not settled within 60 s and {why}: "
+        f"not settled within 60 s of its first failed attempt, after {why}: "
         "check the broker, then publish it again with the same event id"
     )
 

@@ -137,7 +137,7 @@ def test_simulation_notices_envelopes_lost_with_a_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Losing(Singles):
-        def disconnected(self, refusal: Refusal) -> None:
+        def disconnected(self, refusal: Refusal, now: float) -> None:
             self._sent.clear()
 
     monkeypatch.setattr(dispatch, "Singles", Losing)
@@ -156,11 +156,20 @@ def test_simulation_notices_two_results_for_one_envelope(monkeypatch: pytest.Mon
 def test_simulation_notices_a_tick_that_comes_too_late() -> None:
     class Sleeping(Dispatch):
         def next_tick(self) -> float:
-            return self._next_expiry
+            return self._no_progress_at()
 
-    assert "was settled after" in _noticed(dispatch=Sleeping) or "is unknown although" in _noticed(
-        dispatch=Sleeping
-    )
+    noticed = _noticed(dispatch=Sleeping)
+    assert "is unknown although" in noticed or "nothing was answered for" in noticed
+
+
+def test_simulation_notices_a_connection_that_is_never_given_up() -> None:
+    class Waiting(Dispatch):
+        def _no_progress_at(self) -> float:
+            return float("inf")
+
+    dead = NO_FAULTS._replace(drop_request=1.0)
+    assert _noticed(faults=dead) == ""
+    assert "nothing was answered for" in _noticed(faults=dead, dispatch=Waiting)
 
 
 @pytest.mark.parametrize("without", ["doubt", None])

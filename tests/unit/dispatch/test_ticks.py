@@ -9,7 +9,7 @@ def test_idle_dispatch_needs_no_tick() -> None:
     driver = Driver()
     assert driver.dispatch.next_tick() == INFINITY
     driver.submit(envelope("1"))
-    driver.dispatch.acked(driver.singles().number, 0, RECEIPT)
+    driver.dispatch.acked(driver.singles().number, 0, RECEIPT, driver.now)
     driver.settled()
     driver.tick(driver.dispatch.next_tick())
 

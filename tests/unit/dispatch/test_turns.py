@@ -31,19 +31,6 @@ def test_busy_lane_has_one_turn_like_the_others() -> None:
     assert sent == [["a0"], ["b0"], ["a1"]]
 
 
-def test_lane_that_gives_up_overdue_envelopes_keeps_its_one_turn() -> None:
-    driver = Driver(max_send=1, delivery_timeout=10)
-    other = driver.new_lane()
-    driver.submit(envelope("1", "a"), envelope("2", "a"))
-    driver.now = 5.0
-    driver.submit(envelope("3", "a"), envelope("4"), envelope("5"))
-    driver.submit(envelope("x"), envelope("y"), envelope("z"), lane=other)
-    driver.now = 10.0
-
-    assert driver.sends() == [["4"], ["x"], ["5"], ["y"], ["3"], ["z"]]
-    assert driver.outcomes() == {"1": Outcome.UNKNOWN, "2": Outcome.UNKNOWN}
-
-
 def test_silent_lane_does_not_keep_another_from_sending() -> None:
     driver = Driver()
     other = driver.new_lane()
@@ -52,6 +39,6 @@ def test_silent_lane_does_not_keep_another_from_sending() -> None:
     driver.submit(*(envelope(f"x{number}", "a") for number in range(3)), lane=other)
     for _ in range(3):
         sent = driver.singles()
-        driver.dispatch.acked(sent.number, 0, RECEIPT)
+        driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
 
     assert driver.outcomes() == dict.fromkeys(("x0", "x1", "x2"), Outcome.STORED)

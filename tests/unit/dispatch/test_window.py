@@ -15,7 +15,7 @@ def test_messages_in_flight_stay_within_the_window() -> None:
     assert driver.sends() == []
     assert driver.dispatch.in_flight == 3
 
-    driver.dispatch.acked(first.number, 1, RECEIPT)
+    driver.dispatch.acked(first.number, 1, RECEIPT, driver.now)
     assert driver.sends() == [["3"]]
 
 
@@ -26,7 +26,7 @@ def test_bytes_in_flight_stay_within_the_byte_window() -> None:
     assert ids(first) == ["0", "1", "2"]  # there was still room when the third was taken
     assert driver.sends() == []
 
-    driver.dispatch.acked(first.number, 0, RECEIPT)
+    driver.dispatch.acked(first.number, 0, RECEIPT, driver.now)
     assert driver.sends() == [["3"]]
 
 
@@ -37,7 +37,7 @@ def test_message_larger_than_the_byte_window_is_sent_alone() -> None:
     assert ids(first) == ["1"]
     assert driver.sends() == []
 
-    driver.dispatch.acked(first.number, 0, RECEIPT)
+    driver.dispatch.acked(first.number, 0, RECEIPT, driver.now)
     assert driver.sends() == [["2"]]
 
 
@@ -51,13 +51,13 @@ def test_room_in_the_window_comes_back_however_an_attempt_ends(end: str) -> None
     assert (driver.dispatch.in_flight, driver.dispatch._window.bytes) == (1, 10)
     match end:
         case "ack":
-            driver.dispatch.acked(sent.number, 0, RECEIPT)
+            driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
         case "refusal":
             driver.refused(sent, 0, Verdict.RETRY)
         case "timeout":
             driver.tick(5.0)
         case "disconnection":
-            driver.dispatch.disconnected("gone")
+            driver.dispatch.disconnected("gone", driver.now)
         case "closed lane":
             driver.dispatch.remove_lane(driver.lane)
         case _:
