@@ -141,7 +141,7 @@ def test_simulation_notices_envelopes_lost_with_a_connection(
             self._sent.clear()
 
     monkeypatch.setattr(dispatch, "Singles", Losing)
-    assert "has 0 results" in _noticed()
+    assert "nothing was answered for" in _noticed()
 
 
 def test_simulation_notices_two_results_for_one_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
