@@ -158,21 +158,19 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         self._tally = None
 
     def _settle_all(self, lane: Lane) -> None:
-        pool = self._lanes.settings.pool
-        # Every envelope has its result before that: this only ends a wait that would never end.
-        seconds = pool.delivery_timeout + pool.ack_timeout + 1
-        until = time.monotonic() + seconds
+        began = time.monotonic()
         while not lane.wait(1, time.monotonic() + SLICE):
             self._stop_if_it_must(lane)
-            if time.monotonic() > until:
+            # An envelope has its result before that: this only ends a wait that would never end.
+            if time.monotonic() > lane.patience_ends(began):
                 raise SettleTimeoutError(
-                    f"{self._lanes.step_id}: {lane.unsettled} envelopes were not settled within "
-                    f"{seconds:g} s: check that the broker answers, then start the flow again; the "
-                    "epoch is not committed, so it is replayed",
+                    f"{self._lanes.step_id}: {lane.unsettled} envelopes are not settled, and "
+                    f"nothing was for {lane.patience:g} s: check that the broker answers, then "
+                    "start the flow again; the epoch is not committed, so it is replayed",
                     step=self._lanes.step_id,
                     lane=lane.name,
                     unsettled=lane.unsettled,
-                    seconds=seconds,
+                    seconds=lane.patience,
                 )
 
     def _collect(self) -> None:

@@ -107,6 +107,11 @@ class Dispatch:
         return self._window.messages - self._singles.held_messages
 
     @property
+    def position(self) -> int:
+        """The position of the next message that is sent."""
+        return self._window.position
+
+    @property
     def unsettled(self) -> int:
         """How many envelopes were accepted and have not ended."""
         return self._accepted - self._settlements.settled
@@ -156,7 +161,7 @@ class Dispatch:
         self._answers.clear()
 
     def taken(self, position: int, now: float) -> None:
-        """The peer took bytes of what was sent at this position, or just before it."""
+        """The peer took bytes of what was sent at this position."""
         self._answers.add(position - 1, now)
 
     def acked(self, number: int, index: int, receipt: Receipt, now: float) -> None:

@@ -133,11 +133,12 @@ class Settlements:
 
     def _unsettled(self, entry: Entry, when: str) -> Refusal:
         last = entry.last
-        why = (
-            last.reason
-            if last is not None
-            else "never sent: no connection, or no answer to what was sent before it"
-        )
+        if last is not None:
+            why = last.reason
+        elif entry.attempts:
+            why = "no answer"
+        else:
+            why = "never sent: no connection, or no answer to what was sent before it"
         reason = (
             f"not settled {when}, after {entry.attempts} attempts ({why}): "
             "check the broker, then publish it again with the same event id"

@@ -45,15 +45,12 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def producer(settings: KafkaSettings) -> dict[str, Any]:
-    """Properties of a producer that loses, doubles and reorders nothing while it lives, and gives a
-    message up before the delivery timeout.
+    """Properties of a producer that loses, doubles and reorders nothing while it lives, and never
+    gives a message up: the dispatch does, when a message was not reported for too long.
 
     `add_config` may change the defaults, but not what the results promise.
     """
     pool = settings.pool
-    # librdkafka looks for expired messages once a second. A second earlier, their reports come
-    # before the delivery timeout.
-    give_up = max(pool.delivery_timeout - 1, pool.delivery_timeout / 2)
     defaults = {
         "linger.ms": settings.linger * 1000,
         "compression.type": settings.compression,
@@ -66,12 +63,12 @@ def producer(settings: KafkaSettings) -> dict[str, Any]:
         # Reconnect soon after a broker is back: by default it could take ten seconds.
         "reconnect.backoff.max.ms": 1000,
         # A topic was checked before its first message, so an unknown one was deleted since.
-        "topic.metadata.propagation.max.ms": min(10_000, round(give_up * 500)),
+        "topic.metadata.propagation.max.ms": min(10_000, round(pool.delivery_timeout * 500)),
     }
     promised = {
         "enable.idempotence": True,
         "acks": "all",
-        "message.timeout.ms": round(give_up * 1000),
+        "message.timeout.ms": 0,  # none: a slow broker must not end a delivery
         "allow.auto.create.topics": False,
         "queue.buffering.max.messages": 2 * WINDOW,
         "queue.buffering.max.kbytes": 2_097_151,

@@ -178,6 +178,10 @@ class KafkaPublisher:
             self._client.flush_hint()
         return PAUSE
 
+    def transit(self) -> tuple[int, int]:
+        """Not known: the library writes."""
+        return 0, 0
+
     async def close(self) -> None:
         """End the producer within a bounded time, without waiting for reports."""
         self._topics.close()

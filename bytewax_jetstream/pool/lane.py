@@ -143,24 +143,37 @@ class Lane:
     def flush(self, timeout: float | None = None) -> list[PublishResult]:
         """Wait until nothing is unsettled, and take all results: the barrier.
 
-        :arg timeout: Seconds; default a delivery timeout and an ack timeout, by when all is
-            settled.
+        :arg timeout: Seconds for all of it. By default there is time as long as envelopes of its
+            connection are settled, at least one within a delivery timeout and an ack timeout.
         :raises SettleTimeoutError: when something is still unsettled then.
         """
-        settings = self._intake.settings
-        seconds = (
-            settings.delivery_timeout + settings.ack_timeout + 1 if timeout is None else timeout
-        )
-        if not self.wait(1, time.monotonic() + seconds):
+        began = time.monotonic()
+        while not self.wait(1, self._flush_ends(began, timeout)):
+            if time.monotonic() < self._flush_ends(began, timeout):
+                continue  # something was settled meanwhile
+            seconds = time.monotonic() - began
             raise SettleTimeoutError(
-                f"{self.unsettled} envelopes of lane {self.name} are not settled after {seconds:g} "
-                "s: check that the broker answers; a dataflow publishes them again when it "
-                "replays the epoch",
+                f"{self.unsettled} envelopes of lane {self.name} are not settled after "
+                f"{round(seconds, 2):g} s: check that the broker answers; a dataflow publishes "
+                "them again when it replays the epoch",
                 lane=self.name,
                 unsettled=self.unsettled,
                 seconds=seconds,
             )
         return self.collect()
+
+    def _flush_ends(self, began: float, timeout: float | None) -> float:
+        return self.patience_ends(began) if timeout is None else began + timeout
+
+    @property
+    def patience(self) -> float:
+        """Seconds within which some envelope of its connection must be settled."""
+        settings = self._intake.settings
+        return settings.delivery_timeout + settings.ack_timeout + 1
+
+    def patience_ends(self, began: float) -> float:
+        """When a wait that began then must end, unless something is settled before."""
+        return max(began, self._publisher.settled_at) + self.patience
 
     def check(self) -> None:
         """Raise when nothing can be submitted any more."""

@@ -12,6 +12,7 @@ from ..dispatch import Dispatch, LaneQueue, Settlement
 from ..envelope import Envelope
 from ..publishing import Publisher, Receipt, Refusal
 from .mailbox import Mailbox
+from .transit import Transit
 
 __all__ = ["AckTask", "SharedPublisher"]
 
@@ -58,6 +59,9 @@ class SharedPublisher:
         self._mailboxes: dict[LaneQueue, Mailbox] = {}
         self._on_settled = on_settled
         self._on_processed = on_processed
+        self.settled_at = time.monotonic()
+        """When something of this publisher was settled last."""
+        self._transit = Transit()
         self._failure: str | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -82,11 +86,14 @@ class SharedPublisher:
     def act(self) -> None:
         """Send what may be sent, hand on what is settled, and come back when something is due."""
         now = time.monotonic()
+        first = self.dispatch.position
         while (outgoing := self.dispatch.next_send(now)) is not None:
             self.publisher.send(outgoing)
+        self._note_taken(first, now)
         for queue, settled in self.dispatch.take_settled():
             task = AckTask(self._mailboxes[queue], self.publisher.broker, settled, now)
             self._on_settled(task)
+            self.settled_at = now
         due = self.dispatch.next_tick()
         if self._timer is None or due < self._timer.when() - TIMER_SLACK:
             if self._timer is not None:
@@ -131,6 +138,7 @@ class SharedPublisher:
         in_flight = self.dispatch.in_flight
         broker = self.publisher.broker
         log.warning("%s: %s; %d envelopes are sent again", broker, reason, in_flight)
+        self._transit.clear()
         self.dispatch.disconnected(reason, time.monotonic())
         self.process()
 
@@ -178,7 +186,18 @@ class SharedPublisher:
         self.act()
         self._on_processed()
 
+    def _note_taken(self, first: int, now: float) -> None:
+        """Tell the dispatch how far the peer has taken what was sent.
+
+        :arg first: The position of what was sent since the last call.
+        """
+        position = self._transit.look(first, *self.publisher.transit())
+        if position is not None:
+            self.dispatch.taken(position, now)
+
     def _tick(self) -> None:
         self._timer = None
-        self.dispatch.tick(time.monotonic())
+        now = time.monotonic()
+        self._note_taken(self.dispatch.position, now)
+        self.dispatch.tick(now)
         self.process()

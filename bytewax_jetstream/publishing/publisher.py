@@ -150,6 +150,11 @@ class Publisher(Protocol):
         millisecond. Returns the seconds after which to call it again while the wait lasts.
         """
 
+    def transit(self) -> tuple[int, int]:
+        """How many bytes were written so far, and how many of them the peer has not taken; zeros
+        where that is not known.
+        """
+
     async def close(self) -> None:
         """Let go of the connection within a bounded time; nothing is waited for."""
 

@@ -132,6 +132,10 @@ class FakePublisher:
         self.flush_hints += 1
         return self.again
 
+    def transit(self) -> tuple[int, int]:
+        """Not known here."""
+        return 0, 0
+
     async def close(self) -> None:
         self.closes += 1
         self.on_close()

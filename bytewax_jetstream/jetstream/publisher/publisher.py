@@ -201,6 +201,10 @@ class JetStreamPublisher:
         """Nothing ever lingers here."""
         return float("inf")
 
+    def transit(self) -> tuple[int, int]:
+        """By the connection's count."""
+        return self._connection.bytes_written, self._connection.unsent_bytes
+
     async def close(self) -> None:
         """Let go of the connection within a bounded time."""
         if self._started:

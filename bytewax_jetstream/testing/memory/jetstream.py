@@ -125,6 +125,10 @@ class JetStreamLike:
         """Nothing ever lingers here."""
         return float("inf")
 
+    def transit(self) -> tuple[int, int]:
+        """Not known here."""
+        return 0, 0
+
     async def close(self) -> None:
         """Let go of the connection; nothing is waited for."""
         if self._connection is not None:

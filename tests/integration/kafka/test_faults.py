@@ -216,7 +216,7 @@ def test_messages_with_too_few_replicas_are_unknown_never_called_stored(
             results = settle(lane, envelopes(10, topic, first=10))
 
             assert {result.outcome for result in results.values()} == {Outcome.UNKNOWN}
-            assert "check the brokers" in str(results["e-10"].reason)
+            assert "check the broker" in str(results["e-10"].reason)
 
 
 def test_one_replica_is_too_weak_whatever_min_insync_replicas_says(kafka_address: str) -> None:
