@@ -20,7 +20,7 @@ from .process import OwnedServer, Run, dead, free_ports, spawn
 
 __all__ = ["NatsCluster", "NatsServer", "NatsServerError"]
 
-START_TIMEOUT = 30.0  # seconds: the server reads its store before it takes clients
+START_TIMEOUT = 60.0  # seconds: the server reads its store before it takes clients
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -210,7 +210,7 @@ class NatsCluster:
     def start(self) -> Self:
         """Start all servers with empty stores; returns when they have a leader.
 
-        :raises NatsServerError: when a server did not start, or had no leader within 30 s.
+        :raises NatsServerError: when a server did not start, or had no leader within 60 s.
         """
         for attempts_left in (4, 3, 2, 1, 0):
             self.close()

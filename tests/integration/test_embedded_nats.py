@@ -299,4 +299,4 @@ def test_a_cluster_keeps_three_replicas_through_the_loss_of_one() -> None:
         )  # once those left have chosen a leader
 
         lost.start()
-        until(lambda: _serves(lost, [b"one"]), timeout=30)
+        until(lambda: _serves(lost, [b"one"]))

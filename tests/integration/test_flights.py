@@ -68,7 +68,7 @@ def test_interrupted_run_resumes_when_started_again(
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as first:
         try:
             # The results of the second epoch are written when the first one is committed.
-            until(lambda: epochs_in(run_dir) > 1 or first.poll() is not None, timeout=60)
+            until(lambda: epochs_in(run_dir) > 1 or first.poll() is not None)
             assert first.poll() is None, "it ended before it could be ended: raise the limit"
         finally:
             first.send_signal(how)

@@ -12,8 +12,7 @@ from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import publishing, run
 from tests.support.lanes import jetstream
 from tests.support.streams import envelopes, make_stream
-
-PATIENCE = 10.0
+from tests.support.waiting import PATIENCE
 
 
 class _OnceThenIdle(FixedPartitionedSource[Envelope, None]):

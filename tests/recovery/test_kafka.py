@@ -11,7 +11,7 @@ from tests.support.recovery.kafka_pipeline import KafkaPipeline, kafka_flaws, re
 from tests.support.recovery.kills import commit_while_the_server_is_silent, kill_again_and_again
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ten_kills_in_flight_lose_nothing(
     workers: int, tmp_path: Path, own_kafka_server: KafkaServer

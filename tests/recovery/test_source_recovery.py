@@ -16,12 +16,11 @@ from tests.support.dataflows import recovery_store
 from tests.support.reading import numbered, put
 from tests.support.recovery.source_child import SourceOrders
 from tests.support.streams import api, make_stream
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 CYCLES = 5
 COUNT = 2_400
-PATIENCE = 60.0
 
 
 @pytest.mark.parametrize("durable", [None, "reader"], ids=["by sequence", "durable"])

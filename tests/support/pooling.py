@@ -8,6 +8,7 @@ from typing import Any
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.pool import AckPool
 from bytewax_jetstream.settings import PoolSettings
+from tests.support.waiting import PATIENCE
 
 __all__ = ["InThread", "envelopes", "held_up", "pool_threads", "pooled"]
 
@@ -41,7 +42,7 @@ def pooled(**settings: Any) -> Iterator[AckPool]:
 def held_up(pool: AckPool) -> Iterator[None]:
     """Keep the pool's thread from accepting anything meanwhile."""
     go_on = threading.Event()
-    pool._thread._loop_thread.call(lambda: go_on.wait(20))
+    pool._thread._loop_thread.call(lambda: go_on.wait(PATIENCE))
     try:
         yield
     finally:
@@ -65,7 +66,7 @@ class InThread(threading.Thread):
 
     def end(self) -> BaseException | None:
         """Wait for its end; what it raised, if it did."""
-        self.join(20)
+        self.join(PATIENCE)
         assert not self.is_alive(), "hangs"
         return self.error
 

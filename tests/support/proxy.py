@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Self
 from urllib.parse import urlsplit
 
+from tests.support.waiting import PATIENCE
+
 __all__ = ["Direction", "Proxy"]
 
 
@@ -87,7 +89,7 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._listening.wait(10), "the proxy does not listen"
+        assert self._listening.wait(PATIENCE), "the proxy does not listen"
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,7 +20,7 @@ from bytewax_jetstream.recovery_state import SourceState
 from bytewax_jetstream.settings import JetStreamSettings, PoolSettings
 from tests.support.dataflows import run
 from tests.support.streams import api
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 __all__ = [
     "AMY",
@@ -63,7 +63,9 @@ def put(url: str, stream: str, frames: Iterable[bytes]) -> None:
 def write(url: str, frames: Iterable[bytes], *, user: str = "", password: str = "") -> None:
     """Publish protocol frames as they are; returns when the server has read them."""
     hello = {"verbose": False, "headers": True, "user": user, "pass": password}
-    with socket.create_connection(("127.0.0.1", urlsplit(url).port or 0), timeout=10) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", urlsplit(url).port or 0), timeout=PATIENCE
+    ) as connection:
         connection.sendall(
             b"CONNECT %s\r\n%sPING\r\n" % (json.dumps(hello).encode(), b"".join(frames))
         )
@@ -125,7 +127,7 @@ class Driver:
             time.sleep(max(0.0, awake.timestamp() - time.time()))
 
     def until(
-        self, condition: Callable[[], object], timeout: float = 15.0, *, epochs: bool = False
+        self, condition: Callable[[], object], timeout: float = PATIENCE, *, epochs: bool = False
     ) -> None:
         """Call until a condition holds.
 
@@ -141,7 +143,7 @@ class Driver:
             if epochs:
                 self.part.snapshot()
 
-    def to_end(self, *, epochs: bool = False, timeout: float = 15.0) -> None:
+    def to_end(self, *, epochs: bool = False, timeout: float = PATIENCE) -> None:
         """Call until the source ends by itself.
 
         :arg epochs: End an epoch after each batch.

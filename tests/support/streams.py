@@ -15,6 +15,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import ServiceUnavailableError
 
 from bytewax_jetstream.envelope import Envelope
+from tests.support.waiting import PATIENCE
 
 __all__ = [
     "FLAWLESS",
@@ -94,7 +95,7 @@ def change_stream(url: str, name: str, **changes: Any) -> None:
 
 
 def api(
-    url: str, subject: str, body: object = None, *, seconds: float = 5, **credentials: Any
+    url: str, subject: str, body: object = None, *, seconds: float = PATIENCE, **credentials: Any
 ) -> dict[str, Any]:
     """One JetStream API request; an error in its answer is a failed test."""
 
@@ -121,7 +122,9 @@ def stored(url: str, stream: str, **credentials: Any) -> list[Stored]:
         config = ConsumerConfig(ack_policy=AckPolicy.NONE)
         subscription = await js.pull_subscribe("", stream=stream, config=config)
         while len(messages) < left:
-            for message in await subscription.fetch(min(1_000, left - len(messages)), timeout=5):
+            for message in await subscription.fetch(
+                min(1_000, left - len(messages)), timeout=PATIENCE
+            ):
                 sequence = message.metadata.sequence.stream
                 messages.append(
                     Stored(sequence, message.subject, message.headers or {}, message.data)

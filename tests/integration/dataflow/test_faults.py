@@ -191,7 +191,7 @@ def test_cluster_that_loses_its_leaders_loses_and_duplicates_no_message(
     def step_down() -> None:
         before = _leader(cluster, stream)
         api(cluster.url, f"STREAM.LEADER.STEPDOWN.{stream}")
-        until(lambda: _leader(cluster, stream) not in ("", before), timeout=30)
+        until(lambda: _leader(cluster, stream) not in ("", before))
 
     def kill_leader() -> None:
         (server,) = (

@@ -33,7 +33,7 @@ def test_unreachable_server_is_named_within_the_connect_timeout(way: str) -> Non
     ):
         publish_by(way, settings, envelopes(10, "x"))
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 @both_ways
@@ -46,7 +46,7 @@ def test_silent_server_is_named_within_the_connect_timeout(
     with pytest.raises(ConnectError, match=rf"^no connection to {own_nats_server.url} within 1 s"):
         publish_by(way, jetstream(own_nats_server.url, connect_timeout=1), envelopes(10, "x"))
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 def test_server_that_falls_silent_during_the_stream_check_is_an_error(
@@ -129,11 +129,11 @@ def test_batch_without_permission_is_rejected_at_once(guarded: NatsServer) -> No
         Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(40)
     ]
     began = time.monotonic()
-    with opened(_as("some", guarded, ack_timeout=20)) as (_, lane):
+    with opened(_as("some", guarded, ack_timeout=120, delivery_timeout=240)) as (_, lane):
         results = settle(lane, denied)
 
     assert {result.outcome for result in results.values()} == {Outcome.REJECTED}
-    assert time.monotonic() - began < 10, "it waited for an ack that nobody sends"
+    assert time.monotonic() - began < 60, "it waited for an ack that nobody sends"
 
 
 @both_ways

@@ -33,7 +33,7 @@ from tests.support.streams import (
     message_ids,
     stored,
 )
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 SMALL, LARGE = b"1", b"1" * 500
 
@@ -302,11 +302,11 @@ def test_ack_without_followers_is_not_believed_by_the_run_after_a_kill(
     roles.have_the_leader_lead()
     told = Told(roles.leader.url, str(tmp_path), messages=100_000, pool={"ack_timeout": 0.5})
     with Child.of(told) as child:
-        until(lambda: len(told.results) > 10_000, 30)  # by then it goes in batches
+        until(lambda: len(told.results) > 10_000)  # by then it goes in batches
         roles.lose_the_followers()
-        until(lambda: len(told.emitted) > len(told.results) + 100, 20)
+        until(lambda: len(told.emitted) > len(told.results) + 100)
         child.signal(signal.SIGKILL)
-        child.wait(10)
+        child.wait(PATIENCE)
     emitted = set(told.emitted)
     unsettled = emitted - {event_id for event_id, _, _ in told.results}
     wanted = [envelope for envelope in told.envelopes if envelope.event_id in emitted]
@@ -332,7 +332,7 @@ class Roles(NamedTuple):
         if self._stream_leader() is not self.leader:
             wish = {"placement": {"preferred": self.leader.name}}
             api(self.leader.url, "STREAM.LEADER.STEPDOWN.DOUBT", wish)
-            until(lambda: self._stream_leader() is self.leader, 20)
+            until(lambda: self._stream_leader() is self.leader)
 
     def lose_the_followers(self) -> None:
         for follower in self.followers:
@@ -345,7 +345,7 @@ class Roles(NamedTuple):
         self.leader.kill()
         for follower in self.followers:
             follower.start()
-        until(lambda: self._stream_leader() in self.followers, 30)
+        until(lambda: self._stream_leader() in self.followers)
         found = set(message_ids(self.followers[0].url, "DOUBT"))
         self.leader.start()
         return found
@@ -375,9 +375,9 @@ def _acknowledged_without_followers(
 ) -> list[PublishResult]:
     """The results so far; a run that believes every ack has all of them by then."""
     if believing:
-        until(lambda: not lane.unsettled, 20)
+        until(lambda: not lane.unsettled)
     else:  # it tries one of each aggregate, again and again
-        until(lambda: broker_of(pool)["retries"] >= 2 * aggregates, 20)
+        until(lambda: broker_of(pool)["retries"] >= 2 * aggregates)
     return lane.collect()
 
 

@@ -34,7 +34,7 @@ def test_a_stored_result_names_where_it_is_stored(nats_server: NatsServer, batch
     assert (result.sequence, result.duplicate) == ((None, None) if batched else (1, False))
     assert (result.attempts, result.reason, result.code) == (1, None, None)
     assert result.envelope is None
-    assert 0 < result.ack_seconds < 30
+    assert 0 < result.ack_seconds < 60
     assert results["e-2"].sequence == (None if batched else 2)
 
 
@@ -321,7 +321,7 @@ def test_closed_pool_returns_unsettled_envelopes_as_unknown(
     nats_server: NatsServer, proxy: Proxy, batched: bool
 ) -> None:
     make_stream(nats_server.url, "CLOSED", "closed.>")
-    with opened(jetstream(proxy.url, ack_timeout=5)) as (pool, lane):
+    with opened(jetstream(proxy.url, ack_timeout=120, delivery_timeout=240)) as (pool, lane):
         proxy.answers.loses = lambda frame: b"CLOSED" in frame
         lane.submit(envelopes(100, "closed.x"))
         # One ack for the batch; or one for the first message of each aggregate, while others wait.
@@ -331,7 +331,7 @@ def test_closed_pool_returns_unsettled_envelopes_as_unknown(
 
         results = lane.collect()
 
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
         assert pool.statistics()["state"] == "closed"
     assert len(results) == 100
     assert {result.outcome for result in results} == {Outcome.UNKNOWN}

@@ -153,7 +153,7 @@ def test_unreachable_broker_is_named_within_the_connect_timeout(way: str) -> Non
         r"check that the brokers are running",
         said,
     )
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 def test_silent_broker_is_named_within_the_connect_timeout(
@@ -165,7 +165,7 @@ def test_silent_broker_is_named_within_the_connect_timeout(
     with pytest.raises(ConnectError, match=r"^no connection to Kafka at .* within 1 s"):
         publish(kafka(own_kafka_server.bootstrap, connect_timeout=1), *envelopes(1, "x"))
 
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 def test_missing_topic_to_read_is_one_clear_error(kafka_address: str) -> None:
@@ -262,7 +262,7 @@ def test_wrong_password_is_reported_at_once_and_never_shown(
     guarded: KafkaServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    settings = _as("amy", CANARY, guarded, connect_timeout=60)
+    settings = _as("amy", CANARY, guarded, connect_timeout=120)
     began = time.monotonic()
 
     with pytest.raises(
@@ -271,7 +271,7 @@ def test_wrong_password_is_reported_at_once_and_never_shown(
     ) as e:
         publish(settings, *envelopes(1, "open"))
 
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert CANARY not in "".join(traceback.format_exception(e.value)) + caplog.text + repr(settings)
 
 

@@ -139,7 +139,7 @@ def test_messages_with_lost_responses_are_retried_and_stored_once(
             until(lambda: len(records(server.bootstrap, topic)) > stored)  # noqa: B023
             proxy.cut_all()
             proxy.answers.loses = lambda piece: False
-            until(lambda: lane.unsettled == 0, 30)
+            until(lambda: lane.unsettled == 0)
         lane.submit(batch[27_100:])
         lane.flush()
 

@@ -29,7 +29,7 @@ from tests.support.dataflows import Envelopes, publishing, recovery_store, root_
 from tests.support.kafka import audit, new_topic, records
 from tests.support.lanes import broker_of, jetstream, kafka, opened, publish, settle
 from tests.support.streams import FLAWLESS, envelopes, make_stream, stored
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 
 def test_a_stored_result_names_partition_and_offset(kafka_address: str) -> None:
@@ -402,9 +402,9 @@ run_main(flow)
 """
     child = subprocess.Popen([sys.executable, "-c", program])
     try:
-        until(lambda: len(records(kafka_address, target)) == len(batch), 30)
+        until(lambda: len(records(kafka_address, target)) == len(batch))
         child.terminate()
-        assert child.wait(30) == 0
+        assert child.wait(PATIENCE) == 0
     finally:
         child.kill()
         child.wait()

@@ -18,7 +18,7 @@ from tests.support.recovery.child import Orders
 from tests.support.recovery.judge import Evidence
 from tests.support.recovery.rows import PARTS, STREAM, TOPICS
 from tests.support.streams import make_stream, stored
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 __all__ = ["ROOMY", "Pipeline"]
 
@@ -26,9 +26,6 @@ ROOT = Path(__file__).parents[3]
 ROOMY = 100_000
 """A budget that an epoch does not spend, so that its end is reached with a server that does not
 answer.
-"""
-PATIENCE = 30.0
-"""Seconds for a run to get somewhere: a machine with other work to do may take long to start one.
 """
 
 

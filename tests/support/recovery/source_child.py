@@ -86,7 +86,7 @@ def main(orders: SourceOrders) -> None:
         durable=orders.durable,
         tail=False,
         batch_size=10,
-        ack_wait=timedelta(seconds=2),
+        ack_wait=timedelta(seconds=5),
     )
     flow = Dataflow("flow")
     op.output("out", op.map("line", op.input("in", flow, source), line), Lines(orders.file))

@@ -30,7 +30,7 @@ RESULT = PublishResult(
     worker=0,
     epoch=0,
 )
-LONG = 20.0
+LONG = 120.0
 """Seconds that no test is to wait."""
 
 
