@@ -134,10 +134,21 @@ class Dispatch:
         self._batches.forget_lane(lane)
 
     def submit(
-        self, lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int, now: float
+        self,
+        lane: LaneQueue,
+        envelopes: Sequence[Envelope],
+        epoch: int,
+        now: float,
+        seen: int = 0,
     ) -> None:
-        """Accept envelopes: each waits, or is rejected now if it can never be stored as it is."""
-        submission = Submission(now, epoch)
+        """Accept envelopes: each waits, or is rejected now if it can never be stored as it is.
+
+        :arg seen: How many unknown results of this lane the caller had collected.
+        """
+        submission = Submission(now, epoch, seen)
+        if lane.broken:
+            self._settlements.not_sent(lane, lane.take_broken())
+            lane.heal(seen)
         if not self.unsettled:
             self._progress_at = now
         self._accepted += len(envelopes)
@@ -254,6 +265,8 @@ class Dispatch:
 
     def _admit(self, lane: LaneQueue, now: float) -> None:
         """Decide for what waits, in order, how it goes, as far as that can be decided now."""
+        if lane.broken:
+            self._settlements.not_sent(lane, lane.take_broken())
         plan = Plan.WAIT
         while lane.waiting and lane.singles < self._policy.window:
             plan = self._batches.plan(lane, now)

@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from .segment import Entry, Segment
+from ..envelope import Envelope
+from .segment import Entry, Segment, Submission
 
 __all__ = ["LaneQueue"]
 
@@ -23,9 +24,12 @@ class LaneQueue:
     """
 
     __slots__ = (
+        "_broken",
         "_changed",
         "_one_per_aggregate",
+        "_unknown",
         "backing_off",
+        "broken",
         "held",
         "ready",
         "singles",
@@ -46,10 +50,68 @@ class LaneQueue:
         """How many envelopes or groups go as singles and are not settled."""
         self.backing_off = 0
         """How many of them are backing off."""
+        self._unknown = 0
+        self.broken: dict[str, int] = {}
+        """Aggregates of which an envelope ended unknown, and how many had by then."""
 
     def mark_changed(self) -> None:
         """The lane may be able to send."""
         self._changed[self] = None
+
+    # Broken aggregates
+
+    def count_unknown(self, aggregate: str | None) -> None:
+        """An envelope ended unknown: what is accepted of its aggregate must not be sent behind it,
+        until the caller has collected that result.
+
+        :arg aggregate: None if it was not sent, for the same reason.
+        """
+        self._unknown += 1
+        if aggregate is not None:
+            self.broken[aggregate] = self._unknown
+            self._changed[self] = None
+
+    def heal(self, seen: int) -> None:
+        """The caller has collected so many results that broke an aggregate."""
+        if self.broken:
+            self.broken = {each: at for each, at in self.broken.items() if at > seen}
+
+    def take_broken(self) -> list[Entry]:
+        """Take out what must not be sent, because its aggregate is broken, in order."""
+        broken = self.broken
+
+        def is_broken(envelope: Envelope, submission: Submission) -> bool:
+            aggregate = envelope.aggregate_id
+            return aggregate in broken and submission.seen < broken[aggregate]
+
+        taken = [
+            entry
+            for entry in self.entries()
+            if not entry.done and is_broken(entry.envelope, entry.submission)
+        ]
+        if taken:
+            gone = set(map(id, taken))
+            self.singles -= len(taken)
+            ready = [entry for entry in self.ready if id(entry) in gone]
+            self.ready = deque(entry for entry in self.ready if id(entry) not in gone)
+            for entry in ready:
+                self.held.pop(entry.envelope.aggregate_id or "", None)
+            for aggregate, behind in self.held.items():
+                if behind and id(behind[0]) in gone:
+                    self.held[aggregate] = None
+        for segment in list(self.waiting):
+            indices = {
+                index
+                for index, envelope in enumerate(segment.envelopes)
+                if is_broken(envelope, segment.submission)
+            }
+            if segment.group and indices:
+                self.waiting.remove(segment)
+                taken += segment.entries()
+            elif indices:
+                taken += segment.take_out(indices).entries()
+        self.waiting = deque(segment for segment in self.waiting if segment.count)
+        return taken
 
     # Segments
 

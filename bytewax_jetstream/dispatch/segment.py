@@ -1,6 +1,6 @@
 """`Segment`, `Entry`, `Group`: envelopes from acceptance to settlement, together or one by one."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from copy import copy
 from itertools import accumulate, groupby, islice
 from math import inf
@@ -20,6 +20,8 @@ class Submission(NamedTuple):
 
     submitted: float
     epoch: int
+    seen: int = 0
+    """How many of its lane's results that broke an aggregate the caller had collected."""
 
 
 class Entry:
@@ -157,6 +159,22 @@ class Segment:
         self.count -= count
         self.size -= first.size
         return first
+
+    def take_out(self, indices: Set[int]) -> "Segment":
+        """Take out the envelopes at these indices; groups are taken out as a whole elsewhere."""
+        out = Segment(
+            self.submission,
+            [self.envelopes[index] for index in sorted(indices)],
+            [self.wires[index] for index in sorted(indices)],
+            alone=self.alone,
+            attempts=self.attempts,
+        )
+        kept = [index for index in range(self.count) if index not in indices]
+        self.envelopes = [self.envelopes[index] for index in kept]
+        self.wires = [self.wires[index] for index in kept]
+        self.count -= out.count
+        self.size -= out.size
+        return out
 
     def fitting(self, room: int, room_bytes: int) -> int:
         """How many of the first envelopes fit, at least one: the byte window limits many messages,

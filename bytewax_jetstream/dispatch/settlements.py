@@ -80,12 +80,16 @@ class Settlements:
         refusal: Refusal | None = None,
         *,
         answered: bool = True,
+        sent: bool = True,
     ) -> None:
         """End an entry, and with it each member of a group.
 
         :arg answered: Whether the broker's answer ended it.
+        :arg sent: False if it is not, because one before it is unknown.
         """
         entry.done = True
+        if outcome is Outcome.UNKNOWN:
+            lane.count_unknown(entry.envelope.aggregate_id if sent else None)
         self._doubts.not_in_process(entry.envelopes)
         self.settled += entry.count
         self.answered += entry.count * (answered and outcome is not Outcome.UNKNOWN)
@@ -123,6 +127,17 @@ class Settlements:
             return []
         kept, self._kept = self._kept, {}
         return list(kept.items())
+
+    def not_sent(self, lane: LaneQueue, entries: Iterable[Entry]) -> None:
+        """End entries as unknown: one before them in their aggregate is unknown."""
+        for entry in entries:
+            again = " again" if entry.attempts else ""
+            reason = (
+                f"not sent{again}: an envelope before it in aggregate {entry.envelope.aggregate_id} is "
+                "unknown, and its order must be kept: publish both again with the same event ids"
+            )
+            last = Refusal(Verdict.GIVE_UP, reason)
+            self.settle(lane, entry, Outcome.UNKNOWN, refusal=last, sent=False)
 
     def why_silent(self) -> Refusal:
         """Why an attempt that was not answered in time has failed."""

@@ -144,13 +144,11 @@ class Singles:
 
     def send(self, lane: LaneQueue, now: float) -> None:
         """Send what is ready, as much as has room."""
-        entries: list[Entry] = []
-        while lane.ready and not entries:
-            policy, window = self._policy, self._window
-            room = min(policy.max_send, policy.window - window.messages)
-            entries, overdue = lane.take_ready(room, policy.window_bytes - window.bytes, now)
-            if overdue:
-                self._give_up(lane, overdue)
+        policy, window = self._policy, self._window
+        room = min(policy.max_send, policy.window - window.messages)
+        entries, overdue = lane.take_ready(room, policy.window_bytes - window.bytes, now)
+        if overdue:
+            self._give_up(lane, overdue)  # what follows them must not be sent in this turn
         if not self._policy.atomic:
             if entries:
                 self._send_singles(lane, entries, now)

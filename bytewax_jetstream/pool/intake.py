@@ -37,6 +37,8 @@ class _HandedOver(NamedTuple):
     queue: LaneQueue
     envelopes: Sequence[Envelope]
     epoch: int
+    seen: int
+    """How many unknown results of its lane the caller had collected."""
 
 
 class Intake:
@@ -104,13 +106,14 @@ class Intake:
         queue: LaneQueue,
         envelopes: Sequence[Envelope],
         epoch: int,
+        seen: int = 0,
     ) -> None:
         """Pass envelopes to the pool's thread, waking it only when it is idle.
 
         While something is in flight it looks by itself every millisecond, so envelopes that come
         one by one gather to a batch instead of costing a thread switch each.
         """
-        self._handed_over.append(_HandedOver(publisher, queue, envelopes, epoch))
+        self._handed_over.append(_HandedOver(publisher, queue, envelopes, epoch, seen))
         if not self._looking:
             self._looking = True
             self._thread.call(self._look)
@@ -125,22 +128,22 @@ class Intake:
         at once: most of what an acceptance costs, it costs once.
         """
         room = MOST_AT_ONCE
-        gathered: dict[LaneQueue, tuple[SharedPublisher, list[Envelope], int]] = {}
+        gathered: dict[LaneQueue, tuple[SharedPublisher, list[Envelope], int, int]] = {}
         while self._handed_over and room > 0:
-            publisher, queue, envelopes, epoch = self._handed_over.popleft()
+            publisher, queue, envelopes, epoch, seen = self._handed_over.popleft()
             room -= len(envelopes)
-            _, before, its_epoch = gathered.get(queue, (publisher, [], epoch))
+            _, before, its_epoch, its_seen = gathered.get(queue, (publisher, [], epoch, seen))
             if before and (
-                epoch != its_epoch
+                (epoch, seen) != (its_epoch, its_seen)
                 or not publisher.gathers
                 or len(before) + len(envelopes) > LARGEST_SUBMISSION
             ):
-                publisher.accept(queue, before, its_epoch)
+                publisher.accept(queue, before, its_epoch, its_seen)
                 before = []
             before += envelopes
-            gathered[queue] = publisher, before, epoch
-        for queue, (publisher, before, epoch) in gathered.items():
-            publisher.accept(queue, before, epoch)
+            gathered[queue] = publisher, before, epoch, seen
+        for queue, (publisher, before, epoch, seen) in gathered.items():
+            publisher.accept(queue, before, epoch, seen)
         return room <= 0
 
     def accept_all(self) -> None:

@@ -109,7 +109,8 @@ class Lane:
                     budget.release(len(piece), size)
                     raise
                 self._mailbox.expect(len(piece))
-                intake.hand_over(self._publisher, self._queue, piece, epoch)
+                seen = self._mailbox.unknown_taken
+                intake.hand_over(self._publisher, self._queue, piece, epoch, seen)
 
     def collect(self) -> list[PublishResult]:
         """Take the results that are there, without waiting."""

@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 
-from ..envelope import PublishResult
+from ..envelope import Outcome, PublishResult
 from .results import Delivery
 
 __all__ = ["Mailbox"]
@@ -21,6 +21,8 @@ class Mailbox:
         self._news = threading.Condition()
         self._unsettled = 0
         self._stop: PublishResult | None = None
+        self.unknown_taken = 0
+        """How many unknown results were taken."""
 
     def __len__(self) -> int:
         return len(self._deliveries)
@@ -53,7 +55,11 @@ class Mailbox:
     def take(self) -> list[Delivery]:
         """The deliveries that are there, without waiting."""
         deliveries = self._deliveries
-        return [deliveries.popleft() for _ in range(len(deliveries))]
+        taken = [deliveries.popleft() for _ in range(len(deliveries))]
+        if self._stop is not None:
+            errs = [result for delivery in taken for result in delivery.errs]
+            self.unknown_taken += sum(result.outcome is Outcome.UNKNOWN for result in errs)
+        return taken
 
     def wait(self, below: int, seconds: float) -> bool:
         """Wait for the next delivery, unless fewer than `below` envelopes are unsettled; returns

@@ -77,9 +77,11 @@ class SharedPublisher:
         self.act()
         del self._mailboxes[queue]
 
-    def accept(self, queue: LaneQueue, envelopes: Sequence[Envelope], epoch: int) -> None:
-        """Take a submission in."""
-        self.dispatch.submit(queue, envelopes, epoch, time.monotonic())
+    def accept(
+        self, queue: LaneQueue, envelopes: Sequence[Envelope], epoch: int, seen: int
+    ) -> None:
+        """Take a submission in; its caller had collected so many unknown results."""
+        self.dispatch.submit(queue, envelopes, epoch, time.monotonic(), seen)
         if self._failure is not None:
             self.dispatch.abandon(self._failure)
 

@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from bytewax_jetstream.dispatch import Dispatch, LaneQueue, Settled
@@ -45,6 +46,8 @@ class Record:
         default_factory=lambda: defaultdict(list)
     )
     """By event id, each with its time."""
+    unknown: dict[tuple[LaneQueue, str | None], list[str]] = field(default_factory=dict)
+    """Event ids that ended unknown, by lane and aggregate."""
     closed: set[LaneQueue] = field(default_factory=set)
     progress: float = 0.0
     """When the last answer settled something, or something was accepted while nothing was
@@ -125,6 +128,11 @@ def _check_excuse(
 ) -> Iterator[str]:
     """Nothing is unknown, and nothing rejected before it was sent, without a reason."""
     envelope, outcome, attempts = accepted.envelope, settled.outcome, settled.entry.attempts
+    if outcome is Outcome.UNKNOWN:
+        unknown = record.unknown.setdefault((accepted.lane, envelope.aggregate_id), [])
+        if unknown and envelope.aggregate_id is not None:
+            return  # not sent any more, because one before it in its aggregate is unknown
+        unknown.append(envelope.event_id)
     excused = (
         not record.patient
         or record.failed
@@ -145,11 +153,11 @@ def check_order(record: Record, broker: Broker) -> Iterator[str]:
     last: dict[tuple[LaneQueue, str], str] = {}
     for event_id, (envelope, lane, _, _) in record.accepted.items():
         results, aggregate = record.results[event_id], envelope.aggregate_id
-        if aggregate is None or not results or results[0][1].outcome is not Outcome.STORED:
+        if aggregate is None or not results or results[0][1].outcome is Outcome.REJECTED:
             continue
         before = last.get((lane, aggregate))
         index = broker.indices.get(event_id)
-        if before is not None and index is not None and broker.indices.get(before, -1) > index:
+        if before is not None and index is not None and broker.indices.get(before, inf) > index:
             yield f"{event_id} is stored before {before}, which its lane was given first"
         last[lane, aggregate] = event_id
 

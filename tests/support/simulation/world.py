@@ -164,8 +164,7 @@ class World:
         if lane in record.closed:
             return
         random, envelopes, submission = self._random, [], len(record.accepted)
-        if len(record.accepted) == len(record.results):
-            record.progress = self.now
+        before = set(record.accepted)
         for _ in range(random.choice((1, 5, 30))):
             bad = random.random() < 0.02
             envelope = Envelope(
@@ -179,6 +178,9 @@ class World:
             record.accepted[envelope.event_id] = Accepted(envelope, lane, self.now, group)
             envelopes.append(envelope)
         self.dispatch.submit(lane, envelopes, epoch=1, now=self.now)
+        self._take()
+        if record.results.keys() >= before:
+            record.progress = self.now
         if record.failed:
             self._fail()
 
@@ -195,6 +197,15 @@ class World:
     def _process(self) -> None:
         while (outgoing := self.dispatch.next_send(self.now)) is not None:
             self._send(outgoing)
+        self._take()
+        self.problems += check_window(self.dispatch, self._policy)
+        self.problems += check_progress(self._record, self.now)
+        due = self.dispatch.next_tick()
+        if due < self._tick_at:
+            self._tick_at = due
+            self._clock.at(max(due, self.now), self._tick)
+
+    def _take(self) -> None:
         for lane, settlements in self.dispatch.take_settled():
             for settled in (each for some in settlements for each in each_settled(some)):
                 event_id = settled.entry.envelope.event_id
@@ -203,12 +214,6 @@ class World:
                     self._record.progress = self.now
                 if self._record.accepted[event_id].lane is not lane:
                     self.problems.append(f"{event_id} was settled in another lane")
-        self.problems += check_window(self.dispatch, self._policy)
-        self.problems += check_progress(self._record, self.now)
-        due = self.dispatch.next_tick()
-        if due < self._tick_at:
-            self._tick_at = due
-            self._clock.at(max(due, self.now), self._tick)
 
     def _tick(self) -> None:
         self._tick_at = float("inf")

@@ -2,8 +2,9 @@
 
 import pytest
 
+from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.publishing import Verdict
-from tests.support.dispatching import RECEIPT, Driver, envelope, ids
+from tests.support.dispatching import RECEIPT, Driver, batching, envelope, ids
 
 
 def test_second_envelope_of_an_aggregate_waits_until_the_first_is_settled() -> None:
@@ -38,13 +39,55 @@ def test_aggregate_keeps_its_order_through_retries() -> None:
     assert driver.is_empty()
 
 
-@pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.STOP, Verdict.GIVE_UP])
-def test_next_of_an_aggregate_follows_however_the_first_ended(verdict: Verdict) -> None:
+@pytest.mark.parametrize("verdict", [Verdict.REJECT, Verdict.STOP])
+def test_next_of_an_aggregate_follows_a_rejected_one(verdict: Verdict) -> None:
     driver = Driver()
     driver.submit(envelope("1", "a"), envelope("2", "a"))
     driver.refused(driver.singles(), 0, verdict)
 
     assert driver.sends() == [["2"]]
+
+
+def test_nothing_of_an_aggregate_is_sent_behind_an_unknown_one() -> None:
+    driver = Driver(max_send=3)
+    driver.submit(*(envelope(name, name[0]) for name in ("a1", "a2", "a3", "b1", "b2")))
+    driver.submit(envelope("a4", "a"))
+    sent = driver.singles()
+    assert ids(sent) == ["a1", "b1"]
+    driver.refused(sent, 0, Verdict.GIVE_UP)
+    driver.submit(envelope("a5", "a"), envelope("c1", "c"))
+
+    assert driver.sends() == [["c1"]]
+    driver.dispatch.acked(sent.number, 1, RECEIPT, driver.now)
+    assert driver.sends() == [["b2"]]
+    settled = {one.entry.envelope.event_id: one for one in driver.settled()}
+    assert list(settled) == ["a1", "a2", "a3", "a4", "a5", "b1"]
+    for name in ("a2", "a3", "a4", "a5"):
+        one = settled[name]
+        assert (one.outcome, one.entry.attempts) == (Outcome.UNKNOWN, 0)
+        assert one.refusal is not None
+        assert "not sent: an envelope before it in aggregate a" in one.refusal.reason
+
+
+def test_aggregate_goes_on_when_the_caller_has_collected_its_unknown_result() -> None:
+    driver = Driver()
+    driver.submit(envelope("a1", "a"))
+    driver.refused(driver.singles(), 0, Verdict.GIVE_UP)
+    driver.submit(envelope("a2", "a"))
+    driver.dispatch.submit(driver.lane, [envelope("a3", "a")], 0, driver.now, seen=1)
+
+    assert driver.sends() == [["a3"]]
+    assert driver.outcomes() == {"a1": Outcome.UNKNOWN, "a2": Outcome.UNKNOWN}
+
+
+def test_batch_carries_nothing_behind_an_unknown_envelope_of_its_aggregate() -> None:
+    driver = batching(max_send=10, window=20)
+    driver.submit(envelope("a1", "a"))
+    driver.refused(driver.singles(), 0, Verdict.GIVE_UP)
+    driver.submit(*(envelope(name, name[0]) for name in ("b1", "a2", "b2", "a3", "c1")))
+
+    assert ids(driver.append()) == ["b1", "b2", "c1"]
+    assert driver.outcomes() == dict.fromkeys(("a1", "a2", "a3"), Outcome.UNKNOWN)
 
 
 def test_same_aggregate_in_two_lanes_does_not_wait() -> None:

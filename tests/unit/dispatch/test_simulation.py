@@ -15,7 +15,7 @@ from tests.support.simulation.faults import NO_FAULTS
 from tests.support.simulation.world import World
 
 SEEDS = 2_000
-CHUNK = 100
+CHUNK = 200
 
 
 class Played(NamedTuple):
@@ -84,10 +84,15 @@ def test_simulation_notices_a_broker_that_does_not_know_event_ids() -> None:
 def test_simulation_notices_a_group_that_is_split() -> None:
     class Splitting(Dispatch):
         def submit(
-            self, lane: LaneQueue, envelopes: Sequence[Envelope], epoch: int, now: float
+            self,
+            lane: LaneQueue,
+            envelopes: Sequence[Envelope],
+            epoch: int,
+            now: float,
+            seen: int = 0,
         ) -> None:
             self._policy = self._policy._replace(atomic=False)
-            super().submit(lane, envelopes, epoch, now)
+            super().submit(lane, envelopes, epoch, now, seen)
 
     assert "did not end as one" in _noticed(dispatch=Splitting, atomic=True)
     assert _noticed(atomic=True) == ""
@@ -160,6 +165,23 @@ def test_simulation_notices_a_tick_that_comes_too_late() -> None:
 
     noticed = _noticed(dispatch=Sleeping)
     assert "is unknown although" in noticed or "nothing was answered for" in noticed
+
+
+def test_simulation_notices_what_is_sent_behind_an_unknown_envelope() -> None:
+    class Careless(LaneQueue):
+        def take_broken(self) -> list[Entry]:
+            return []
+
+    class Sending(Dispatch):
+        def add_lane(self) -> LaneQueue:
+            lane = Careless(self._changed, one_per_aggregate=True)
+            self._lanes[lane] = None
+            return lane
+
+    giving_up = NO_FAULTS._replace(give_up=0.1)
+    assert _noticed(faults=giving_up, batches=False, atomic=False) == ""
+    noticed = _noticed(faults=giving_up, batches=False, atomic=False, dispatch=Sending)
+    assert "which its lane was given first" in noticed
 
 
 def test_simulation_notices_a_connection_that_is_never_given_up() -> None:
