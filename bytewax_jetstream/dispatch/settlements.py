@@ -133,8 +133,9 @@ class Settlements:
         for entry in entries:
             again = " again" if entry.attempts else ""
             reason = (
-                f"not sent{again}: an envelope before it in aggregate {entry.envelope.aggregate_id} is "
-                "unknown, and its order must be kept: publish both again with the same event ids"
+                f"not sent{again}: an envelope before it in aggregate "
+                f"{entry.envelope.aggregate_id} is unknown, and its order must be kept: "
+                "publish both again with the same event ids"
             )
             last = Refusal(Verdict.GIVE_UP, reason)
             self.settle(lane, entry, Outcome.UNKNOWN, refusal=last, sent=False)
