@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import nkeys
 import pytest
-import trustme
 
 from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.errors import ConnectError
 from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsServer
+from tests.support.certificates import Certificates
 from tests.support.jwt import operator_mode, public_key
 from tests.support.lanes import broker_of, jetstream, opened, publish, settle
 from tests.support.proxy import Proxy
@@ -26,33 +26,6 @@ from tests.support.waiting import PATIENCE, until
 
 CANARY = "canary-3f9a77"
 STREAM = StreamSettings(name="SAFE", subjects=("safe",))
-
-
-class Certificates:
-    """What an authority issued for a server on loopback and for a client."""
-
-    def __init__(self, folder: Path, *names: str) -> None:
-        folder.mkdir()
-        self.ca = folder / "ca.pem"
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(str(self.ca))
-        self.server = self._issue(
-            authority, folder / "server.pem", *(names or ("127.0.0.1", "localhost"))
-        )
-        self.client = self._issue(authority, folder / "client.pem", "client.example")
-
-    @staticmethod
-    def _issue(authority: trustme.CA, path: Path, *names: str) -> Path:
-        issued = authority.issue_cert(*names)
-        issued.private_key_and_cert_chain_pem.write_to_path(str(path))
-        return path
-
-    def block(self, more: str = "") -> str:
-        """A server's `tls` block."""
-        return (
-            f'tls {{ cert_file: "{self.server}", key_file: "{self.server}", '
-            f'ca_file: "{self.ca}", {more} }}'
-        )
 
 
 @pytest.fixture
