@@ -44,9 +44,6 @@ LONGEST_PAUSE = 2.0
 STEADY_SECONDS = 10.0
 """A connection that lasted so long was good for something, even if nothing was sent on it."""
 REQUEST_SECONDS = 5.0
-CANCELLATIONS = 20
-"""How often to cancel the task that keeps the connection up: nats-py, and `asyncio.wait_for` in
-Python 3.11, swallow a cancellation that comes at the wrong moment."""
 USE_API = "allow this user to use the JetStream API, or use stream_strategy=skip"
 DEFAULT_MAX_PAYLOAD = 1024 * 1024
 DENIED_PUBLISH = re.compile(r'Permissions Violation for Publish to "([^"]+)"', re.IGNORECASE).search
@@ -190,12 +187,9 @@ class Connection:
 
     async def close(self) -> None:
         """Close within a bounded time; unsent bytes are dropped."""
-        keeper = self._keeper
-        for _ in range(CANCELLATIONS):
-            if keeper is None or keeper.done():
-                break
-            keeper.cancel()
-            await asyncio.wait({keeper}, timeout=0.1)
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
         client, self._client = self._client, None
         if client is not None:
             client.lose("the connection was closed")  # somebody may wait for an answer
@@ -442,7 +436,7 @@ class Connection:
         )
 
     async def _keep(self) -> None:
-        while True:
+        while not _is_cancelled():
             client, since = self._live(), time.monotonic()
             reason = await self._until_lost(client)
             self._client = None
@@ -459,11 +453,12 @@ class Connection:
             await self._replace()
 
     async def _until_lost(self, client: SingleUseClient) -> str:
-        while True:
+        while not _is_cancelled():
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(asyncio.shield(client.lost), 0.5)
             if client.is_closed or client.reader_is_dead():
                 client.lose("the connection's reader ended")
+        raise asyncio.CancelledError
 
     async def _replace(self) -> None:
         """Connect again, however long it takes: callers have deadlines of their own."""
@@ -486,7 +481,7 @@ class Connection:
 
     async def _connect_at_last(self) -> SingleUseClient:
         logged = 0.0
-        while True:
+        while not _is_cancelled():
             try:
                 await self._control_lines.measure(self._connect)
                 return await self._connect()
@@ -495,6 +490,7 @@ class Connection:
                     logged = time.monotonic()
                     log.warning("NATS: still no connection: %s", words(error))
             await self._wait()
+        raise asyncio.CancelledError
 
     async def _wait(self) -> None:
         """Pause, longer each time until a connection was good for something."""
@@ -505,3 +501,11 @@ class Connection:
         addresses = self._addresses.in_order()
         client, self._address = await connect(self, self._settings, addresses, until)
         return client
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is. nats-py, and `asyncio.wait_for` in Python 3.11, swallow a cancellation
+    that comes at the wrong moment.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,7 +1,7 @@
 """Connections to real servers: other event loops, inbox prefixes, clusters behind certificates."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,9 @@ from tests.support.ways import both_ways, publish_by
 
 
 @pytest.fixture
-def on_uvloop() -> Iterator[None]:
+def on_uvloop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every event loop that is made is one of uvloop's."""
-    before = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
-    yield
-    asyncio.set_event_loop_policy(before)
+    monkeypatch.setattr(asyncio, "new_event_loop", uvloop.new_event_loop)
 
 
 @pytest.mark.usefixtures("on_uvloop")
@@ -73,9 +70,9 @@ def test_uvloop_reads_through_a_reset(own_nats_server: NatsServer) -> None:
         assert driver.numbers == list(range(200))
 
 
-@pytest.mark.parametrize("policy", [asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy])
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_write_on_a_closed_transport_is_a_lost_connection(
-    nats_server: NatsServer, policy: type[asyncio.AbstractEventLoopPolicy]
+    nats_server: NatsServer, new_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def test() -> None:
         used = Connection(
@@ -87,14 +84,16 @@ def test_write_on_a_closed_transport_is_a_lost_connection(
             await used.open()
             assert used._client is not None
             used._client.abort()
-            used.write(b"PING\r\n")
-            await asyncio.sleep(0)
-            used.write(b"PING\r\n")
-            assert used.unsent_bytes == 0
-            await until_true(lambda: used.reconnects == 1)
-            await used.close()
+            try:
+                used.write(b"PING\r\n")
+                await asyncio.sleep(0)
+                used.write(b"PING\r\n")
+                assert used.unsent_bytes == 0
+                await until_true(lambda: used.reconnects == 1)
+            finally:
+                await used.close()
 
-    with asyncio.Runner(loop_factory=policy().new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(test())
 
 
