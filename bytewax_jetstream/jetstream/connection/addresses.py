@@ -52,12 +52,12 @@ class Addresses:
         known = {address.url for address in self._configured}
         # Servers advertise IP addresses, and certificates name hosts: like other NATS clients we
         # then expect the name by which we came to the cluster.
-        host = urlsplit(told_by.url).hostname or ""
+        host = _host(told_by.url)
         name = told_by.tls_name or (None if _is_ip(host) else host)
         self._learnt = [
-            Address(url, name if _is_ip(urlsplit(url).hostname or "") else None)
+            Address(url, name if _is_ip(_host(url)) else None)
             for url in dict.fromkeys(map(self._url, advertised))
-            if url not in known
+            if url not in known and _host(url)
         ]
 
     def _url(self, server: str) -> str:
@@ -66,6 +66,13 @@ class Addresses:
             return url if urlsplit(url).port else f"{url.rstrip(':/')}:{DEFAULT_PORT}"
         except ValueError:  # whoever connects to it says what is wrong
             return url
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_ip(host: str) -> bool:

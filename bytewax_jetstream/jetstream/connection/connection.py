@@ -183,6 +183,8 @@ class Connection:
         self._keeper = asyncio.get_running_loop().create_task(
             self._keep(), name="jetstream-connection"
         )
+        # Raised in a callback, an unforeseen error ends the loop's thread, which is noticed.
+        self._keeper.add_done_callback(lambda task: task.cancelled() or task.result())
         self._on_up()
 
     async def close(self) -> None:
@@ -373,7 +375,6 @@ class Connection:
                 f"the connection was lost before the server answered on {subject} ({reason}): "
                 "try again once there is another one",
                 reason=reason,
-                subject=subject,
             )
 
     async def _exchange(

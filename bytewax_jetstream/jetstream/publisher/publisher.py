@@ -411,7 +411,9 @@ class JetStreamPublisher:
         self._events.batch_returned(number, 0)
 
     def _refuse_misfit(self, number: int, index: int, envelope: Envelope, refusal: Refusal) -> None:
-        self._refused(number, index, self._topics.stream_of(envelope.topic), refusal)
+        stream = self._topics.stream_of(envelope.topic) or ""
+        if not self._look_ups.take(number, index, stream, refusal):
+            self._events.refused(number, index, refusal)
 
     def _refused(self, number: int, index: int, stream: object, refusal: Refusal) -> None:
         if not self._look_ups.take(number, index, stream, refusal):

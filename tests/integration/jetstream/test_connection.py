@@ -97,6 +97,43 @@ def test_write_on_a_closed_transport_is_a_lost_connection(
         runner.run(test())
 
 
+@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_unsent_bytes_are_what_a_paused_server_has_not_taken(
+    tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop], encrypted: bool
+) -> None:
+    certificates = Certificates(tmp_path / "paused")
+    size = 20_000_000
+
+    async def test(server: NatsServer) -> None:
+        used = Connection(
+            JetStreamSettings(
+                servers=(server.url,), tls_ca_file=certificates.ca if encrypted else None
+            ),
+            on_up=lambda: None,
+            on_down=lambda reason: None,
+        )
+        async with asyncio.timeout(60):
+            await used.open()
+            try:
+                await until_true(lambda: used.unsent_bytes == 0)
+                server.pause()
+                used.write(b"UNSUB 0\r\n" * (size // 9))
+                await until_true(lambda: used.unsent_bytes > 0.4 * size)
+                assert used.unsent_bytes < 1.01 * size
+                server.resume()
+                await until_true(lambda: used.unsent_bytes == 0)
+                assert used.reconnects == 0
+            finally:
+                await used.close()
+
+    with (
+        NatsServer(config=certificates.block() if encrypted else "") as server,
+        asyncio.Runner(loop_factory=new_loop) as runner,
+    ):
+        runner.run(test(server))
+
+
 # Inbox prefix
 
 

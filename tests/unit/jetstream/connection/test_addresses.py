@@ -32,6 +32,14 @@ def test_only_the_last_servers_word_counts() -> None:
     assert [each.url for each in addresses.in_order()] == ["nats://a:4222", "nats://10.0.0.13:4222"]
 
 
+def test_malformed_address_of_a_server_is_passed_over() -> None:
+    addresses = Addresses(["a"], tls=True)
+    addresses.learn(Address("tls://a:4222"), ["[fd00", "", ":4222", "b:port", "c:4222"])
+
+    assert [each.url for each in addresses.in_order()][:1] == ["tls://a:4222"]
+    assert {each.url for each in addresses.in_order()[1:]} == {"tls://b:port", "tls://c:4222"}
+
+
 def test_configured_servers_come_first_and_the_lost_one_is_the_last_of_them() -> None:
     addresses = Addresses(["a", "b:4223", "tls://c"], tls=True)
     addresses.learn(Address("tls://b:4223"), ["d:4222", "e:4222", "a:4222"])
