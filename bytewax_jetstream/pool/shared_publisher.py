@@ -64,6 +64,7 @@ class SharedPublisher:
         self._transit = Transit()
         self._failure: str | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = inf
 
     def add_lane(self, mailbox: Mailbox) -> LaneQueue:
         """Serve another lane; its results go to this mailbox."""
@@ -97,10 +98,10 @@ class SharedPublisher:
             self._on_settled(task)
             self.settled_at = now
         due = self.dispatch.next_tick()
-        if self._timer is None or due < self._timer.when() - TIMER_SLACK:
+        if self._timer is None or due < self._timer_due - TIMER_SLACK:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = None
+            self._timer, self._timer_due = None, due
             if due != inf:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(max(0.0, due - now), self._tick)

@@ -42,3 +42,5 @@ class Refusal(NamedTuple):
     reason: str
     code: int | None = None
     """The broker's own error code."""
+    looked_up: bool = False
+    """Whether no earlier attempt can have stored the envelope, also none that was not answered."""

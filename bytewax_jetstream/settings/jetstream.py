@@ -1,5 +1,6 @@
 """`JetStreamSettings`, `StreamSettings`: how to reach JetStream, and which streams must exist."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,6 +14,8 @@ from .pool import PoolSettings
 from .sources import PREFIX, Count, Seconds, Settings, StreamStrategy, Words
 
 __all__ = ["JetStreamSettings", "StreamSettings"]
+
+INBOX_PREFIX = re.compile(r"(?=.{1,255}\Z)(?!\$)[!-)+,\-/-=?-~]+(\.[!-)+,\-/-=?-~]+)*").fullmatch
 
 
 class StreamSettings(BaseModel):
@@ -65,6 +68,8 @@ class JetStreamSettings(Settings):
     """Set it for servers that are configured with `handshake_first`."""
     domain: str | None = None
     """JetStream domain: the API prefix becomes `$JS.<domain>.API`."""
+    inbox_prefix: str = "_INBOX"
+    """What the subjects for answers begin with, for users who may not subscribe to `_INBOX.>`."""
     api_prefix: str | None = None
     """Prefix of the JetStream API, if an account imports it under another name."""
     connect_timeout: Seconds = 10.0
@@ -114,6 +119,16 @@ class JetStreamSettings(Settings):
                     "invalid server address: write nats://host:port or tls://host:port"
                 )
         return servers
+
+    @field_validator("inbox_prefix")
+    @classmethod
+    def _inbox_prefix(cls, prefix: str) -> str:
+        if not INBOX_PREFIX(prefix):
+            raise ValueError(
+                "invalid inbox_prefix: write a subject of at most 255 characters, without "
+                "wildcards, such as _INBOX_orders"
+            )
+        return prefix
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

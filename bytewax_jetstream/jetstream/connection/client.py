@@ -1,7 +1,7 @@
 """`SingleUseClient`: nats-py's client for one TCP connection, with our parser and our read loop.
 
-nats-py connects, authenticates, encrypts, pings and makes requests. We read from the socket, and
-write to it without nats-py's buffer.
+nats-py connects, authenticates, encrypts and makes requests. We read from the socket, write to it
+without nats-py's buffer, and find out whether the server is still there.
 
 Only this module uses private fields of nats-py;
 `tests/unit/jetstream/connection/test_nats_contract.py` fails when one is gone.
@@ -10,6 +10,7 @@ Only this module uses private fields of nats-py;
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from typing import Any, Protocol, cast
 
 from nats.aio.client import Client
@@ -17,6 +18,7 @@ from nats.errors import Error as NatsError
 
 from .failures import words
 from .parser import BulkReader, MessageHandler, Parser
+from .unsent import unsent_bytes
 
 __all__ = ["Owner", "SingleUseClient"]
 
@@ -24,6 +26,10 @@ log = logging.getLogger(__name__)
 
 DISPOSE_SECONDS = 0.5
 READ_SIZE = 128 * 1024
+PING_INTERVAL = 2.0
+"""Seconds between two looks at whether the server is still there."""
+DEAD_INTERVALS = 3
+"""After so many intervals without a sign of life the connection is given up."""
 
 
 class Owner(Protocol):
@@ -51,6 +57,13 @@ class SingleUseClient(Client):
         self.handlers: dict[int, MessageHandler] = {}
         self.take_bulk = owner.take_bulk
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.advertised: list[str] = []
+        """Addresses of the cluster's servers, from the last INFO alone: older ones may be gone."""
+        self.inbox_denied: str | None = None
+        """Why answers to requests cannot arrive: the server denied the subscription for them."""
+        self._round_trips: deque[asyncio.Future[None]] = deque()
+        self._reads = 0
+        self._written = 0
 
     def lose(self, reason: str) -> None:
         """Tell the connection, which waits for `lost`, to replace this client."""
@@ -70,8 +83,11 @@ class SingleUseClient(Client):
         await self._process_ping()
 
     async def on_pong(self) -> None:
-        """Complete the oldest flush that waits for this pong."""
-        await self._process_pong()
+        """Complete the oldest round trip; nobody may wait for it any more."""
+        if self._round_trips:
+            answered = self._round_trips.popleft()
+            if not answered.done():
+                answered.set_result(None)
 
     async def on_info(self, info: dict[str, Any]) -> None:
         """Take over what the server says of itself and its cluster."""
@@ -93,6 +109,13 @@ class SingleUseClient(Client):
                 raise NatsError("nats: the server does not offer TLS, which the settings require")
             self._server_info["tls_required"] = True
         await super()._process_info(info, initial_connection)
+        urls = info.get("connect_urls")
+        self.advertised = [str(url) for url in urls] if isinstance(urls, list) else []
+        # A server says the limit of its own in the first INFO, and that of the account or the user
+        # in a second one.
+        limit = info.get("max_payload")
+        if type(limit) is int and limit > 0:
+            self._max_payload = limit
 
     async def _process_op_err(self, e: Exception) -> None:
         self.lose(f"connection lost ({words(e)})")
@@ -102,6 +125,7 @@ class SingleUseClient(Client):
         assert transport is not None
         try:
             while data := await transport.read(READ_SIZE):
+                self._reads += 1
                 await self._ps.parse(data)
                 self._owner.on_read()
             self.lose("the server closed the connection")
@@ -112,7 +136,48 @@ class SingleUseClient(Client):
                 log.exception("reading from NATS failed")
             self.lose(f"reading failed: {words(error)}")
 
+    async def _ping_interval(self) -> None:
+        """Give the connection up when nothing was read from it and no waiting byte left it for
+        three intervals.
+
+        A ping queues behind the data that was written before it, so on a slow link its answer may
+        take long. As long as the peer takes what waits, it is alive. Bytes that were taken without
+        having waited prove nothing: the buffers of a dead peer take some, too.
+        """
+        answered: asyncio.Future[None] | None = None
+        silent = 0
+        await asyncio.sleep(PING_INTERVAL)
+        while silent < DEAD_INTERVALS:
+            waiting = self.unsent_bytes
+            reads, taken = self._reads, self._written - waiting
+            if answered is None or answered.done():
+                answered = self.round_trip()
+            await asyncio.sleep(PING_INTERVAL)
+            moved = waiting and self._written - self.unsent_bytes > taken
+            silent = 0 if moved or self._reads > reads else silent + 1
+        self.lose(
+            f"nothing was read and no byte left for {DEAD_INTERVALS * PING_INTERVAL:g} s: "
+            "stale connection"
+        )
+
     # Called by the connection
+
+    def round_trip(self) -> asyncio.Future[None]:
+        """Done when the server has handled all that was written before; never if it is lost."""
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._round_trips.append(answered)
+        self.raw_write(b"PING\r\n")
+        return answered
+
+    async def answered(self) -> None:
+        """Return when the server has handled all that was written before.
+
+        :raises NatsError: when the connection is lost first.
+        """
+        answered: asyncio.Future[Any] = self.round_trip()
+        await asyncio.wait({answered, self.lost}, return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            raise NatsError(self.lost.result())
 
     def raw_subscribe(self, subject: str, handler: MessageHandler) -> int:
         """Subscribe; SUB is on the wire before anything that is written later."""
@@ -128,7 +193,12 @@ class SingleUseClient(Client):
 
     def raw_write(self, data: bytes) -> None:
         """Write straight to the socket: nats-py's buffer would send it again after a reconnect."""
-        self._stream().write(data)
+        stream = self._stream()
+        if stream.is_closing():  # uvloop raises then; either way the bytes would go nowhere
+            self.lose("the connection was closed")
+            return
+        stream.write(data)
+        self._written += len(data)
 
     def reader_is_dead(self) -> bool:
         """Whether nobody reads from the socket."""
@@ -148,9 +218,18 @@ class SingleUseClient(Client):
         """Whether the server is one of a cluster."""
         return bool(self._server_info.get("cluster"))
 
-    def known_servers(self) -> list[str]:
-        """URLs of the servers given and of those the cluster has told of."""
-        return [server.uri.geturl() for server in self._server_pool]
+    @property
+    def server_id(self) -> str:
+        """The server's own name for itself, another one after each of its starts."""
+        return str(self._server_info.get("server_id", ""))
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How many written bytes the peer has not taken; 0 when there is no socket."""
+        if not self._transport:
+            return 0
+        below = cast(Any, self._transport)._bare_io_writer.transport  # noqa: SLF001  # see the module
+        return unsent_bytes(self._stream(), below)
 
     async def dispose(self) -> None:
         """End the client's tasks within half a second, whatever state it is in."""

@@ -3,68 +3,106 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable
 from typing import Any, cast
 
 from nats.errors import Error as NatsError
+from nats.errors import NoServersError
 
 from ...settings import JetStreamSettings
+from .addresses import Address
 from .client import Owner, SingleUseClient
+from .failures import remedy
 
-__all__ = ["connect", "tls_context"]
+__all__ = ["ATTEMPT_SECONDS", "connect", "tls_context"]
 
 log = logging.getLogger(__name__)
 
-PING_INTERVAL = 2
-"""Seconds between pings; a server that answers none of three is given up."""
+ATTEMPT_SECONDS = 2.0
+"""For one attempt to connect to one server."""
 
 
 async def connect(
-    owner: Owner, settings: JetStreamSettings, known_servers: Sequence[str], seconds: float
-) -> SingleUseClient:
-    """A client that is connected to one of these servers, as the settings say.
+    owner: Owner,
+    settings: JetStreamSettings,
+    addresses: Iterable[Address],
+    until: float = float("inf"),
+) -> tuple[SingleUseClient, Address]:
+    """A client that is connected to the first of these servers that takes it.
 
-    :arg seconds: For each of the servers.
+    :arg until: No attempt begins or lasts longer; there is always one.
+    :raises Exception: of many types, when there is none: why, preferably with what the user can do.
     """
+    failure: Exception | None = None
+    for address in addresses:
+        left = until - time.monotonic()
+        if failure is not None and left <= 0:
+            break
+        seconds = max(min(ATTEMPT_SECONDS, left), 0.1)
+        try:
+            return await _connect(owner, settings, address, seconds), address
+        except Exception as error:  # each means that there is no connection to this server
+            if failure is None or remedy(failure) is None:
+                failure = error
+    assert failure is not None, "there is always a configured server"
+    raise failure
+
+
+async def _connect(
+    owner: Owner, settings: JetStreamSettings, address: Address, seconds: float
+) -> SingleUseClient:
+    try:
+        return await _connect_as(owner, settings, address, seconds)
+    except ssl.SSLCertVerificationError:
+        if address.tls_name is None:
+            raise
+        # Not the common name of a cluster: perhaps the certificate has the address itself.
+        return await _connect_as(owner, settings, Address(address.url), seconds)
+
+
+async def _connect_as(
+    owner: Owner, settings: JetStreamSettings, address: Address, seconds: float
+) -> SingleUseClient:
     client = SingleUseClient(owner, settings.wants_tls)
-    servers = [_with_scheme(server, settings.wants_tls) for server in known_servers]
-    secrets = _secrets(settings)
-    refused: ssl.SSLError | None = None
+    noted: Exception | None = None
 
     async def note(error: Exception) -> None:
-        """nats-py calls this for each failed attempt, and raises only the last error."""
-        nonlocal refused
-        if isinstance(error, ssl.SSLError):
-            refused = error
+        """nats-py calls this for each failed attempt, and may raise another error."""
+        nonlocal noted
+        if not isinstance(noted, ssl.SSLError):
+            noted = error
         log.debug("NATS: %s", error)
 
     try:
-        await asyncio.wait_for(
-            client.connect(
-                servers,
+        async with asyncio.timeout(seconds):
+            await client.connect(
+                [address.url],
                 name=settings.name,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
-                connect_timeout=cast(int, max(seconds, 0.1)),
-                ping_interval=PING_INTERVAL,
-                max_outstanding_pings=2,
+                connect_timeout=cast(int, seconds),
                 error_cb=note,
+                inbox_prefix=settings.inbox_prefix,
                 tls_handshake_first=settings.tls_handshake_first,
-                **secrets,
-            ),
-            max(seconds, 0.1) * len(servers),
-        )
+                **_secrets(settings, address),
+            )
+            # The limits of the account and of the user come before the end of a round trip.
+            await client.answered()
     except BaseException as error:
         await client.dispose()
         # When the server refuses our certificate, nats-py often raises only a lost connection.
-        if refused is not None and isinstance(error, OSError | NatsError):
-            raise refused from error
+        certificates = isinstance(noted, ssl.SSLError) and isinstance(error, OSError | NatsError)
+        if noted is not None and (certificates or isinstance(error, NoServersError)):
+            raise noted from error
+        if isinstance(error, TimeoutError):
+            raise TimeoutError(f"no answer within {seconds:.3g} s") from error
         raise
     return client
 
 
-def _secrets(settings: JetStreamSettings) -> dict[str, Any]:
+def _secrets(settings: JetStreamSettings, address: Address) -> dict[str, Any]:
     """How we authenticate and encrypt, as options of nats-py."""
     secrets: dict[str, Any] = {}
     if settings.user is not None and settings.password is not None:
@@ -77,14 +115,9 @@ def _secrets(settings: JetStreamSettings) -> dict[str, Any]:
         secrets = {"user_credentials": str(settings.credentials_file)}
     if settings.wants_tls:
         secrets["tls"] = tls_context(settings)
-        if settings.tls_hostname:
-            secrets["tls_hostname"] = settings.tls_hostname
+        if name := settings.tls_hostname or address.tls_name:
+            secrets["tls_hostname"] = name
     return secrets
-
-
-def _with_scheme(server: str, tls: bool) -> str:
-    host = server.split("://", 1)[-1]
-    return f"{'tls' if tls else 'nats'}://{host}"
 
 
 def tls_context(settings: JetStreamSettings) -> ssl.SSLContext:

@@ -17,18 +17,20 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import uniform
 from typing import Any, cast
 
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
-from nats.errors import TimeoutError as NatsTimeoutError
 
 from ...errors import ConnectError
 from ...settings import JetStreamSettings
+from .addresses import Address, Addresses
 from .client import SingleUseClient
 from .connecting import connect
+from .control_lines import ControlLines
 from .failures import JetStreamApiError, remedy, words
 from .parser import BulkReader, MessageHandler
 
@@ -36,10 +38,18 @@ __all__ = ["DENIED_PUBLISH", "Connection"]
 
 log = logging.getLogger(__name__)
 
-ATTEMPT_SECONDS = 2.0
-"""For one attempt to connect to one server."""
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 2.0
+"""Seconds between attempts to connect, and between connections that were good for nothing."""
+STEADY_SECONDS = 10.0
+"""A connection that lasted so long was good for something, even if nothing was sent on it."""
 REQUEST_SECONDS = 5.0
+USE_API = "allow this user to use the JetStream API, or use stream_strategy=skip"
+DEFAULT_MAX_PAYLOAD = 1024 * 1024
 DENIED_PUBLISH = re.compile(r'Permissions Violation for Publish to "([^"]+)"', re.IGNORECASE).search
+DENIED_SUBSCRIPTION = re.compile(
+    r'Permissions Violation for Subscription to "([^"]+)"', re.IGNORECASE
+).search
 MOST_DENIALS = 1_000
 """Most denials that are logged, each once; the server repeats a denial for every message."""
 
@@ -71,11 +81,18 @@ class Connection:
         self.on_read = on_read
         self.take_bulk = take_bulk
         self._client: SingleUseClient | None = None
-        self._servers = list(settings.servers)
+        self._addresses = Addresses(settings.servers, tls=settings.wants_tls)
+        self._address = Address("")
+        """Of the server that is, or was last, connected to."""
+        pool = settings.pool
+        self._control_lines = ControlLines(pool.delivery_timeout + pool.ack_timeout)
+        self._pause = FIRST_PAUSE
         self._subscriptions: dict[str, tuple[MessageHandler, int]] = {}
         self._keeper: asyncio.Task[None] | None = None
-        self._last_denied: str | None = None
+        self._denied_subscriptions: dict[str, str] = {}
+        """Subjects that we may not subscribe to, each with the server's words."""
         self._denials: set[str] = set()
+        self._max_payload = DEFAULT_MAX_PAYLOAD
         self._asked: dict[str, set[asyncio.Future[str]]] = {}
         """Subjects of requests under way, each with futures that a denial completes."""
         self.takes_batches = False
@@ -86,6 +103,11 @@ class Connection:
         """Whether the server, now or last, knows atomic batches (nats-server 2.12)."""
         self.is_clustered = False
         """Whether the server is one of a cluster."""
+        self.proved_useful = False
+        """To be set when a message was acknowledged or delivered on this connection. Then a loss is
+        followed by a new connection at once. Otherwise what is sent may be the cause, and the pause
+        before the next connection grows.
+        """
         self.reconnects = 0
         self.requests = 0
         self.writes = 0
@@ -98,8 +120,32 @@ class Connection:
 
     @property
     def max_payload(self) -> int:
-        """The server's limit for headers and payload together."""
-        return self._client.max_payload if self._client is not None else 1024 * 1024
+        """The limit for headers and payload together, of server, account and user; while the
+        connection is down, the last one.
+        """
+        return self._client.max_payload if self._client is not None else self._max_payload
+
+    @property
+    def max_control_line(self) -> int:
+        """Most bytes of a protocol line behind its first word, as far as is known; 4,096 while no
+        server has closed a connection because of a longer one.
+        """
+        server_id = self._client.server_id if self._client is not None else ""
+        return self._control_lines.limit(server_id)
+
+    def never_took(self, size: int) -> bool:
+        """Whether no server that was connected to can have taken a line of that size."""
+        return self._control_lines.none_takes(size)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How many written bytes the peer has not taken: in our write buffer, and sent but not
+        acknowledged by the peer's kernel. 0 while the connection is down.
+
+        It costs a system call, so ask for it now and then, not for each message. Where the system
+        does not tell (it is known on Linux), only the write buffer counts.
+        """
+        return self._client.unsent_bytes if self._client is not None else 0
 
     def new_inbox(self) -> str:
         """A subject that nobody else can guess."""
@@ -115,8 +161,7 @@ class Connection:
         pause = 0.05
         while True:
             try:
-                left = deadline - time.monotonic()
-                self._adopt(await self._connect(min(ATTEMPT_SECONDS, left)))
+                self._adopt(await self._connect(deadline))
                 break
             except Exception as error:  # of many types: each means that there is no connection
                 reason, advice = words(error), remedy(error)
@@ -138,6 +183,8 @@ class Connection:
         self._keeper = asyncio.get_running_loop().create_task(
             self._keep(), name="jetstream-connection"
         )
+        # Raised in a callback, an unforeseen error ends the loop's thread, which is noticed.
+        self._keeper.add_done_callback(lambda task: task.cancelled() or task.result())
         self._on_up()
 
     async def close(self) -> None:
@@ -147,6 +194,7 @@ class Connection:
             await asyncio.gather(self._keeper, return_exceptions=True)
         client, self._client = self._client, None
         if client is not None:
+            client.lose("the connection was closed")  # somebody may wait for an answer
             await client.dispose()
 
     @property
@@ -165,29 +213,24 @@ class Connection:
     async def subscribe(self, subject: str, handler: MessageHandler) -> None:
         """Subscribe on this connection and on every later one.
 
-        :raises ConnectError: when the server denies it, or does not answer.
+        :raises ConnectError: when the server denies it or does not answer, or the connection is
+            lost: then it is made on the next one.
         """
-        client = self._live()
-        self._last_denied = None
+        client, seconds = self._live(), self._settings.connect_timeout
+        self._denied_subscriptions.pop(subject, None)
         self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
         # The server answers in order: after this round trip it has accepted or denied it.
         try:
-            await client.flush(timeout=cast(int, self._settings.connect_timeout))
-        except (NatsError, OSError) as error:
-            seconds, reason = self._settings.connect_timeout, words(error)
+            await self._first_of(client, subject, seconds, client.round_trip())
+        except TimeoutError:
             raise self._failure(
-                f"the server did not confirm a subscription within {seconds:g} s ({reason}): "
+                f"the server did not confirm a subscription within {seconds:g} s: "
                 "check whether it is overloaded",
                 seconds=seconds,
-                reason=reason,
                 subject=subject,
             ) from None
-        if self._last_denied is not None:
-            raise self._failure(
-                f"{self._last_denied}: allow this user to subscribe to {subject.split('.')[0]}.>",
-                reason=self._last_denied,
-                subject=subject,
-            )
+        if denied := self._denied_subscriptions.get(subject):
+            raise self._forbidden(denied, self._may_subscribe(), subject)
 
     def unsubscribe(self, subject: str) -> None:
         """End a subscription, on this connection and on later ones."""
@@ -196,11 +239,23 @@ class Connection:
             self._client.raw_unsubscribe(sid)
 
     async def drain(self, subject: str) -> None:
-        """End a subscription; returns when all messages sent for it have been handled."""
+        """End a subscription; returns when all messages sent for it have been handled.
+
+        :raises ConnectError: when the server does not answer, or the connection is lost.
+        """
         client = self._live()
         _, sid = self._subscriptions.pop(subject, (None, 0))
         client.raw_write(b"UNSUB %d\r\n" % sid)
-        await client.flush(timeout=cast(int, self._settings.connect_timeout))
+        seconds = self._settings.connect_timeout
+        try:
+            await self._first_of(client, subject, seconds, client.round_trip())
+        except TimeoutError:
+            raise self._failure(
+                f"the server did not confirm the end of a subscription within {seconds:g} s: "
+                "check whether it is overloaded",
+                seconds=seconds,
+                subject=subject,
+            ) from None
         client.handlers.pop(sid, None)
 
     async def request(
@@ -210,7 +265,8 @@ class Connection:
 
         :arg seconds: How long to wait; by default 5 s, or the connect timeout if that is shorter.
         :raises JetStreamApiError: when the answer is an error.
-        :raises ConnectError: when there is no answer in time, or the server denies the request.
+        :raises ConnectError: when there is no answer in time, the server denies the request, or
+            the connection is lost.
         """
         self.requests += 1
         seconds = (
@@ -218,28 +274,15 @@ class Connection:
         )
         full = f"{self._settings.js_prefix}.{subject}"
         payload = json.dumps(body).encode() if body is not None else b""
-        client = self._live()
-        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._asked.setdefault(full, set()).add(denied)
-        asked = asyncio.ensure_future(client.request(full, payload, timeout=seconds))
         try:
-            both: set[asyncio.Future[Any]] = {asked, denied}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if denied.done():
-                raise self._failure(
-                    f"{denied.result()}: allow this user to use the JetStream API, or use "
-                    "stream_strategy=skip",
-                    reason=denied.result(),
-                    subject=full,
-                )
-            message = asked.result()
+            message = await self._exchange(full, payload, None, seconds, USE_API)
         except NoRespondersError:
             raise self._failure(
                 f"nothing answers {full}: enable JetStream on this server and for this account, or "
                 "correct domain or api_prefix in the settings",
                 subject=full,
             ) from None
-        except (NatsTimeoutError, NatsError, OSError) as error:
+        except (NatsError, OSError) as error:
             reason = words(error)
             raise self._failure(
                 f"no answer to {full} within {seconds:g} s ({reason}): check whether the server is "
@@ -248,11 +291,6 @@ class Connection:
                 reason=reason,
                 subject=full,
             ) from None
-        finally:
-            asked.cancel()
-            self._asked[full].discard(denied)
-            if not self._asked[full]:
-                del self._asked[full]
         answer = cast(dict[str, Any], json.loads(message.data))
         if refusal := answer.get("error"):
             raise JetStreamApiError(
@@ -263,10 +301,13 @@ class Connection:
     async def ask(self, topic: str, headers: dict[str, str], seconds: float) -> dict[str, Any]:
         """Publish a message without a payload, and return the answer, also if it is an error.
 
-        :raises ConnectError: when there is no answer in time.
+        :raises ConnectError: when there is no answer in time, the server denies it, or the
+            connection is lost.
         """
         try:
-            answer = await self._live().request(topic, b"", timeout=seconds, headers=headers)
+            answer = await self._exchange(
+                topic, b"", headers, seconds, f"allow this user to publish on {topic}"
+            )
         except (NatsError, OSError) as error:
             reason = words(error)
             raise self._failure(
@@ -279,11 +320,16 @@ class Connection:
 
     def permission_denied(self, message: str) -> None:
         """The server denied a publish or a subscription; the connection stays up."""
-        self._last_denied = message
-        subject = DENIED_PUBLISH(message)
-        for waiting in self._asked.get(subject.group(1), ()) if subject else ():
-            if not waiting.done():
-                waiting.set_result(message)
+        if denied := DENIED_PUBLISH(message):
+            self._deny(self._asked.get(denied.group(1), ()), message)
+        elif denied := DENIED_SUBSCRIPTION(message):
+            subject = denied.group(1)
+            if subject in self._subscriptions:
+                self._denied_subscriptions[subject] = message
+            elif subject.startswith(f"{self._settings.inbox_prefix}.") and self._client is not None:
+                # It is the one on which the answers to all requests come.
+                self._client.inbox_denied = message
+                self._deny([each for asked in self._asked.values() for each in asked], message)
         if message not in self._denials and len(self._denials) < MOST_DENIALS:
             self._denials.add(message)
             log.warning("NATS: %s", message)
@@ -293,6 +339,78 @@ class Connection:
         """Replace a connection that is up but does not answer."""
         if self._client is not None:
             self._client.lose(reason)
+
+    @staticmethod
+    def _deny(asked: Iterable[asyncio.Future[str]], message: str) -> None:
+        for waiting in asked:
+            if not waiting.done():
+                waiting.set_result(message)
+
+    def _may_subscribe(self) -> str:
+        prefix = self._settings.inbox_prefix
+        return (
+            f"allow this user to subscribe to {prefix}.>, or set inbox_prefix to a prefix that it "
+            "may subscribe to"
+        )
+
+    def _forbidden(self, denial: str, remedy: str, subject: str) -> ConnectError:
+        return self._failure(f"{denial}: {remedy}", reason=denial, subject=subject)
+
+    async def _first_of(
+        self, client: SingleUseClient, subject: str, seconds: float, *awaited: asyncio.Future[Any]
+    ) -> None:
+        """Wait until one of these is done.
+
+        :raises ConnectError: when the connection is lost first.
+        :raises TimeoutError: when none is done in time.
+        """
+        done, _ = await asyncio.wait(
+            {*awaited, client.lost}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            raise TimeoutError
+        if done == {client.lost}:
+            reason = client.lost.result()
+            raise self._failure(
+                f"the connection was lost before the server answered on {subject} ({reason}): "
+                "try again once there is another one",
+                reason=reason,
+            )
+
+    async def _exchange(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: dict[str, str] | None,
+        seconds: float,
+        remedy: str,
+    ) -> Msg:
+        """Publish a message, and return the first answer to it.
+
+        :arg remedy: What to do when the server denies the message.
+        :raises ConnectError: when the server denies it, or the connection is lost.
+        :raises NatsError: when there is no answer in time, or nobody listens on the subject.
+        """
+        client = self._live()
+        denied: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        asked = self._asked.setdefault(subject, set())
+        asked.add(denied)
+        answer = asyncio.ensure_future(
+            client.request(subject, payload, timeout=seconds, headers=headers)
+        )
+        try:
+            if client.inbox_denied is None:
+                await self._first_of(client, subject, seconds + 1, answer, denied)
+            if client.inbox_denied is not None:
+                raise self._forbidden(client.inbox_denied, self._may_subscribe(), subject)
+            if denied.done():
+                raise self._forbidden(denied.result(), remedy, subject)
+            return answer.result()
+        finally:
+            answer.cancel()
+            asked.discard(denied)
+            if not asked:
+                self._asked.pop(subject, None)
 
     # Keeping it up
 
@@ -319,21 +437,29 @@ class Connection:
         )
 
     async def _keep(self) -> None:
-        while True:
-            client = self._live()
+        while not _is_cancelled():
+            client, since = self._live(), time.monotonic()
             reason = await self._until_lost(client)
             self._client = None
-            self._servers = list(dict.fromkeys([*self._settings.servers, *client.known_servers()]))
+            self._max_payload = client.max_payload
+            self._addresses.learn(self._address, client.advertised)
+            useful = self.proved_useful or time.monotonic() - since >= STEADY_SECONDS
+            self._control_lines.lost(client.server_id, reason, useful=useful)
             self._on_down(reason)
             await client.dispose()
+            if useful:
+                self._pause = FIRST_PAUSE
+            else:
+                await self._wait()
             await self._replace()
 
     async def _until_lost(self, client: SingleUseClient) -> str:
-        while True:
+        while not _is_cancelled():
             with contextlib.suppress(TimeoutError):
                 return await asyncio.wait_for(asyncio.shield(client.lost), 0.5)
             if client.is_closed or client.reader_is_dead():
-                return "the connection's reader ended"
+                client.lose("the connection's reader ended")
+        raise asyncio.CancelledError
 
     async def _replace(self) -> None:
         """Connect again, however long it takes: callers have deadlines of their own."""
@@ -350,19 +476,37 @@ class Connection:
         self.takes_batches = (version.major, version.minor) >= (2, 14)
         self.takes_groups = (version.major, version.minor) >= (2, 12)
         self.is_clustered = client.is_clustered
+        self.proved_useful = False
+        self._control_lines.met(client.server_id)
         self._client = client
 
     async def _connect_at_last(self) -> SingleUseClient:
-        pause, logged = 0.02, 0.0
-        while True:
+        logged = 0.0
+        while not _is_cancelled():
             try:
-                return await self._connect(ATTEMPT_SECONDS)
+                await self._control_lines.measure(self._connect)
+                return await self._connect()
             except Exception as error:  # of many types; giving up would end the publisher
                 if time.monotonic() - logged > 10:
                     logged = time.monotonic()
                     log.warning("NATS: still no connection: %s", words(error))
-            await asyncio.sleep(uniform(0.5, 1.0) * pause)
-            pause = min(2 * pause, 1.0)
+            await self._wait()
+        raise asyncio.CancelledError
 
-    async def _connect(self, seconds: float) -> SingleUseClient:
-        return await connect(self, self._settings, self._servers, seconds)
+    async def _wait(self) -> None:
+        """Pause, longer each time until a connection was good for something."""
+        await asyncio.sleep(uniform(0.5, 1.0) * self._pause)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    async def _connect(self, until: float = float("inf")) -> SingleUseClient:
+        addresses = self._addresses.in_order()
+        client, self._address = await connect(self, self._settings, addresses, until)
+        return client
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is. nats-py, and `asyncio.wait_for` in Python 3.11, swallow a cancellation
+    that comes at the wrong moment.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -39,6 +39,7 @@ from ..connection import DENIED_PUBLISH, Connection, JetStreamApiError
 from ..streams import REMEDY
 from .encoding import encode, encode_all
 from .error_codes import NO_BATCH_PUBLISH, TOO_MANY_BATCHES, UNKNOWN_BATCH, classify
+from .fitting import Fitting
 from .groups import group_frames, reject_impossible
 from .look_ups import LookUps
 from .topics import Topics
@@ -87,6 +88,7 @@ class JetStreamPublisher:
         self._connection: Connection
         self._topics: Topics
         self._look_ups: LookUps
+        self._fitting: Fitting
         self._started = False
         self._inbox = b""
         self._ack = NEVER
@@ -135,9 +137,11 @@ class JetStreamPublisher:
         )
         self._topics = Topics(self._connection, self._settings)
         self._look_ups = LookUps(self._connection, self._settings, events)
+        self._fitting = Fitting(self._connection, events, self._refuse_misfit)
         await self._connection.open()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode() + b"."
+        self._fitting.inbox = len(self._inbox)
         self._batch_prefix = inbox.rpartition(".")[2].encode()[-40:] + b"-"
         self._ack = re.compile(
             rb"MSG %s(\d+)\.(\d+) \d+ (\d+)\r\n%s\r\n" % (re.escape(self._inbox), PUB_ACK)
@@ -160,20 +164,27 @@ class JetStreamPublisher:
 
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
         """Check envelopes against the known topics and the server's limits, and encode them."""
-        connection, dedupe = self._connection, self._settings.dedupe
-        encoded = encode_all(envelopes, self._topics.checked, connection.max_payload, dedupe=dedupe)
+        limit, dedupe = self._fitting.max_payload, self._settings.dedupe
+        encoded = encode_all(envelopes, self._topics.checked, limit, dedupe=dedupe)
         wires: list[Wire | EnvelopeError]
         wires = list(encoded) if encoded is not None else prepare_each(self._prepare, envelopes)
         if self._settings.atomic:
-            reject_impossible(envelopes, wires, self._topics.stream_of, connection.max_payload)
+            reject_impossible(envelopes, wires, self._topics.stream_of, limit)
         return wires
 
     def route(self, topic: str) -> Route | None:
         """The stream that takes batches of a topic."""
-        return self._topics.route(topic) if topic not in self._forbidden else None
+        if topic in self._forbidden or not self._fitting.takes_batches(topic):
+            return None
+        return self._topics.route(topic)
 
     def send(self, outgoing: Outgoing) -> None:
-        """Write it in one piece."""
+        """Write it in one piece, except for what does not fit the limits any more."""
+        if self._fitting.is_needed:
+            fitting = self._fitting.sift(outgoing)
+            if fitting is None:
+                return
+            outgoing = fitting
         if isinstance(outgoing, Append):
             self._send_append(outgoing)
             return
@@ -193,6 +204,8 @@ class JetStreamPublisher:
             for index, (envelope, wire) in enumerate(
                 zip(outgoing.envelopes, outgoing.wires, strict=True)
             ):
+                if wire is None:
+                    continue
                 topic = envelope.topic.encode()
                 frames.append(b"HPUB %s %s%d.%d%s" % (topic, inbox, number, index, wire))
         self._connection.write(b"".join(frames))
@@ -225,7 +238,7 @@ class JetStreamPublisher:
 
     def _prepare(self, envelope: Envelope) -> bytes:
         self._topics.check(envelope.topic)
-        return encode(envelope, self._connection.max_payload, dedupe=self._settings.dedupe)
+        return encode(envelope, self._fitting.max_payload, dedupe=self._settings.dedupe)
 
     def _send_append(self, append: Append) -> None:
         """Write messages of a batch, and its commit where the append is the last.
@@ -296,6 +309,7 @@ class JetStreamPublisher:
             acks.append((int(number), int(index), receipt))
             at = ack.end()
         if acks:
+            self._connection.proved_useful = True
             self._events.acked_many(acks)
         return at
 
@@ -304,6 +318,8 @@ class JetStreamPublisher:
         if not payload and header is None:
             return  # the server has one more message of a group, and waits for the last
         tokens = subject[len(self._inbox) :].split(b".")
+        if payload and b'"error"' not in payload:
+            self._connection.proved_useful = True
         is_batch = tokens[-1] == BATCH_SUFFIX
         nobody = not payload and header is not None and header.startswith(b"NATS/1.0 503")
         if is_batch:
@@ -393,6 +409,11 @@ class JetStreamPublisher:
     def _takes_no_batches(self, number: int, stream: str, reason: str) -> None:
         self._topics.takes_no_batches(stream, reason)
         self._events.batch_returned(number, 0)
+
+    def _refuse_misfit(self, number: int, index: int, envelope: Envelope, refusal: Refusal) -> None:
+        stream = self._topics.stream_of(envelope.topic) or ""
+        if not self._look_ups.take(number, index, stream, refusal):
+            self._events.refused(number, index, refusal)
 
     def _refused(self, number: int, index: int, stream: object, refusal: Refusal) -> None:
         if not self._look_ups.take(number, index, stream, refusal):

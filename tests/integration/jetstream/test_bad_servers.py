@@ -143,7 +143,7 @@ def test_user_who_may_not_receive_answers_is_refused_at_the_start(
     with pytest.raises(
         ConnectError,
         match=r'^Permissions Violation for Subscription to "_INBOX.*": '
-        r"allow this user to subscribe to _INBOX\.>$",
+        r"allow this user to subscribe to _INBOX\.>, or set inbox_prefix",
     ):
         publish_by(way, _as("deaf", guarded), envelopes(10, "open.x"))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bytewax_jetstream.envelope import Envelope, Outcome
-from bytewax_jetstream.jetstream.connection import connecting
+from bytewax_jetstream.jetstream.connection import client
 from bytewax_jetstream.jetstream.publisher.publisher import JetStreamPublisher
 from bytewax_jetstream.testing import NatsServer
 from tests.support.lanes import broker_of, jetstream, opened, publish, settle
@@ -149,7 +149,7 @@ def test_connection_that_went_dead_is_noticed_and_replaced(
     nats_server: NatsServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It is noticed at the third ping without an answer.
-    monkeypatch.setattr(connecting, "PING_INTERVAL", 0.3)
+    monkeypatch.setattr(client, "PING_INTERVAL", 0.3)
     make_stream(nats_server.url, "HALF", "half.>")
     batch = envelopes(3_000, "half.x", aggregates=500)
     with opened(jetstream(proxy.url, ack_timeout=0.5)) as (pool, lane):
@@ -167,7 +167,7 @@ def test_slow_link_settles_everything_although_acks_come_late(
     nats_server: NatsServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pings queue behind the data: on a busy machine their answers come late, too.
-    monkeypatch.setattr(connecting, "PING_INTERVAL", 60)
+    monkeypatch.setattr(client, "PING_INTERVAL", 60)
     make_stream(nats_server.url, "SLOW", "slow.>")
     batch = envelopes(2_000, "slow.x", aggregates=2_000)
     with opened(jetstream(proxy.url, ack_timeout=0.2)) as (pool, lane):

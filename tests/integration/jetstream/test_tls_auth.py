@@ -1,7 +1,5 @@
 """Encrypted and authenticated connections to a real nats-server; secrets go nowhere else."""
 
-import base64
-import hashlib
 import json
 import logging
 import os
@@ -14,12 +12,13 @@ from typing import Any, Self
 
 import nkeys
 import pytest
-import trustme
 
 from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.errors import ConnectError
 from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsServer
+from tests.support.certificates import Certificates
+from tests.support.jwt import operator_mode, public_key
 from tests.support.lanes import broker_of, jetstream, opened, publish, settle
 from tests.support.proxy import Proxy
 from tests.support.streams import envelopes
@@ -27,33 +26,6 @@ from tests.support.waiting import PATIENCE, until
 
 CANARY = "canary-3f9a77"
 STREAM = StreamSettings(name="SAFE", subjects=("safe",))
-
-
-class Certificates:
-    """What an authority issued for a server on loopback and for a client."""
-
-    def __init__(self, folder: Path, *names: str) -> None:
-        folder.mkdir()
-        self.ca = folder / "ca.pem"
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(str(self.ca))
-        self.server = self._issue(
-            authority, folder / "server.pem", *(names or ("127.0.0.1", "localhost"))
-        )
-        self.client = self._issue(authority, folder / "client.pem", "client.example")
-
-    @staticmethod
-    def _issue(authority: trustme.CA, path: Path, *names: str) -> Path:
-        issued = authority.issue_cert(*names)
-        issued.private_key_and_cert_chain_pem.write_to_path(str(path))
-        return path
-
-    def block(self, more: str = "") -> str:
-        """A server's `tls` block."""
-        return (
-            f'tls {{ cert_file: "{self.server}", key_file: "{self.server}", '
-            f'ca_file: "{self.ca}", {more} }}'
-        )
 
 
 @pytest.fixture
@@ -312,14 +284,10 @@ def user_seed() -> str:
     return bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)).decode()
 
 
-def _public(seed: str) -> str:
-    return bytes(nkeys.from_seed(bytearray(seed.encode())).public_key).decode()
-
-
 @pytest.fixture
 def locked(user_seed: str) -> Iterator[NatsServer]:
     with NatsServer(
-        config=f"authorization {{ users: [{{ nkey: {_public(user_seed)} }}] }}"
+        config=f"authorization {{ users: [{{ nkey: {public_key(user_seed)} }}] }}"
     ) as server:
         yield server
 
@@ -373,7 +341,7 @@ def test_malformed_nkey_is_one_clear_error_that_does_not_show_it(
 def test_valid_credentials_file_lets_in_and_a_broken_or_missing_one_does_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config, creds = _operator_mode(tmp_path)
+    config, creds = operator_mode(tmp_path)
     with NatsServer(config=config) as server:
         assert _publishes(jetstream(server.url, credentials_file=creds, streams=(STREAM,)))
 
@@ -387,71 +355,3 @@ def test_valid_credentials_file_lets_in_and_a_broken_or_missing_one_does_not(
 
     assert "correct the path in the settings" in absent
     assert "correct the credentials" in broken
-
-
-def _operator_mode(folder: Path) -> tuple[str, Path]:
-    """A server's configuration with an account of one user, and that user's credentials file."""
-    operator, account, user, system = (
-        bytes(nkeys.encode_seed(os.urandom(32), prefix)).decode()
-        for prefix in (
-            nkeys.PREFIX_BYTE_OPERATOR,
-            nkeys.PREFIX_BYTE_ACCOUNT,
-            nkeys.PREFIX_BYTE_USER,
-            nkeys.PREFIX_BYTE_ACCOUNT,
-        )
-    )
-    unlimited = {
-        "limits": {
-            "conn": -1,
-            "subs": -1,
-            "data": -1,
-            "payload": -1,
-            "mem_storage": -1,
-            "disk_storage": -1,
-        }
-    }
-    accounts = {
-        account: _token(operator, account, "account", unlimited),
-        system: _token(
-            operator,
-            system,
-            "account",
-            {"limits": {"conn": -1, "subs": -1, "data": -1, "payload": -1}},
-        ),
-    }
-    system_account = _public(system)
-    preload = ", ".join(f"{_public(seed)}: {jwt}" for seed, jwt in accounts.items())
-    operator_token = _token(operator, operator, "operator", {"system_account": system_account})
-    config = (
-        f"operator: {operator_token}\n"
-        f"system_account: {system_account}\nresolver: MEMORY\nresolver_preload: {{ {preload} }}\n"
-    )
-    creds = folder / "user.creds"
-    token = _token(account, user, "user", {"subs": -1, "data": -1, "payload": -1})
-    creds.write_text(
-        f"-----BEGIN NATS USER JWT-----\n{token}\n"
-        "------END NATS USER JWT------\n\n"
-        f"-----BEGIN USER NKEY SEED-----\n{user}\n------END USER NKEY SEED------\n"
-    )
-    return config, creds
-
-
-def _token(issuer: str, subject: str, kind: str, claims: dict[str, Any]) -> str:
-    """A NATS JWT (ADR-14), signed by the issuer's seed."""
-
-    def encode(data: bytes) -> str:
-        return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-    body = {
-        "iss": _public(issuer),
-        "sub": _public(subject),
-        "name": kind,
-        "iat": 0,
-        "nats": {"type": kind, "version": 2, **claims},
-    }
-    body["jti"] = (
-        base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).decode().rstrip("=")
-    )
-    head = encode(json.dumps({"typ": "JWT", "alg": "ed25519-nkey"}).encode())
-    signed = f"{head}.{encode(json.dumps(body).encode())}"
-    return f"{signed}.{encode(nkeys.from_seed(bytearray(issuer.encode())).sign(signed.encode()))}"

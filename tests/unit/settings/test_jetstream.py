@@ -188,6 +188,20 @@ def test_tls_is_implied_by_anything_that_needs_it(fields: dict[str, Any], expect
     assert JetStreamSettings(**fields).wants_tls is expected
 
 
+@pytest.mark.parametrize("prefix", ["_INBOX", "_INBOX_own", "inboxes.orders-1"])
+def test_inbox_prefix_is_a_subject(prefix: str) -> None:
+    assert JetStreamSettings(inbox_prefix=prefix).inbox_prefix == prefix
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "_INBOX.", "_INBOX.>", "_INBOX.*", ".x", "a..b", "a b", "$SYS", "a\n", "x" * 256]
+)
+def test_inbox_prefix_that_is_no_subject_is_refused(prefix: str) -> None:
+    assert "write a subject of at most 255 characters, without wildcards" in refusal(
+        JetStreamSettings, inbox_prefix=prefix
+    )
+
+
 def test_domain_and_api_prefix_say_where_the_api_is() -> None:
     assert JetStreamSettings(domain="hub").js_prefix == "$JS.hub.API"
     assert JetStreamSettings(api_prefix="imported.js").js_prefix == "imported.js"

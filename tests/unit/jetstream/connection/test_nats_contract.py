@@ -20,16 +20,17 @@ from nats.errors import NoRespondersError
 from bytewax_jetstream.jetstream.connection import Connection, client, connecting
 from bytewax_jetstream.jetstream.connection.client import SingleUseClient
 from bytewax_jetstream.settings import JetStreamSettings
+from tests.support.nats_peer import Peer, until_true
 
 NATS = f"nats-py {version('nats-py')}"
 
 FIELDS = {
+    "_max_payload": "the limit that nats-py checks requests against, and `max_payload` returns",
     "_flusher_task": "a task, so that it can be cancelled when the connection is thrown away",
     "_ping_interval_task": "a task, so that it can be cancelled when the connection is thrown away",
     "_ps": "the parser the read loop feeds; ours replaces it",
     "_reading_task": "the task that runs `_read_loop`; when it is done, nobody reads",
     "_server_info": "the INFO that decides on TLS, set before `_process_info` is called",
-    "_server_pool": "the known servers, each with a `uri`",
     "_sid": "the number of the last subscription",
     "_transport": "the socket, from the beginning of an attempt to connect",
 }
@@ -38,12 +39,12 @@ METHODS = {
     "_process_info": ["info", "initial_connection"],
     "_process_msg": ["sid", "subject", "reply", "data", "headers"],
     "_process_op_err": ["e"],
+    "_ping_interval": [],
     "_process_ping": [],
-    "_process_pong": [],
     "_read_loop": [],
 }
-OF_THE_TRANSPORT = {"_io_writer"}
-OUR_OWN = {"_owner", "_wants_tls", "_stream"}
+OF_THE_TRANSPORT = {"_io_writer", "_bare_io_writer"}
+OUR_OWN = {"_owner", "_wants_tls", "_stream", "_round_trips", "_reads", "_written"}
 
 
 def _touched() -> set[str]:
@@ -61,50 +62,6 @@ def _touched() -> set[str]:
         if isinstance(node, ast.Constant) and node.value == "_io_writer"
     }
     return {name for name in names if name.startswith("_") and not name.startswith("__")}
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    """Wait; the caller sets the deadline."""
-    while not condition():  # noqa: ASYNC110  # what it waits for sets no event
-        await asyncio.sleep(0.001)
-
-
-class Server:
-    """Speaks just enough of the protocol for a client to connect, and keeps all it was sent."""
-
-    def __init__(
-        self, info: bytes = b'{"headers":true,"max_payload":4096}', pong: bool = True
-    ) -> None:
-        self.received = bytearray()
-        self.pong = pong
-        self._info = info
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def __aenter__(self) -> "Server":
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        if self._writer is not None:
-            self._writer.transport.abort()
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
-        writer.write(b"INFO " + self._info + b"\r\n")
-        while data := await reader.read(4096):
-            self.received += data
-            if self.pong and b"PING\r\n" in data:
-                writer.write(b"PONG\r\n")
-
-    def send(self, data: bytes) -> None:
-        assert self._writer is not None
-        self._writer.write(data)
-
-    async def until_received(self, data: bytes) -> None:
-        await _until(lambda: data in self.received)
 
 
 class Denials:
@@ -130,7 +87,7 @@ def _client(
 
 
 def _with_client(
-    use: Callable[[Server, SingleUseClient], Awaitable[None]],
+    use: Callable[[Peer, SingleUseClient], Awaitable[None]],
     *,
     kind: type[SingleUseClient] = SingleUseClient,
     **options: Any,
@@ -138,7 +95,7 @@ def _with_client(
     """Connect our client to a server, use it, and discard it."""
 
     async def run() -> None:
-        async with Server() as server, asyncio.timeout(10):
+        async with Peer() as server, asyncio.timeout(10):
             client = _client(kind=kind)
             try:
                 await client.connect(
@@ -230,7 +187,7 @@ def test_server_info_is_checked_before_the_credentials_are_sent(
             written.append(b"looked")
             await super()._process_info(info, initial_connection)
 
-    async def use(server: Server, client: SingleUseClient) -> None:
+    async def use(server: Peer, client: SingleUseClient) -> None:
         assert written[0] == b"looked"
         assert b"secret" in written[1], (
             f"{NATS} does not write CONNECT through its transport any more"
@@ -241,7 +198,7 @@ def test_server_info_is_checked_before_the_credentials_are_sent(
 
 def test_a_server_without_tls_never_sees_the_credentials() -> None:
     async def run() -> None:
-        async with Server() as server, asyncio.timeout(10):
+        async with Peer() as server, asyncio.timeout(10):
             client = _client(wants_tls=True)
             with pytest.raises(NatsError, match="does not offer TLS"):
                 await client.connect(
@@ -262,7 +219,7 @@ def test_a_server_without_tls_never_sees_the_credentials() -> None:
 def test_tls_is_started_with_a_server_that_only_offers_it() -> None:
     async def run() -> None:
         async with (
-            Server(info=b'{"tls_available":true,"max_payload":4096}') as server,
+            Peer(tls_available=True) as server,
             asyncio.timeout(10),
         ):
             client = _client(wants_tls=True)
@@ -286,7 +243,7 @@ def test_tls_is_started_with_a_server_that_only_offers_it() -> None:
 
 
 def test_a_connected_client_has_its_tasks_and_reads_with_our_parser() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
+    async def use(server: Peer, client: SingleUseClient) -> None:
         tasks = {
             name: getattr(client, name)
             for name in ("_reading_task", "_ping_interval_task", "_flusher_task")
@@ -303,7 +260,7 @@ def test_a_connected_client_has_its_tasks_and_reads_with_our_parser() -> None:
 
         server.send(b"-ERR 'Permissions Violation for Publish to \"Orders\"'\r\n")
         owner: Any = client._owner
-        await _until(lambda: owner.reads)
+        await until_true(lambda: owner.reads)
         assert owner.denied == ['Permissions Violation for Publish to "Orders"']
         assert not client.lost.done()
 
@@ -311,7 +268,7 @@ def test_a_connected_client_has_its_tasks_and_reads_with_our_parser() -> None:
 
 
 def test_bytes_written_past_the_buffer_reach_the_server_in_order() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
+    async def use(server: Peer, client: SingleUseClient) -> None:
         assert isinstance(client._transport, TcpTransport), (
             f"{NATS} has another transport than TcpTransport"
         )
@@ -326,7 +283,7 @@ def test_bytes_written_past_the_buffer_reach_the_server_in_order() -> None:
 
 
 def test_subscriptions_of_both_kinds_never_share_a_number() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
+    async def use(server: Peer, client: SingleUseClient) -> None:
         ours = client.raw_subscribe("ours", lambda *message: None)
         theirs = await client.subscribe("theirs")
         ours_again = client.raw_subscribe("ours.too", lambda *message: None)
@@ -341,7 +298,7 @@ def test_subscriptions_of_both_kinds_never_share_a_number() -> None:
 
 
 def test_messages_without_a_handler_are_left_to_nats_py() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
+    async def use(server: Peer, client: SingleUseClient) -> None:
         asked = asyncio.ensure_future(client.request("api", b"?", timeout=5))
         await server.until_received(b"PUB api ")
         line = bytes(server.received).split(b"PUB api ")[1].split(b"\r\n")[0]
@@ -363,31 +320,32 @@ def test_messages_without_a_handler_are_left_to_nats_py() -> None:
 
 
 def test_pings_of_both_sides_are_answered() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
+    async def use(server: Peer, client: SingleUseClient) -> None:
         server.send(b"PING\r\n")
         await server.until_received(b"PONG\r\n")
-        await client.flush(timeout=5)
+        await client.answered()
 
     _with_client(use)
 
 
-def test_a_silent_server_is_reported_and_nats_py_does_not_reconnect_by_itself() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
+def test_silent_server_is_reported_and_nats_py_does_not_reconnect_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "PING_INTERVAL", 0.05)
+
+    async def use(server: Peer, client: SingleUseClient) -> None:
         server.pong = False
         reason = await client.lost
 
-        assert "stale connection" in reason, (
-            f"{NATS} does not call _process_op_err when pings are not answered"
-        )
+        assert "stale connection" in reason, f"{NATS} does not run _ping_interval"
         assert client._reconnection_task is None, f"{NATS} reconnects by itself"
 
-    _with_client(use, ping_interval=0.05, max_outstanding_pings=2)
+    _with_client(use)
 
 
 def test_a_server_that_hangs_up_is_reported() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
-        assert server._writer is not None
-        server._writer.close()
+    async def use(server: Peer, client: SingleUseClient) -> None:
+        server.hang_up()
         reason = await client.lost
 
         assert reason == "the server closed the connection"
@@ -395,18 +353,18 @@ def test_a_server_that_hangs_up_is_reported() -> None:
     _with_client(use)
 
 
-def test_servers_announced_by_a_server_become_known() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
-        server.send(b'INFO {"connect_urls":["10.1.2.3:4222"]}\r\n')
-        await _until(lambda: len(client.known_servers()) == 2)
+def test_each_info_of_a_server_is_passed_on() -> None:
+    async def use(server: Peer, client: SingleUseClient) -> None:
+        server.send(b'INFO {"connect_urls":["10.1.2.3:4222"],"max_payload":100}\r\n')
+        await until_true(lambda: client.advertised == ["10.1.2.3:4222"])
 
-        assert client.known_servers() == [f"nats://127.0.0.1:{server.port}", "nats://10.1.2.3:4222"]
+        assert client.max_payload == 100, f"{NATS} does not keep the limit in _max_payload"
 
     _with_client(use)
 
 
 def test_discarded_client_leaves_no_task_and_sends_nothing_more() -> None:
-    async def use(server: Server, client: SingleUseClient) -> None:
+    async def use(server: Peer, client: SingleUseClient) -> None:
         await client.publish("buffered", b"x")
         tasks = [client._reading_task, client._ping_interval_task, client._flusher_task]
         await client.dispose()
@@ -426,7 +384,7 @@ def test_unfinished_connection_attempt_can_be_discarded() -> None:
         async with asyncio.timeout(10):
             await _client().dispose()
 
-            async with Server(pong=False) as server:
+            async with Peer(pong=False) as server:
                 client = _client()
                 connecting = asyncio.ensure_future(
                     client.connect(f"nats://127.0.0.1:{server.port}")
@@ -448,7 +406,7 @@ def test_connection_uses_what_is_tested_here() -> None:
 
     async def run() -> None:
         ups: list[str] = []
-        async with Server() as server, asyncio.timeout(10):
+        async with Peer() as server, asyncio.timeout(10):
             settings = JetStreamSettings(servers=(f"nats://127.0.0.1:{server.port}",))
             used = Connection(settings, on_up=lambda: ups.append("up"), on_down=ups.append)
             await used.open()
