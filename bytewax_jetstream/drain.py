@@ -56,6 +56,8 @@ class _Drain:
         self._parts = 0
         """How many source partitions and lanes are open; there is something to drain until it is 0.
         """
+        self._run = 0
+        """Counts runs, so that what was meant for one does not happen to the next."""
         self._lock = threading.Lock()
         self._defaults_restored = False
         """Whether this is a forked child to which a drain was of no concern so far."""
@@ -80,6 +82,7 @@ class _Drain:
         with self._lock:
             if self._parts == 0:
                 self.deadline = float("inf")
+                self._run += 1
             self._parts += 1
         if self._defaults_restored:
             self.install()
@@ -117,23 +120,28 @@ class _Drain:
                 signal.signal(number, default)
 
     def _later(self, seconds: float, then: Callable[[], None]) -> None:
-        timer = threading.Timer(seconds, then)
+        """Do something later, if the run that drains now still does."""
+        run = self._run
+
+        def if_it_still_drains() -> None:
+            if self._run == run and self._parts:
+                then()
+
+        timer = threading.Timer(seconds, if_it_still_drains)
         timer.daemon = True
         timer.start()
 
     def _interrupt(self, number: int) -> None:
-        if self.requested and self._parts:
-            self._later(GRACE, self._end)
-            # A real signal, which also ends a wait in the operating system.
-            signal.pthread_kill(threading.main_thread().ident or 0, number)
+        self._later(GRACE, self._end)
+        # A real signal, which also ends a wait in the operating system.
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def _end(self) -> None:
-        if self.requested and self._parts:
-            log.critical(
-                "the drain does not end, because a source or a step does not return: the process "
-                "ends now, and the next start replays the epoch"
-            )
-            _exit(1)
+        log.critical(
+            "the drain does not end, because a source or a step does not return: the process "
+            "ends now, and the next start replays the epoch"
+        )
+        _exit(1)
 
 
 def _as_by_default(number: int, frame: FrameType | None) -> None:

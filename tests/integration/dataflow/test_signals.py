@@ -135,6 +135,24 @@ print("drained", flush=True)
         assert program.log.endswith("drained\n")
 
 
+def test_the_end_of_one_drain_does_not_cut_off_the_next(tmp_path: Path) -> None:
+    text = f"""{FLOW}
+drain.GRACE = 0
+for timeout in (1, 60):
+    def before(index):
+        if index == 100:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if timeout == 60:
+                time.sleep(3)  # longer than the first drain may take
+
+    run(flow_of(100_000, before, timeout))
+    print("drained", flush=True)
+"""
+    with Program.of(text, folder=tmp_path) as program:
+        assert program.wait() == 0, program.log
+        assert program.log.count("drained\n") == 2
+
+
 # A drain that does not end
 
 
