@@ -4,9 +4,11 @@
     from bytewax_jetstream import Envelope, JetStreamSettings, KafkaSettings
 
 This package's own modules import no broker's library and no Bytewax until they are used:
-`operators`, `sinks` and `drain` need Bytewax, `jetstream` needs nats-py, `kafka` needs
+`operators`, `sinks` and `drain_on_signal` need Bytewax, `jetstream` needs nats-py, `kafka` needs
 confluent-kafka.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
 from .errors import (
@@ -29,6 +31,9 @@ from .settings import (
     PoolSettings,
     StreamSettings,
 )
+
+if TYPE_CHECKING:
+    from .drain import drain_on_signal
 
 __all__ = [
     "AckPool",
@@ -53,4 +58,13 @@ __all__ = [
     "StreamError",
     "StreamSettings",
     "TopicError",
+    "drain_on_signal",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "drain_on_signal":
+        from .drain import drain_on_signal  # which loads Bytewax
+
+        return drain_on_signal
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,19 +2,22 @@
 
 Without this, a SIGTERM ends a Bytewax process at once, and messages in flight have no result. A
 second signal, or a drain that takes longer than its timeout, ends the process non-zero; the next
-start replays what was not settled.
+start replays what was not settled. While no dataflow runs, a signal does what it does without this.
+
+The timeout is measured by the monotonic clock. The engine waits for sources by the wall clock.
 """
 
-import _thread
+import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from bytewax.inputs import (
     DynamicSource,
@@ -34,7 +37,14 @@ LONGEST_NAP = timedelta(seconds=0.1)
 is woken this often, and stays idle.
 """
 GRACE = 5.0
-"""Seconds after the drain timeout; then a run that has not ended by itself is interrupted."""
+"""Seconds after the drain timeout; then a run that has not ended by itself is interrupted. As many
+seconds after that, a process with a thread that cannot be interrupted is ended.
+"""
+DEFAULTS: dict[signal.Signals, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+"""The signals that drain, with Python's own handlers, the only ones that are replaced."""
 
 
 class _Drain:
@@ -46,49 +56,113 @@ class _Drain:
         self._parts = 0
         """How many source partitions and lanes are open; there is something to drain until it is 0.
         """
+        self._run = 0
+        """Counts runs, so that what was meant for one does not happen to the next."""
         self._lock = threading.Lock()
+        self._defaults_restored = False
+        """Whether this is a forked child to which a drain was of no concern so far."""
 
     @property
     def requested(self) -> bool:
         return self.deadline != float("inf")
+
+    def install(self) -> None:
+        """Handle the signals, unless the program has its own handlers or this is not the main
+        thread.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._defaults_restored = False
+        for number, default in DEFAULTS.items():
+            if signal.getsignal(number) is default:
+                signal.signal(number, self.on_signal)
 
     def enter(self) -> None:
         """A partition or a lane opens; the first one of a run clears an earlier run's signal."""
         with self._lock:
             if self._parts == 0:
                 self.deadline = float("inf")
+                self._run += 1
             self._parts += 1
+        if self._defaults_restored:
+            self.install()
 
     def leave(self) -> None:
         with self._lock:
             self._parts = max(0, self._parts - 1)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Runs on the main thread between two of its instructions, so it only sets the deadline."""
+        """Runs on the main thread between two of its instructions, so it never takes the lock."""
         if not self._parts:
-            # Nothing to drain: do what happens without this handler.
-            signal.signal(number, signal.SIG_DFL)
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            os.kill(os.getpid(), number)
+            # This handler stays, so that a signal to the next run drains that one.
+            _as_by_default(number, frame)
         elif self.requested:
             self.deadline = 0.0  # threads that wait until the deadline stop waiting
+            self._later(GRACE, self._end)
             raise KeyboardInterrupt(
                 "a second signal came, or the drain took too long: the next start replays the epoch"
             )
         else:
             self.deadline = time.monotonic() + self.timeout
             log.warning("%s: draining for at most %g s", signal.Signals(number).name, self.timeout)
-            timer = threading.Timer(self.timeout + GRACE, self._overdue)
-            timer.daemon = True
-            timer.start()
+            self._later(self.timeout + GRACE, lambda: self._interrupt(number))
 
-    def _overdue(self) -> None:
-        if self.requested and self._parts:
-            _thread.interrupt_main(signal.SIGINT)
+    def forget_after_fork(self) -> None:
+        """A forked child has its parent's handlers, but no dataflow that could end by them."""
+        self._lock = threading.Lock()  # another thread may have held it
+        self.deadline = float("inf")
+        running, self._parts = self._parts, 0
+        if not running:
+            return  # it may be going to run what its parent has defined
+        self._defaults_restored = True
+        for number, default in DEFAULTS.items():
+            if signal.getsignal(number) == self.on_signal:
+                signal.signal(number, default)
+
+    def _later(self, seconds: float, then: Callable[[], None]) -> None:
+        """Do something later, if the run that drains now still does."""
+        run = self._run
+
+        def if_it_still_drains() -> None:
+            if self._run == run and self._parts:
+                then()
+
+        timer = threading.Timer(seconds, if_it_still_drains)
+        timer.daemon = True
+        timer.start()
+
+    def _interrupt(self, number: int) -> None:
+        self._later(GRACE, self._end)
+        # A real signal, which also ends a wait in the operating system.
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    def _end(self) -> None:
+        log.critical(
+            "the drain does not end, because a source or a step does not return: the process "
+            "ends now, and the next start replays the epoch"
+        )
+        _exit(1)
+
+
+def _as_by_default(number: int, frame: FrameType | None) -> None:
+    """Do what this signal does in a Python program that does not handle it."""
+    if number == signal.SIGINT:
+        signal.default_int_handler(number, frame)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    # Only process 1 of a container comes this far: by default, signals do not end it.
+    _exit(128 + number)
+
+
+def _exit(code: int) -> NoReturn:
+    with contextlib.suppress(Exception):  # they may be in the midst of a write
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 _drain = _Drain()
+os.register_at_fork(after_in_child=_drain.forget_after_fork)
 
 
 def enter() -> None:
@@ -113,14 +187,7 @@ def install(timeout: float) -> None:
     :arg timeout: How many seconds a drain may take.
     """
     _drain.timeout = timeout
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number, default in (
-        (signal.SIGTERM, signal.SIG_DFL),
-        (signal.SIGINT, signal.default_int_handler),
-    ):
-        if signal.getsignal(number) is default:
-            signal.signal(number, _drain.on_signal)
+    _drain.install()
 
 
 def drain_on_signal(source: Source[X], *, timeout: float = 20.0) -> Source[X]:

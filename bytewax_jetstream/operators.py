@@ -20,6 +20,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow, Stream, operator
 from bytewax.inputs import Source
 
+from .dataflow.graph import is_read
 from .dataflow.inputs import (
     KafkaFailure,
     KafkaMessage,
@@ -28,7 +29,7 @@ from .dataflow.inputs import (
     read_jetstream,
     read_kafka,
 )
-from .dataflow.publish_step import checkpoints_of, errs_of, oks_of, publish_step
+from .dataflow.publish_step import Readers, checkpoints_of, errs_of, oks_of, publish_step
 from .envelope import Checkpoint, Envelope, PublishResult
 from .jetstream.message import JetStreamMessage, Start, UnreadableMessage
 from .recovery_state import Report
@@ -47,7 +48,9 @@ class PublishOut:
     oks: Stream[PublishResult]
     """Results of stored envelopes."""
     errs: Stream[PublishResult]
-    """Results of rejected envelopes, with the envelope; an unknown one stops the run instead."""
+    """Results of rejected envelopes, with the envelope; an unknown one stops the run instead. If no
+    step reads them, a rejected envelope stops the run, too.
+    """
     checkpoints: Stream[Checkpoint]
     """One for each lane and epoch, when all envelopes of the epoch are settled."""
 
@@ -150,9 +153,9 @@ def publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> Pub
     An epoch is not committed while one of its envelopes is unsettled. A rejected envelope goes to
     `errs`. An envelope that is unknown at the delivery timeout stops the run non-zero without
     committing the epoch; so does a refusal that concerns every message (stream or topic gone,
-    JetStream off). At least once: after a crash the last epoch is published again with the same
-    event ids. JetStream drops them as duplicates within the stream's duplicate window; Kafka stores
-    them again.
+    JetStream off), and any rejected envelope if no step reads `errs`. At least once: after a crash
+    the last epoch is published again with the same event ids. JetStream drops them as duplicates
+    within the stream's duplicate window; Kafka stores them again.
 
     Each worker has one lane. Envelopes of an aggregate keep the order in which they reach their
     worker, so key by aggregate upstream if several workers produce them.
@@ -160,12 +163,19 @@ def publish(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> Pub
     :arg step_id: Unique id; recovery state and checkpoints carry it.
     :arg up: Envelopes.
     :arg settings: Which broker, and everything that differs between brokers.
-    :returns: Streams of results and checkpoints; none of them has to be used.
+    :returns: Streams of results and checkpoints; none of them has to be used. Each reason of a
+        rejection is logged once, with a count at the end.
+    :raises TypeError: when an item is not an `Envelope`; its epoch is not committed.
     """
-    reports = publish_step(step_id, up, settings, strict=False)
+
+    def readers() -> Readers:
+        return Readers.OF_ALL if is_read(errs) else Readers.NOT_OF_ERRS
+
+    reports = publish_step(step_id, up, settings, readers)
+    errs = op.flat_map_batch("errs", reports, errs_of)
     return PublishOut(
         oks=op.flat_map_batch("oks", reports, oks_of),
-        errs=op.flat_map_batch("errs", reports, errs_of),
+        errs=errs,
         checkpoints=op.flat_map_batch("checkpoints", reports, checkpoints_of),
     )
 
@@ -175,10 +185,10 @@ def output(step_id: str, up: Stream[Envelope], settings: BrokerSettings) -> None
     """Every envelope is stored, or the run stops: a rejected or unknown one raises `PublishError`.
 
     The epoch of such an envelope is not committed, so no envelope is dropped. Otherwise like
-    `publish`.
+    `publish`, and an item that is not an `Envelope` raises `TypeError`.
 
     :arg step_id: Unique id.
     :arg up: Envelopes.
     :arg settings: Which broker, and everything that differs between brokers.
     """
-    publish_step(step_id, up, settings, strict=True)
+    publish_step(step_id, up, settings, lambda: Readers.NONE)

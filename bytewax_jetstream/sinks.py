@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from .dataflow.outlet import Outlet, not_stored
+from .dataflow.values import check_envelopes
 from .envelope import Envelope, Outcome
 from .settings import BrokerSettings, JetStreamSettings, KafkaSettings
 
@@ -60,6 +61,7 @@ class _SinkPartition(StatelessSinkPartition[Envelope]):
         self._step_id = step_id
 
     def write_batch(self, items: Sequence[Envelope]) -> None:
+        check_envelopes(items, self._step_id)
         lane = self._outlet.lane
         lane.submit(items)
         for result in lane.flush():

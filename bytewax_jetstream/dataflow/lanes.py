@@ -1,5 +1,6 @@
 """A publish step's lanes, with names that Bytewax hashes to the worker that uses them."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from ..pool import Lane
 from ..settings import BrokerSettings
 from .outlet import Outlet
+from .refusals import Refusals
 
 __all__ = ["Anchor", "Lanes", "local_key"]
 
@@ -18,13 +20,18 @@ class Lanes:
     def __init__(self, step_id: str, settings: BrokerSettings) -> None:
         self.step_id = step_id
         self.settings = settings
+        self.refusals = Refusals(step_id)
         self._outlets: dict[int, Outlet] = {}
+        self._open = 0
+        self._lock = threading.Lock()
 
     def open(self, worker: int, workers: int) -> Callable[[], None]:
         """Connect a worker's lane; returns a function that closes it."""
         outlet = Outlet(self.settings, lane=local_key(worker, workers), worker=worker)
         self._outlets[worker] = outlet
-        return outlet.close
+        with self._lock:
+            self._open += 1
+        return lambda: self._close(outlet)
 
     def key_of(self, worker: int) -> str:
         """The name of a worker's lane, a key that Bytewax routes to the same worker."""
@@ -34,6 +41,14 @@ class Lanes:
         """A worker's lane; for a worker of another process, any lane of this process."""
         outlet = self._outlets.get(worker) or next(iter(self._outlets.values()))
         return outlet.lane
+
+    def _close(self, outlet: Outlet) -> None:
+        outlet.close()
+        with self._lock:
+            self._open -= 1
+            last = not self._open
+        if last:
+            self.refusals.end()
 
 
 class Anchor(DynamicSink[Any]):

@@ -6,6 +6,7 @@ from ..errors import PublishError
 from ..pool import Lane, borrow_pool, give_back_pool
 from ..publishing import Publisher
 from ..settings import BrokerSettings, JetStreamSettings, KafkaSettings
+from .values import text_of
 
 __all__ = ["Outlet", "not_stored", "publisher_for"]
 
@@ -23,19 +24,22 @@ def publisher_for(settings: BrokerSettings) -> Publisher:
     return JetStreamPublisher(settings)
 
 
-def not_stored(result: PublishResult, *, step: str, lane: str, before: str = "") -> PublishError:
+def not_stored(
+    result: PublishResult, *, step: str, lane: str, before: str = "", after: str = ""
+) -> PublishError:
     """The error that stops a run because this envelope is not stored.
 
     :arg before: What the message says before the envelope.
+    :arg after: What it says after the reason.
     """
-    what = f"envelope {result.event_id} on {result.topic} is {result.outcome}: {result.reason}"
+    event_id, topic = text_of(result.event_id), text_of(result.topic)
     return PublishError(
-        before + what,
+        f"{before}envelope {event_id} on {topic} is {result.outcome}: {result.reason}{after}",
         step=step,
         lane=lane,
         broker=result.broker,
-        topic=result.topic,
-        event_id=result.event_id,
+        topic=topic,
+        event_id=event_id,
         outcome=result.outcome,
         code=result.code,
         reason=result.reason,

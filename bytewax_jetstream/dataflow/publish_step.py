@@ -7,8 +7,9 @@ it could not pass on by then is its recovery state.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 
 import bytewax.operators as op
 from bytewax.dataflow import Stream
@@ -22,8 +23,17 @@ from ..recovery_state import PublishState, Report, publish_state, read_publish_s
 from ..settings import BrokerSettings
 from .lanes import Anchor, Lanes
 from .outlet import not_stored
+from .values import check_envelopes, text_of
 
-__all__ = ["Keyed", "PublishLogic", "checkpoints_of", "errs_of", "oks_of", "publish_step"]
+__all__ = [
+    "Keyed",
+    "PublishLogic",
+    "Readers",
+    "checkpoints_of",
+    "errs_of",
+    "oks_of",
+    "publish_step",
+]
 
 POLL = timedelta(milliseconds=2)
 """How often to look for results while the upstream is idle."""
@@ -36,8 +46,19 @@ Keyed = tuple[str, Report]
 """A report, with the name of its lane."""
 
 
+class Readers(Enum):
+    """Which results of a publish step somebody gets."""
+
+    OF_ALL = auto()
+    """The rejected ones, too."""
+    NOT_OF_ERRS = auto()
+    """No step reads `errs`, so a rejected envelope stops the run: otherwise it would be lost."""
+    NONE = auto()
+    """It has no results: a rejected envelope stops the run."""
+
+
 def publish_step(
-    step_id: str, up: Stream[Envelope], settings: BrokerSettings, *, strict: bool
+    step_id: str, up: Stream[Envelope], settings: BrokerSettings, readers: Callable[[], Readers]
 ) -> Stream[Keyed]:
     """Every envelope is published, and its result is in a report of its lane.
 
@@ -46,15 +67,20 @@ def publish_step(
     :arg step_id: The operator's full id.
     :arg up: Envelopes.
     :arg settings: Which broker.
-    :arg strict: Stop the run at a rejected envelope, and report nothing.
+    :arg readers: Asked when the dataflow is complete.
     """
     lanes = Lanes(step_id, settings)
-    packs = op.flat_map_batch("pack", up, _pack)
+
+    def pack(items: list[Envelope]) -> Iterable[_Pack]:
+        check_envelopes(items, step_id)
+        return [_Pack(items)]
+
+    packs = op.flat_map_batch("pack", up, pack)
     # The only operator that tells a step its epoch and its worker.
     stamped = op.inspect_debug("stamp", packs, _stamp)
     keyed = op.key_on("lane", stamped, lambda pack: lanes.key_of(pack.worker))
     reports = op.stateful_batch(
-        "settle", keyed, lambda state: PublishLogic(lanes, state, strict=strict)
+        "settle", keyed, lambda state: PublishLogic(lanes, state, readers())
     )
     op.output("anchor", reports, Anchor(lanes))
     return reports
@@ -86,10 +112,6 @@ class _Pack:
         self.worker = 0
 
 
-def _pack(envelopes: list[Envelope]) -> Iterable[_Pack]:
-    return [_Pack(envelopes)]
-
-
 def _stamp(step_id: str, pack: _Pack, epoch: int, worker: int) -> None:
     pack.epoch, pack.worker = epoch, worker
 
@@ -100,9 +122,9 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
     :arg resumed: The state of the last committed epoch, as the recovery store has it.
     """
 
-    def __init__(self, lanes: Lanes, resumed: object | None, *, strict: bool) -> None:
+    def __init__(self, lanes: Lanes, resumed: object | None, readers: Readers) -> None:
         self._lanes = lanes
-        self._strict = strict
+        self._readers = readers
         self._lane: Lane | None = None
         self._tally: EpochTally | None = None
         """Of the open epoch; None while it has no envelopes."""
@@ -153,7 +175,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
             return  # no envelope was submitted in this epoch, so none is unsettled
         self._settle_all(self._lane)
         self._collect()
-        if not self._strict:
+        if self._readers is not Readers.NONE:
             self._report.checkpoints.append(self._tally.checkpoint())
         self._tally = None
 
@@ -174,18 +196,31 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
                 )
 
     def _collect(self) -> None:
+        self._check_rejected(self._report.errs)  # from before a restart
         if self._lane is None:
-            return  # no envelope has come yet; there may be results from before a restart
+            return  # no envelope has come yet
         for delivery in self._lane.take():
             if self._tally is not None:
                 self._tally.add(delivery)
-            if self._strict:
-                for result in delivery.errs:
-                    raise not_stored(result, step=self._lanes.step_id, lane=self._lane.name)
-            else:
+            self._check_rejected(delivery.errs)
+            if self._readers is not Readers.NONE:
                 self._report.oks.extend(delivery.oks)
                 self._report.errs.extend(delivery.errs)
+                self._lanes.refusals.add(delivery.errs)
         self._stop_if_it_must(self._lane)
+
+    def _check_rejected(self, errs: list[PublishResult]) -> None:
+        if not errs or self._readers is Readers.OF_ALL:
+            return
+        step = self._lanes.step_id
+        after = ""
+        if self._readers is Readers.NOT_OF_ERRS:
+            after = (
+                f"; the run stops, because no step reads the errs of {step}: read them to go on "
+                "without such envelopes"
+            )
+        lane = self._lane.name if self._lane is not None else ""
+        raise not_stored(errs[0], step=step, lane=lane, after=after)
 
     def _stop_if_it_must(self, lane: Lane) -> None:
         if lane.stop is not None:
@@ -225,5 +260,6 @@ class EpochTally:
             stored=self._stored,
             duplicates=self._duplicates,
             rejected=self._rejected,
-            last_event_id=self._last_event_id,
+            # Also that of a rejected envelope, which may be anything.
+            last_event_id=text_of(self._last_event_id),
         )

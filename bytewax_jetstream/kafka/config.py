@@ -15,11 +15,13 @@ Half of the library's own queue, so that the queue is never full.
 
 
 def connection(settings: KafkaSettings) -> dict[str, Any]:
-    """Properties of every client: addresses, security, and the user's `add_config`, which wins."""
+    """Properties of every client: addresses, security, and the user's `add_config`, which wins;
+    the settings have refused what contradicts their fields.
+    """
     config: dict[str, Any] = {
         "bootstrap.servers": ",".join(settings.brokers),
         "client.id": settings.name,
-        "security.protocol": _protocol(settings),
+        "security.protocol": settings.protocol,
         # Without it the library uses the certificates of the system.
         "ssl.ca.location": settings.tls_ca_file and str(settings.tls_ca_file),
         "ssl.certificate.location": settings.tls_cert_file and str(settings.tls_cert_file),
@@ -74,7 +76,3 @@ def producer(settings: KafkaSettings) -> dict[str, Any]:
         "queue.buffering.max.kbytes": 2_097_151,
     }
     return defaults | connection(settings) | promised
-
-
-def _protocol(settings: KafkaSettings) -> str:
-    return ("SASL_" if settings.sasl else "") + ("SSL" if settings.wants_tls else "PLAINTEXT")

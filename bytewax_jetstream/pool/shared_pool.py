@@ -47,6 +47,8 @@ def borrow_pool(settings: PoolSettings) -> AckPool:
 def give_back_pool() -> None:
     """Let go of the shared pool; the last one closes it, without waiting for what is unsettled."""
     with _shared.lock:
+        if not _shared.borrowers:
+            return  # a forked child gives back what its parent borrowed
         _shared.borrowers -= 1
         if _shared.borrowers or _shared.pool is None:
             return

@@ -37,6 +37,30 @@ KAFKA_OWN = frozenset(
 )
 """Properties of librdkafka that a guarantee depends on, so users may not set them."""
 
+FIELD_OF = {
+    "ssl.ca.location": "tls_ca_file",
+    "ssl.ca.pem": "tls_ca_file",
+    "ssl.certificate.location": "tls_cert_file",
+    "ssl.certificate.pem": "tls_cert_file",
+    "ssl.key.location": "tls_key_file",
+    "ssl.key.pem": "tls_key_file",
+    "ssl.keystore.location": "tls_cert_file",
+    "ssl.key.password": "tls_key_password",
+    "sasl.mechanism": "sasl",
+    "sasl.mechanisms": "sasl",
+    "sasl.username": "user",
+    "sasl.password": "password",
+    "sasl.oauthbearer.method": "oauth_token_url",
+    "sasl.oauthbearer.token.endpoint.url": "oauth_token_url",
+    "sasl.oauthbearer.client.id": "oauth_client_id",
+    "sasl.oauthbearer.client.secret": "oauth_client_secret",
+    "sasl.oauthbearer.scope": "oauth_scope",
+}
+"""Properties of security that a field sets; with both, librdkafka would use one in silence."""
+VERIFIES_NAMES = "ssl.endpoint.identification.algorithm"
+NO = frozenset({"false", "f", "0", "none"})
+"""How librdkafka writes that a verification is off."""
+
 
 class KafkaTopicSettings(BaseModel):
     """A Kafka topic as this flow needs it; for None, the broker or the topic decides."""
@@ -112,7 +136,9 @@ class KafkaSettings(Settings):
     `validate` only checks; `skip` sends no requests, for users without permission for them.
     """
     add_config: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
-    """Other properties of librdkafka by name; those that a guarantee depends on are refused."""
+    """Other properties of librdkafka by name. Those that a guarantee depends on are refused, and so
+    are those that contradict the fields for TLS and authentication.
+    """
     pool: PoolSettings = Field(default_factory=PoolSettings)
 
     @field_validator("brokers")
@@ -168,6 +194,7 @@ class KafkaSettings(Settings):
             self.password is None
         ):
             raise ValueError("sasl, user and password go together: give all or none")
+        self._check_security()
         if self.linger >= self.pool.delivery_timeout / 2:
             raise ValueError(
                 f"linger ({self.linger:g} s) must be below half of the pool's delivery_timeout "
@@ -176,7 +203,50 @@ class KafkaSettings(Settings):
             )
         return self
 
+    def _check_security(self) -> None:
+        """Check that `add_config` does not undo what the fields promise.
+
+        No value is shown, because it may be a secret.
+        """
+        twice = sorted(
+            name
+            for name in self.add_config
+            if name in FIELD_OF and getattr(self, FIELD_OF[name]) is not None
+        )
+        if twice:
+            fields = ", ".join(dict.fromkeys(FIELD_OF[name] for name in twice))
+            raise ValueError(
+                f"{', '.join(twice)} in add_config would replace {fields}: leave one of them out"
+            )
+        given = str(self.add_config.get("security.protocol", self.protocol)).strip().upper()
+        if self.wants_tls and not given.endswith("SSL"):
+            raise ValueError(
+                "security.protocol in add_config would turn off TLS, which the settings require: "
+                "leave it out, or leave out tls and the tls_… files"
+            )
+        if self.sasl is not None and not given.startswith("SASL_"):
+            raise ValueError(
+                "security.protocol in add_config would turn off authentication, which the settings "
+                "require: leave it out, or leave out sasl"
+            )
+        unverified = [
+            name
+            for name in ("enable.ssl.certificate.verification", VERIFIES_NAMES)
+            if str(self.add_config.get(name, True)).strip().lower() in NO
+        ]
+        if self.wants_tls and unverified:
+            raise ValueError(
+                f"{', '.join(unverified)} in add_config would turn off the verification that tls "
+                "stands for: leave it out and give tls_ca_file, or leave out tls and the tls_… "
+                "files and set security.protocol in add_config, too"
+            )
+
     @property
     def wants_tls(self) -> bool:
         """Whether an unencrypted connection must be refused."""
         return self.tls or any((self.tls_ca_file, self.tls_cert_file))
+
+    @property
+    def protocol(self) -> str:
+        """What the fields for TLS and authentication ask for, as librdkafka calls it."""
+        return ("SASL_" if self.sasl else "") + ("SSL" if self.wants_tls else "PLAINTEXT")

@@ -3,17 +3,25 @@
 Names begin with `BYTEWAX_JETSTREAM_`, those of the pool with `BYTEWAX_JETSTREAM_POOL_`, those of
 Kafka with `BYTEWAX_JETSTREAM_KAFKA_`. A name with this prefix that no settings class knows is an
 error, because a misspelt deadline must not silently become the default. Other keys in `.env` are
-ignored. Secrets are `SecretStr` and never printed.
+ignored, and so are the variables that Kubernetes sets for a Service of such a name. Secrets are
+`SecretStr` and never printed.
+
+A value ends before its line end, as `echo secret > file` writes one; blanks stay. A variable or a
+file that is empty or blank counts as not there, and an optional field of that value as not given:
+templates write `TOKEN=""` for "no token".
 """
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SecretsSettingsSource,
@@ -64,11 +72,63 @@ class Settings(BaseSettings):
         """Arguments, then variables, then `.env`, then the secrets directory."""
         secrets = _checked_secrets_dir(cls.model_config.get("env_file"))
         if secrets is not None:
-            file_secret_settings = SecretsSettingsSource(settings_cls, secrets_dir=secrets)
+            file_secret_settings = _SecretFiles(settings_cls, secrets_dir=secrets)
+        for source in (env_settings, dotenv_settings):
+            # A blank variable must not hide a value of the next source, nor be read as JSON.
+            assert isinstance(source, EnvSettingsSource)
+            source.env_vars = {
+                name: value for name, value in source.env_vars.items() if not _is_blank(value)
+            }
         # Keys of other classes and programs in `.env` would be "extra" to this class, so only its
         # own keys are read.
         own = _OwnKeys(settings_cls, dotenv_settings)
         return init_settings, env_settings, own, file_secret_settings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_line_ends(cls, values: Any) -> Any:
+        """Take line ends off all values, and leave out optional ones that are empty."""
+        if not isinstance(values, Mapping):
+            return values
+        cut = {name: _without_line_end(value) for name, value in values.items()}
+        optional = {name for name, field in cls.model_fields.items() if field.default is None}
+        return {
+            name: value
+            for name, value in cut.items()
+            if name not in optional or _revealed(value) != ""
+        }
+
+
+def _is_blank(value: str | None) -> bool:
+    return value is None or not value.strip()
+
+
+def _revealed(value: object) -> object:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _without_line_end(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return tuple(map(_without_line_end, value))
+    text = _revealed(value)
+    if not isinstance(text, str) or not text.endswith(("\r", "\n")):
+        return value
+    cut = text.rstrip("\r\n")
+    return SecretStr(cut) if isinstance(value, SecretStr) else cut
+
+
+class _SecretFiles(SecretsSettingsSource):
+    """A directory of secrets, each file as it is: pydantic would strip a password's own blanks."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        value, key, is_complex = super().get_field_value(field, field_name)
+        if not value:  # not there, or blank
+            return None, key, is_complex
+        (directory,) = self.secrets_paths
+        names = [name for _, name, _ in self._extract_field_info(field, field_name)]
+        found = (self.find_case_path(directory, name, self.case_sensitive) for name in names)
+        path = next(path for path in found if path is not None)
+        return path.read_text(encoding="utf-8"), key, is_complex
 
 
 class _OwnKeys(PydanticBaseSettingsSource):
@@ -100,9 +160,14 @@ def _checked_secrets_dir(env_file: Any) -> Path | None:
     }
     written = {**(dotenv_values(env_file) if env_file else {}), **os.environ}
     named = next(
-        (value for name, value in written.items() if name.upper() == SECRETS_DIR and value), None
+        (
+            value
+            for name, value in written.items()
+            if name.upper() == SECRETS_DIR and value and not _is_blank(value)
+        ),
+        None,
     )
-    secrets = Path(named).expanduser() if named else None
+    secrets = Path(_without_line_end(named)).expanduser() if named else None
     if secrets is not None and not secrets.is_dir():
         raise ValueError(
             f"{SECRETS_DIR} is {secrets}, which is not a directory: create it, or correct the path"
@@ -112,12 +177,39 @@ def _checked_secrets_dir(env_file: Any) -> Path | None:
         if secrets is not None
         else list(written)
     )
-    unknown = sorted(
-        name for name in names if name.upper().startswith(PREFIX) and name.upper() not in known
-    )
+    ours = {name for name in names if name.upper().startswith(PREFIX)}
+    services = _service_variables({name.upper(): value for name, value in written.items()})
+    unknown = sorted(name for name in ours if name.upper() not in known | services)
     if unknown:
         raise ValueError(
             f"unknown setting {', '.join(unknown)}: correct the name or remove it; the known "
             f"settings are {', '.join(sorted(known))}"
         )
     return secrets
+
+
+SERVICE_URL = re.compile(r"(tcp|udp|sctp)://\S+:\d+").fullmatch
+SERVICE_NAME = re.compile(
+    r"SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+).fullmatch
+
+
+def _service_variables(variables: Mapping[str, str | None]) -> set[str]:
+    """The variables that Kubernetes sets in every container of a namespace for a Service whose name
+    begins with ours, such as `bytewax-jetstream` or `bytewax-jetstream-nats`.
+
+    A Service has `<NAME>_PORT` with a URL, which no setting has, and `<NAME>_SERVICE_HOST`; alone,
+    any of these names is a misspelt setting.
+    """
+    bases = [
+        name.removesuffix("PORT")
+        for name, value in variables.items()
+        if name.startswith(PREFIX) and name.endswith("_PORT") and SERVICE_URL(value or "")
+    ]
+    return {
+        name
+        for base in bases
+        if f"{base}SERVICE_HOST" in variables
+        for name in variables
+        if name.startswith(base) and SERVICE_NAME(name.removeprefix(base))
+    }

@@ -6,7 +6,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
 import bytewax_jetstream.operators as jop
-from bytewax_jetstream.drain import drain_on_signal
+from bytewax_jetstream import drain_on_signal
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.settings import KafkaSettings
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import bytewax.operators as op
+import psutil
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import DynamicSource, Source, StatelessSourcePartition
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
@@ -83,12 +84,16 @@ class Told(NamedTuple):
 class Child:
     """A running child; killed at the end of `with` unless it has ended."""
 
-    def __init__(self, told: Told, workers: int, store: Path | None) -> None:
+    def __init__(
+        self, told: Told, workers: int, store: Path | None, before: tuple[str, ...]
+    ) -> None:
         recovery = ["-r", str(store), "-s", "1", "-b", "0"] if store is not None else []
         self._log = Path(told.folder, "log")
+        self._inside = bool(before)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *before,
                     sys.executable,
                     "-m",
                     "bytewax.run",
@@ -111,7 +116,8 @@ class Child:
         return self._process.poll() is None
 
     def signal(self, number: int) -> None:
-        self._process.send_signal(number)
+        process = psutil.Process(self._process.pid)
+        (process.children()[0] if self._inside else process).send_signal(number)
 
     def wait(self, seconds: float) -> int:
         """Its exit code; it must end within that time."""
@@ -119,8 +125,19 @@ class Child:
 
     @classmethod
     @contextmanager
-    def of(cls, told: Told, *, workers: int = 1, store: Path | None = None) -> Iterator["Child"]:
-        child = cls(told, workers, store)
+    def of(
+        cls,
+        told: Told,
+        *,
+        workers: int = 1,
+        store: Path | None = None,
+        before: tuple[str, ...] = (),
+    ) -> Iterator["Child"]:
+        """Start a child.
+
+        :arg before: Command that starts it as its own child.
+        """
+        child = cls(told, workers, store, before)
         try:
             yield child
         finally:

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import bytewax_jetstream
+
 
 def _loaded_by(module: str) -> set[str]:
     program = (
@@ -46,6 +48,16 @@ def test_the_jetstream_publisher_does_not_need_bytewax() -> None:
 
 def test_the_package_itself_loads_no_brokers_library_and_no_bytewax() -> None:
     assert not _loaded_by("bytewax_jetstream") & {"nats", "confluent_kafka", "bytewax"}
+
+
+def test_drain_on_signal_is_a_public_name_that_loads_bytewax_when_used() -> None:
+    from bytewax_jetstream import drain_on_signal
+    from bytewax_jetstream.drain import drain_on_signal as same
+
+    assert drain_on_signal is same
+    assert "drain_on_signal" in bytewax_jetstream.__all__
+    with pytest.raises(AttributeError, match="no attribute 'drain_on_signals'"):
+        _ = bytewax_jetstream.drain_on_signals
 
 
 def test_the_kafka_publisher_needs_neither_bytewax_nor_nats() -> None:

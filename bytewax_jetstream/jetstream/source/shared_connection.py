@@ -134,6 +134,15 @@ _connections: dict[tuple[int, JetStreamSettings], SharedConnection] = {}
 _lock = threading.Lock()
 
 
+def _unlock_after_fork() -> None:
+    """A child that is forked while another thread opens a connection must not wait for it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_after_fork)
+
+
 def lease(settings: JetStreamSettings) -> SharedConnection:
     """The process's connection with these settings; the first user opens it.
 

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from bytewax_jetstream.dataflow.lanes import Lanes
-from bytewax_jetstream.dataflow.publish_step import PublishLogic
+from bytewax_jetstream.dataflow.publish_step import PublishLogic, Readers
 from bytewax_jetstream.envelope import Checkpoint
 from bytewax_jetstream.errors import JetStreamPipelineError
 from bytewax_jetstream.recovery_state import Report, publish_state
@@ -14,7 +14,7 @@ PENDING = Report([], [], [Checkpoint("flow.publish", 0, "worker-0", 3, 1, 0, 0, 
 
 def _logic(state: object | None) -> PublishLogic:
     """Before any envelope came, so that it needs no lane."""
-    return PublishLogic(Lanes("flow.publish", JetStreamSettings()), state, strict=False)
+    return PublishLogic(Lanes("flow.publish", JetStreamSettings()), state, Readers.OF_ALL)
 
 
 def test_resumed_step_soon_passes_on_its_pending_results() -> None:

@@ -91,6 +91,7 @@ def test_forked_child_cannot_use_the_pool_and_borrows_its_own() -> None:
             refused(lambda: lane.submit(envelopes(1)))
             refused(lambda: parents.lane(FakePublisher(), name="lane"))
             lane.close()
+            give_back_pool()
             parents.close()
             own = borrow_pool(PoolSettings())
             assert own is not parents

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from bytewax_jetstream.kafka.config import connection
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
 from bytewax_jetstream.settings import KafkaSettings, KafkaTopicSettings
 from tests.support.settings import CANARY, refusal
@@ -70,6 +71,74 @@ def test_invalid_settings_are_one_clear_error_without_a_secret(
 
     assert says in said
     assert CANARY not in said
+
+
+TLS: list[dict[str, Any]] = [
+    {"tls": True},
+    {"tls_ca_file": "ca.pem"},
+    {"tls_cert_file": "cert.pem", "tls_key_file": "key.pem"},
+]
+SASL = {"sasl": "PLAIN", "user": "me", "password": CANARY}
+
+
+@pytest.mark.parametrize("tls", TLS)
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"security.protocol": "PLAINTEXT"}, "would turn off TLS, which the settings require"),
+        ({"security.protocol": "sasl_plaintext"}, "would turn off TLS"),
+        ({"enable.ssl.certificate.verification": False}, "would turn off the verification"),
+        ({"enable.ssl.certificate.verification": "False"}, "would turn off the verification"),
+        ({"enable.ssl.certificate.verification": 0}, "would turn off the verification"),
+        ({"ssl.endpoint.identification.algorithm": "None"}, "would turn off the verification"),
+    ],
+)
+def test_add_config_cannot_undo_tls(tls: dict[str, Any], config: dict[str, Any], says: str) -> None:
+    said = refusal(KafkaSettings, **tls, add_config=config)
+
+    assert f"{next(iter(config))} in add_config {says}" in said
+
+
+@pytest.mark.parametrize("protocol", ["SSL", "plaintext"])
+def test_add_config_cannot_undo_authentication(protocol: str) -> None:
+    said = refusal(KafkaSettings, **SASL, add_config={"security.protocol": protocol})
+
+    assert "security.protocol in add_config would turn off authentication" in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "field"),
+    [
+        ({"tls_ca_file": "ca.pem"}, "ssl.ca.location", "tls_ca_file"),
+        ({"tls_ca_file": "ca.pem"}, "ssl.ca.pem", "tls_ca_file"),
+        (TLS[2], "ssl.key.location", "tls_key_file"),
+        (SASL, "sasl.mechanism", "sasl"),
+        (SASL, "sasl.password", "password"),
+    ],
+)
+def test_add_config_cannot_replace_a_field_of_security(
+    fields: dict[str, Any], name: str, field: str
+) -> None:
+    said = refusal(KafkaSettings, **fields, add_config={name: "other-secret"})
+
+    assert f"{name} in add_config would replace {field}: leave one of them out" in said
+    assert "other-secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("fields", "config"),
+    [
+        ({"tls": True}, {"security.protocol": "SSL"}),
+        ({"tls": True}, {"security.protocol": "SASL_SSL", "sasl.mechanism": "GSSAPI"}),
+        ({"tls": True}, {"enable.ssl.certificate.verification": "true"}),
+        ({"tls": True}, {"ssl.endpoint.identification.algorithm": "https"}),
+        ({"tls": True}, {"ssl.ca.pem": "x"}),
+        (SASL, {"security.protocol": "SASL_SSL"}),
+        ({}, {"security.protocol": "SSL", "enable.ssl.certificate.verification": False}),
+    ],
+)
+def test_add_config_may_add_to_security(fields: dict[str, Any], config: dict[str, Any]) -> None:
+    assert connection(KafkaSettings(**fields, add_config=config)).items() >= config.items()
 
 
 def test_secrets_are_never_shown() -> None:

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from bytewax_jetstream.settings import JetStreamSettings, PoolSettings, StreamSettings
+from bytewax_jetstream.settings import (
+    JetStreamSettings,
+    KafkaSettings,
+    PoolSettings,
+    StreamSettings,
+)
 from tests.support.settings import CANARY, PREFIX, dotenv, refusal, secrets
 
 # Where they come from
@@ -108,6 +113,177 @@ def test_streams_are_written_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
             replicas=3,
         ),
     )
+
+
+# Line ends, and values that are empty
+
+SECRETS: list[tuple[type[Any], str, dict[str, str]]] = [
+    (JetStreamSettings, "password", {"user": "bob"}),
+    (JetStreamSettings, "token", {}),
+    (JetStreamSettings, "nkey_seed", {}),
+    (KafkaSettings, "password", {"user": "bob", "sasl": "PLAIN"}),
+    (KafkaSettings, "tls_key_password", {}),
+]
+
+
+def _write(monkeypatch: pytest.MonkeyPatch, written_in: str, name: str, value: str) -> None:
+    if written_in == "environment":
+        monkeypatch.setenv(name, value)
+    elif written_in == ".env":
+        dotenv(f'{name}="{value}"')
+    else:
+        secrets(monkeypatch, **{name: value})
+
+
+@pytest.mark.parametrize(("kind", "field", "others"), SECRETS)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("written_in", ["environment", ".env", "secrets", "argument", "secret"])
+def test_secret_ends_before_its_line_end_and_keeps_its_blanks(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Any],
+    field: str,
+    others: dict[str, str],
+    end: str,
+    written_in: str,
+) -> None:
+    value: Any = f" {CANARY} {end}"
+    arguments: dict[str, Any] = dict(others)
+    if written_in == "argument":
+        arguments[field] = value
+    elif written_in == "secret":
+        arguments[field] = SecretStr(value)
+    else:
+        name = str(kind.model_config["env_prefix"]) + field.upper()
+        _write(monkeypatch, written_in, name, value)
+
+    secret = getattr(kind(**arguments), field)
+
+    assert secret.get_secret_value() == f" {CANARY} "
+
+
+def test_a_line_end_belongs_to_no_other_value_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PREFIX + "USER", "bob\n")
+    monkeypatch.setenv(PREFIX + "PASSWORD", "x")
+    monkeypatch.setenv(PREFIX + "TLS_CA_FILE", "ca.pem\r\n")
+    monkeypatch.setenv(PREFIX + "TLS", "true\n")
+    settings = JetStreamSettings(servers=("nats://a:4222\n",))
+
+    assert settings.user == "bob"
+    assert settings.tls_ca_file == Path("ca.pem")
+    assert settings.tls
+    assert settings.servers == ("nats://a:4222",)
+
+
+@pytest.mark.parametrize("kind", [JetStreamSettings, KafkaSettings, PoolSettings])
+@pytest.mark.parametrize("value", ["", " ", "\n"])
+@pytest.mark.parametrize("written_in", ["environment", ".env", "secrets"])
+def test_empty_variables_are_as_if_unset(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Any], value: str, written_in: str
+) -> None:
+    defaults = kind()
+    for field in kind.model_fields:
+        if field != "pool":
+            name = str(kind.model_config["env_prefix"]) + field.upper()
+            _write(monkeypatch, written_in, name, value)
+
+    settings = kind()
+
+    assert settings == defaults
+    assert not getattr(settings, "wants_tls", False)
+
+
+def test_an_empty_variable_does_not_hide_the_next_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets(monkeypatch, bytewax_jetstream_name="from a file")
+    dotenv(f"{PREFIX}NAME=", f"{PREFIX}TOKEN={CANARY}")
+    monkeypatch.setenv(PREFIX + "TOKEN", "")
+
+    assert JetStreamSettings().token == SecretStr(CANARY)
+    assert JetStreamSettings().name == "from a file"
+
+
+def test_a_token_may_be_empty_beside_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PREFIX + "TOKEN", "")
+    monkeypatch.setenv(PREFIX + "USER", "bob")
+    monkeypatch.setenv(PREFIX + "PASSWORD", CANARY)
+
+    assert JetStreamSettings().token is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tls_ca_file": ""},
+        {"nkey_seed": SecretStr("")},
+        {"user": "", "password": ""},
+        {"token": "", "domain": "", "tls_hostname": ""},
+    ],
+)
+def test_optional_arguments_may_be_empty(fields: dict[str, Any]) -> None:
+    assert JetStreamSettings(**fields) == JetStreamSettings()
+
+
+# Services of Kubernetes
+
+
+def _service(name: str, host: str = "10.0.0.1") -> dict[str, str]:
+    """What Kubernetes sets in every container for a Service."""
+    at = f"[{host}]" if ":" in host else host
+    return {
+        f"{name}_SERVICE_HOST": host,
+        f"{name}_SERVICE_PORT": "4222",
+        f"{name}_SERVICE_PORT_CLIENT_TLS": "4222",
+        f"{name}_PORT": f"tcp://{at}:4222",
+        f"{name}_PORT_4222_TCP": f"tcp://{at}:4222",
+        f"{name}_PORT_4222_TCP_PROTO": "tcp",
+        f"{name}_PORT_4222_TCP_PORT": "4222",
+        f"{name}_PORT_4222_TCP_ADDR": host,
+    }
+
+
+@pytest.mark.parametrize("kind", [JetStreamSettings, KafkaSettings, PoolSettings])
+@pytest.mark.parametrize("host", ["10.0.0.1", "fd00::1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BYTEWAX_JETSTREAM",
+        "BYTEWAX_JETSTREAM_NATS",
+        "BYTEWAX_JETSTREAM_KAFKA",
+        "BYTEWAX_JETSTREAM_POOL",
+        "BYTEWAX_JETSTREAM_KAFKA_BROKERS",
+    ],
+)
+def test_variables_of_a_kubernetes_service_are_ignored(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Any], host: str, name: str
+) -> None:
+    defaults = kind()
+    for variable, value in _service(name, host).items():
+        monkeypatch.setenv(variable, value)
+
+    assert kind() == defaults
+
+
+@pytest.mark.parametrize("name", _service("BYTEWAX_JETSTREAM"))
+def test_a_variable_of_a_service_alone_is_a_misspelt_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, _service("BYTEWAX_JETSTREAM")[name])
+
+    assert f"unknown setting {name}" in refusal(JetStreamSettings)
+
+
+def test_a_port_that_is_no_service_is_a_misspelt_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PREFIX + "SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv(PREFIX + "PORT", "4222")
+
+    assert f"unknown setting {PREFIX}PORT, {PREFIX}SERVICE_HOST" in refusal(JetStreamSettings)
+
+
+def test_misspelt_variable_beside_a_service_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in _service("BYTEWAX_JETSTREAM").items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv(PREFIX + "SERVER", "nats://a")
+
+    assert refusal(JetStreamSettings).startswith(f"unknown setting {PREFIX}SERVER: ")
 
 
 # Misspelt ones
