@@ -8,14 +8,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from random import uniform
+from typing import Any
 
 from nats.errors import Error as NatsError
 
 from ...errors import ConnectError, JetStreamPipelineError, SourceError, StreamError
 from ..connection import JetStreamApiError, words
 from ..message import UnreadableMessage
-from .consumers import Found, Reading
 from .feed import Feed
+from .reading import Found, Reading
 from .shared_connection import SharedConnection
 
 __all__ = ["IDLE", "Reader", "UnreadableCount"]
@@ -27,6 +28,7 @@ SETUP_SECONDS = 30.0
 GONE_SECONDS = 5.0
 """How long a stream may be missing: after a restart a server may still be loading it."""
 CLOSE_SECONDS = 2.0
+LOOK_SECONDS = 0.25
 IDLE = timedelta(milliseconds=2)
 """How soon an idle partition looks again: while it sleeps, no other source's epoch can end."""
 
@@ -55,6 +57,9 @@ class Reader:
         self._opening: asyncio.Task[None] | None = None
         self._failing_since: float | None = None
         self._pause = 0.02
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = float("-inf")
+        self._stream_seen: dict[str, Any] | None = None
         self.reopened = 0
 
     def open(self, position: int | None) -> Found:
@@ -102,6 +107,37 @@ class Reader:
             )
         return self._feed
 
+    def look_at_stream(self) -> bool:
+        """Ask what the server knows of the stream, at most every quarter second; returns whether it
+        is asked now. See `stream_seen`.
+        """
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return False
+        self._looked, self._stream_seen = now, None
+        self._shared.loop.call(self._start_look)
+        return True
+
+    def stream_seen(self) -> dict[str, Any] | None:
+        """The answer to the last look, once."""
+        seen, self._stream_seen = self._stream_seen, None
+        return seen
+
+    def stream_info(self) -> dict[str, Any] | None:
+        """What the server says of the stream now; None if there is no answer soon."""
+        request = self._shared.connection.request(
+            f"STREAM.INFO.{self._reading.stream}", seconds=CLOSE_SECONDS
+        )
+        try:
+            return self._shared.loop.run(request, CLOSE_SECONDS)
+        except (JetStreamPipelineError, JetStreamApiError, TimeoutError):
+            return None
+
+    @property
+    def feed(self) -> Feed | None:
+        """The feed; None while one is being opened. For the connection's thread."""
+        return self._feed
+
     def reopen(self, position: int, reason: str) -> None:
         """Give up the feed and open another; `current` returns it once it is open."""
         feed, self._feed = self._feed, None
@@ -120,6 +156,15 @@ class Reader:
             self._shared.loop.run(self._close(uncommitted), 2 * CLOSE_SECONDS)
 
     # The shared connection's thread
+
+    def _start_look(self) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = self._shared.loop.create_task(self._look(), name="jetstream-look")
+
+    async def _look(self) -> None:
+        with contextlib.suppress(ConnectError, JetStreamApiError):  # then it is asked again
+            request = f"STREAM.INFO.{self._reading.stream}"
+            self._stream_seen = await self._shared.connection.request(request)
 
     async def _attempt(self, position: int | None) -> Feed:
         found = await self._find(position)
@@ -180,8 +225,9 @@ class Reader:
                 reason = words(error)
 
     async def _close(self, uncommitted: Sequence[bytes]) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
+        for task in (self._opening, self._looking):
+            if task is not None:
+                task.cancel()
         feed, self._feed = self._feed, None
         if feed is None:
             return
