@@ -23,7 +23,7 @@ A result or a checkpoint is a tuple of its fields. A field that is a tuple is on
                                             envelope; if it cannot be unpickled, the text
 
 When a form changes, give it the next version, and keep reading the versions before: a store is kept
-as long as its dataflow. In version 1 a source's state had no more than the position or the ranges. Before
+as long as its dataflow. In version 1 a source's state had only the position or the ranges. Before
 states had a version, a publish step's state was a pickled `Report`, and a source's the bare
 position or ranges.
 """

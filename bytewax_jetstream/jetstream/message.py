@@ -78,12 +78,10 @@ def parse_position(reply: bytes) -> tuple[int, int, int]:
 
 
 def parse_pending(reply: bytes) -> int:
-    """How many messages waited for delivery after this one, from its reply subject.
-
-    :raises ValueError: when the subject has neither of the two forms.
-    """
+    """How many messages waited for delivery after this one; 0 if its reply subject does not say."""
     tokens = reply.split(b".")
-    return int(tokens[8 if len(tokens) == 9 else 10])
+    index = 8 if len(tokens) == 9 else 10
+    return int(tokens[index]) if len(tokens) > index and tokens[index].isdigit() else 0
 
 
 def parse_headers(block: bytes) -> dict[str, str]:

@@ -87,7 +87,7 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
         self._ledger = Ledger(() if before is None else before.ranges, found.ack_floor)
         self._lock = threading.Lock()
         """Held while the ledger is read or changed; the connection's thread reads it."""
-        self._position = found.position
+        self._position, self._last = found.position, found.last
         self._skipped = self._count_skipped(found)
         self._number: int | None = None
         """Consumer sequence of the last delivery; a gap shows that others read, too."""
@@ -125,7 +125,8 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
             self._acknowledge(feed)
             if self._ending and not self._ledger.unsettled:
                 raise StopIteration
-            self._look_at_gaps()
+            if self._skipped is not None:
+                self._reader.look_at_gaps(self._skipped)
             ended = feed.ended  # before the queue: messages that arrived before the end are good
             batch, arrived = feed.take(self._batch_size) if not self._ending else ([], 0.0)
             if batch:
@@ -172,7 +173,7 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
         self._shared.stop_calling(self._keep_alive)
         self._unreadable.report()
         if self._skipped is not None:
-            self._skipped.report()
+            self._reader.report_skipped(self._skipped)
         self._reader.close(self._ledger.uncommitted())
         release(self._shared)
 
@@ -244,19 +245,9 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
 
     def _gap(self, end: int) -> None:
         """What lies between the position and this sequence was not delivered to anybody."""
-        if self._skipped is not None:
+        if self._skipped is not None and self._position < end:
             waited = self._pending > 0
             self._skipped.gap(self._position, end, waited=waited, now=time.monotonic())
-
-    def _look_at_gaps(self) -> None:
-        """See which gaps the stream's limits have made."""
-        if self._skipped is None or not self._skipped.is_unsure:
-            return
-        info = self._reader.stream_seen()
-        if info is not None:
-            self._skipped.settle(info["state"]["first_seq"], time.monotonic())
-        elif self._reader.look_at_stream():
-            self._skipped.ask()
 
     def _acknowledge(self, feed: Feed) -> None:
         """Take in confirmations, and send due acks.
@@ -301,6 +292,8 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
             self._ending = (
                 info["num_pending"] == 0 and info["num_ack_pending"] == asked_with == unsettled
             )
+            if self._ending and self._number in (None, info["delivered"]["consumer_seq"] + 1):
+                self._gap(self._last + 1)
 
 
 def _earlier(one: float | None, other: float | None) -> float | None:

@@ -98,8 +98,7 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
             return []
         if feed is not self._feed:
             self._feed, self._number = feed, 0
-        if self._skipped.is_unsure:
-            self._look_at_gaps()
+        self._reader.look_at_gaps(self._skipped)
         ended = feed.ended  # before the queue: messages that arrived before the end are good
         batch, _ = feed.take(self._batch_size)
         if batch:
@@ -123,12 +122,7 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
     def close(self) -> None:
         """Delete the consumer, and give the connection back."""
         self._unreadable.report()
-        if self._skipped.is_unsure:
-            self._skipped.ask()
-            info = self._reader.stream_info()
-            if info is not None:
-                self._skipped.settle(info["state"]["first_seq"], time.monotonic())
-        self._skipped.report()
+        self._reader.report_skipped(self._skipped)
         self._reader.close()
         release(self._shared)
 
@@ -180,14 +174,6 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
         if self._position < end:
             waited = self._pending > 0
             self._skipped.gap(self._position, end, waited=waited, now=time.monotonic())
-
-    def _look_at_gaps(self) -> None:
-        """See which gaps the stream's limits have made."""
-        info = self._reader.stream_seen()
-        if info is not None:
-            self._skipped.settle(info["state"]["first_seq"], time.monotonic())
-        elif self._reader.look_at_stream():
-            self._skipped.ask()
 
     def _is_at_end(self, feed: Feed) -> bool:
         """Whether the server has nothing left to send, and everything it sent has arrived."""

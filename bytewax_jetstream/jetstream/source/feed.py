@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ...errors import ConnectError
 from ..connection import JetStreamApiError
-from ..message import RawMessage
+from ..message import RawMessage, parse_pending
 from .prefetch import FIRST_BYTES
 from .reading import Found, Reading
 from .shared_connection import SharedConnection
@@ -33,6 +33,8 @@ PREFETCH_BATCHES = 4
 PREFETCH_LEAST = 256
 EXPIRE_SECONDS = 30.0
 """A pull request that is not filled by then ends, and the next one follows."""
+LARGE_EXPIRE = 2_000_000_000
+"""The nanoseconds after which a request for one large message ends: others may wait for theirs."""
 HEARTBEAT_SECONDS = 2.0
 SILENCE_SECONDS = 2.5 * HEARTBEAT_SECONDS
 LOOK_SECONDS = 0.05
@@ -106,8 +108,10 @@ class Feed:
         self._prefetch = shared.prefetch
         self._grown = FIRST_BYTES
         """How many bytes a request may have; it doubles while that is what ends them."""
-        self._needs_large = False
-        """Whether the next message is larger than this partition's share."""
+        self._large_left = 0
+        """How many messages surely wait of which the next one is larger than this partition's
+        share; 0 if it is not known to be.
+        """
         self._expires = _least(round(EXPIRE_SECONDS * 1e9), config.get("max_expires", 0))
         inbox = connection.new_inbox()
         self._acks = f"{inbox}.ack"
@@ -212,7 +216,11 @@ class Feed:
         for pull in self._pulls:
             if pull.left or self.ended is not None:
                 continue
-            if self._needs_large:
+            if self._large_left:
+                if sum(bool(other.held) and other.is_large for other in self._pulls) >= (
+                    self._large_left
+                ):
+                    continue  # a request that nothing answers would keep others from theirs
                 if waiting and (waiting >= self._most or size > share):
                     hungry = True
                 elif held := self._prefetch.request_large(self.pull):
@@ -243,12 +251,13 @@ class Feed:
         pull.reply = f"{pull.inbox}.{pull.number}".encode()
         pull.left = count
         pull.asked = pull.room = size
-        beat = min(round(HEARTBEAT_SECONDS * 1e9), self._expires // 2)
+        expires = min(self._expires, LARGE_EXPIRE) if pull.is_large else self._expires
+        beat = min(round(HEARTBEAT_SECONDS * 1e9), expires // 2)
         body = json.dumps(
             {
                 "batch": count,
                 "max_bytes": size,
-                "expires": self._expires,
+                "expires": expires,
                 "idle_heartbeat": beat,
             }
         ).encode()
@@ -278,7 +287,7 @@ class Feed:
         self._chunk.append((subject, reply, header, payload))
         if pull.is_large:
             # The next one is probably as large, unless this one is small.
-            self._needs_large = size > self._share
+            self._large_left = parse_pending(reply) if size > self._share else 0
         if pull.left <= 0:
             self._close_request(pull)
 
@@ -308,6 +317,8 @@ class Feed:
     def _may_request_again(self, pull: _Pull, header: bytes) -> bool:
         """Whether another request can bring more; adapts its size if the bytes did not suffice."""
         if not header.startswith(b"NATS/1.0 409"):
+            if pull.is_large:
+                self._large_left = 0
             return True
         brought = pull.room < pull.asked
         if not brought and pull.is_large:
@@ -315,7 +326,7 @@ class Feed:
         if self._grown < self._prefetch.share:
             self._grown *= 2
         elif not brought:
-            self._needs_large = True
+            self._large_left = max(1, self._large_left)
         return True
 
     def check_silence(self, now: float) -> None:

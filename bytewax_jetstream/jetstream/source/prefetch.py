@@ -15,7 +15,7 @@ from collections.abc import Callable
 __all__ = ["Prefetch"]
 
 PREFETCH_BYTES = 32 * 1024 * 1024
-FIRST_BYTES = 128 * 1024
+FIRST_BYTES = 32 * 1024
 """A partition's first request; the next ones double, up to its share."""
 LEAST_BYTES = 256 * 1024
 """No cut shrinks the budget further."""

@@ -18,6 +18,7 @@ from ..message import UnreadableMessage
 from .feed import Feed
 from .reading import Found, Reading
 from .shared_connection import SharedConnection
+from .skipped import Skipped
 
 __all__ = ["IDLE", "Reader", "UnreadableCount"]
 
@@ -29,6 +30,7 @@ GONE_SECONDS = 5.0
 """How long a stream may be missing: after a restart a server may still be loading it."""
 CLOSE_SECONDS = 2.0
 LOOK_SECONDS = 0.25
+PAUSE_SECONDS = 0.05
 IDLE = timedelta(milliseconds=2)
 """How soon an idle partition looks again: while it sleeps, no other source's epoch can end."""
 
@@ -70,7 +72,7 @@ class Reader:
         :raises SourceError: when the stream cannot be read as the settings require.
         """
         try:
-            self._feed = self._shared.loop.run(self._attempt(position), SETUP_SECONDS)
+            self._feed = self._first_feed(position)
         except JetStreamApiError as error:
             raise SourceError(
                 f"{self._reading} cannot be read: the server refused the consumer: {error}",
@@ -90,6 +92,22 @@ class Reader:
             ) from None
         return self._feed.found
 
+    def _first_feed(self, position: int | None) -> Feed:
+        """Try again when the connection is lost meanwhile: partitions that are open already may be
+        cut as slow consumers until it is known how much the server holds for them.
+        """
+        shared, deadline = self._shared, time.monotonic() + SETUP_SECONDS
+        while True:
+            was_up, losses = shared.connection.is_up, shared.losses
+            try:
+                left = max(0.1, deadline - time.monotonic())
+                return shared.loop.run(self._attempt(position), left)
+            except (ConnectError, NatsError, OSError, TimeoutError):
+                lost = not was_up or shared.losses != losses or not shared.connection.is_up
+                if not lost or time.monotonic() > deadline:
+                    raise
+            time.sleep(PAUSE_SECONDS)
+
     def current(self) -> Feed | None:
         """The feed to take from; None while one is being opened.
 
@@ -107,31 +125,30 @@ class Reader:
             )
         return self._feed
 
-    def look_at_stream(self) -> bool:
-        """Ask what the server knows of the stream, at most every quarter second; returns whether it
-        is asked now. See `stream_seen`.
+    def look_at_gaps(self, skipped: Skipped) -> None:
+        """See which gaps the stream's limits have made; asks at most every quarter second, and
+        never waits.
         """
-        now = time.monotonic()
-        if now - self._looked < LOOK_SECONDS:
-            return False
-        self._looked, self._stream_seen = now, None
-        self._shared.loop.call(self._start_look)
-        return True
+        if not skipped.is_unsure:
+            return
+        now, seen = time.monotonic(), self._stream_seen
+        if seen is not None:
+            self._stream_seen = None
+            skipped.settle(seen["state"]["first_seq"], now)
+        elif now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            skipped.ask()
+            self._shared.loop.call(self._start_look)
 
-    def stream_seen(self) -> dict[str, Any] | None:
-        """The answer to the last look, once."""
-        seen, self._stream_seen = self._stream_seen, None
-        return seen
-
-    def stream_info(self) -> dict[str, Any] | None:
-        """What the server says of the stream now; None if there is no answer soon."""
-        request = self._shared.connection.request(
-            f"STREAM.INFO.{self._reading.stream}", seconds=CLOSE_SECONDS
-        )
-        try:
-            return self._shared.loop.run(request, CLOSE_SECONDS)
-        except (JetStreamPipelineError, JetStreamApiError, TimeoutError):
-            return None
+    def report_skipped(self, skipped: Skipped) -> None:
+        """Count the last gaps, and log what was not logged; ends within a bounded time."""
+        if skipped.is_unsure:
+            skipped.ask()
+            # Without an answer they stay uncounted: they may have been there at the start.
+            with contextlib.suppress(JetStreamPipelineError, JetStreamApiError, TimeoutError):
+                info = self._shared.loop.run(self._stream_info(), CLOSE_SECONDS)
+                skipped.settle(info["state"]["first_seq"], time.monotonic())
+        skipped.report()
 
     @property
     def feed(self) -> Feed | None:
@@ -163,8 +180,10 @@ class Reader:
 
     async def _look(self) -> None:
         with contextlib.suppress(ConnectError, JetStreamApiError):  # then it is asked again
-            request = f"STREAM.INFO.{self._reading.stream}"
-            self._stream_seen = await self._shared.connection.request(request)
+            self._stream_seen = await self._stream_info()
+
+    async def _stream_info(self) -> dict[str, Any]:
+        return await self._shared.connection.request(f"STREAM.INFO.{self._reading.stream}")
 
     async def _attempt(self, position: int | None) -> Feed:
         found = await self._find(position)

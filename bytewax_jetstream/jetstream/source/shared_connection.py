@@ -64,6 +64,8 @@ class SharedConnection:
         self.prefetch = Prefetch(lambda: self.connection.max_payload)
         self._tickers: set[Callable[[float], None]] = set()
         self.users = 0
+        self.losses = 0
+        """How often the connection was lost."""
         self._active_at = -ACTIVE_SECONDS
 
     def __repr__(self) -> str:
@@ -151,6 +153,7 @@ class SharedConnection:
             listener.hand_over()
 
     def _down(self, reason: str) -> None:
+        self.losses += 1
         now = time.monotonic()
         if now - self._active_at < ACTIVE_SECONDS:
             log.info(
