@@ -96,12 +96,12 @@ class Reader:
         """Try again when the connection is lost meanwhile: partitions that are open already may be
         cut as slow consumers until it is known how much the server holds for them.
         """
-        shared, deadline = self._shared, time.monotonic() + SETUP_SECONDS
+        shared = self._shared
+        deadline = time.monotonic() + max(SETUP_SECONDS, shared.settings.pool.delivery_timeout)
         while True:
             was_up, losses = shared.connection.is_up, shared.losses
             try:
-                left = max(0.1, deadline - time.monotonic())
-                return shared.loop.run(self._attempt(position), left)
+                return shared.loop.run(self._attempt(position), SETUP_SECONDS)
             except (ConnectError, NatsError, OSError, TimeoutError):
                 lost = not was_up or shared.losses != losses or not shared.connection.is_up
                 if not lost or time.monotonic() > deadline:

@@ -218,7 +218,7 @@ def test_four_streams_of_16_kb_messages_are_never_cut_with_defaults() -> None:
         assert most <= prefetch.limit
 
 
-def _read_all(drivers: list[Driver], timeout: float = 60) -> None:
+def _read_all(drivers: list[Driver], timeout: float = 120) -> None:
     def step() -> bool:
         for driver in drivers:
             if not driver.ended:
