@@ -14,6 +14,7 @@ no envelope, result or checkpoint is missing; one may come twice, with the same 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal, overload
 
 import bytewax.operators as op
@@ -85,6 +86,8 @@ def input(  # noqa: A001
     tail: bool = True,
     start: Start = "first",
     batch_size: int = 1000,
+    ack_wait: timedelta = ...,
+    max_ack_pending: int = ...,
 ) -> InputOut: ...
 
 
@@ -124,6 +127,10 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
     :arg start: Where to start the first time: `first`, `new`, a stream sequence or an offset; on
         JetStream also a time.
     :arg batch_size: How many messages a batch may have.
+    :arg ack_wait: JetStream with `durable`: after how long the server delivers the messages of a
+        crashed run again; 90 s by default. An epoch may take longer.
+    :arg max_ack_pending: JetStream with `durable`: how many messages may be unacknowledged; 100,000
+        by default. It should exceed the messages of an epoch.
     """
     if isinstance(settings, KafkaSettings):
         return _kafka_input(step_id, flow, kafka_source(settings, **options))

@@ -6,9 +6,14 @@ own types:
 
     ("publish", 1, oks, errs, checkpoints)  results and checkpoints that a publish step had not
                                             passed on; a tuple each
-    ("sequence", 1, position)               the stream sequence that a source goes on with
-    ("durable", 1, ranges)                  messages that a durable consumer's source must not emit
-                                            again
+    ("sequence", 2, position, created, time)
+                                            the stream sequence that a source goes on with; when the
+                                            stream was made, and when it stored the message before
+                                            the position, so that another stream of its name is
+                                            noticed
+    ("durable", 2, ranges, consumer, created)
+                                            messages that a durable consumer's source must not emit
+                                            again; the consumer's name, and when it was made
 
 A result or a checkpoint is a tuple of its fields. A field that is a tuple is one of these:
 
@@ -18,8 +23,9 @@ A result or a checkpoint is a tuple of its fields. A field that is a tuple is on
                                             envelope; if it cannot be unpickled, the text
 
 When a form changes, give it the next version, and keep reading the versions before: a store is kept
-as long as its dataflow. Before states had a version, a publish step's state was a pickled `Report`,
-and a source's the position or the ranges alone.
+as long as its dataflow. In version 1 a source's state had only the position or the ranges. Before
+states had a version, a publish step's state was a pickled `Report`, and a source's the bare
+position or ranges.
 """
 
 import logging
@@ -33,9 +39,11 @@ from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResu
 from .errors import JetStreamPipelineError, SourceError
 
 __all__ = [
+    "DurableState",
     "PublishState",
     "Ranges",
     "Report",
+    "SequenceState",
     "SourceState",
     "durable_state",
     "publish_state",
@@ -47,7 +55,9 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""The version of all kinds; none has changed yet."""
+"""The version of publish states."""
+VERSIONS = {"publish": VERSION, "sequence": 2, "durable": 2}
+"""The version in which each kind is written."""
 
 Row: TypeAlias = tuple[Any, ...]
 """The fields of a result or a checkpoint."""
@@ -56,8 +66,36 @@ Ranges = tuple[tuple[int, int, int], ...]
 """Sequences whose acks are due after this epoch's commit: first, last, and the time in nanoseconds
 of the latest message. The time tells a message from one with the same sequence in a new stream.
 """
-SourceState = tuple[str, int, int] | tuple[str, int, Ranges] | int | Ranges
-"""The last two are from before states had a version."""
+SourceState = (
+    tuple[str, int, int, str, int]
+    | tuple[str, int, Ranges, str, str]
+    | tuple[str, int, int]
+    | tuple[str, int, Ranges]
+    | int
+    | Ranges
+)
+"""The first two are written; the next two are version 1, the last two have no version."""
+
+
+class SequenceState(NamedTuple):
+    """Where a source that reads by sequence goes on, and in which stream."""
+
+    position: int
+    created: str | None
+    """When the stream was made, in the server's words; None if the state is older than version 2.
+    """
+    time: int
+    """When the stream stored the message before the position, in nanoseconds; 0 if unknown."""
+
+
+class DurableState(NamedTuple):
+    """What a source with a durable consumer must not emit again, and which consumer that is."""
+
+    ranges: Ranges
+    consumer: str | None
+    """None if the state is older than version 2; so for the next field."""
+    created: str | None
+    """When the consumer was made, in the server's words."""
 
 
 class Report(NamedTuple):
@@ -106,30 +144,43 @@ def read_publish_state(state: object, step_id: str) -> Report:
     raise JetStreamPipelineError(_refusal(state, step_id, "publish"))
 
 
-def sequence_state(position: int) -> SourceState:
-    """The state of a source that reads by sequence and goes on at this position."""
-    return "sequence", VERSION, position
+def sequence_state(state: SequenceState) -> SourceState:
+    """The stored form of a state by sequence, whose stream is known."""
+    position, created, time = state
+    assert created is not None, "a source that reads knows its stream"
+    return "sequence", VERSIONS["sequence"], position, created, time
 
 
-def durable_state(ranges: Ranges) -> SourceState:
-    """The state of a source that reads through a durable consumer."""
-    return "durable", VERSION, ranges
+def durable_state(state: DurableState) -> SourceState:
+    """The stored form of a durable consumer's state, whose consumer is known."""
+    ranges, consumer, created = state
+    assert consumer is not None, "a source that reads knows its consumer"
+    assert created is not None, "a source that reads knows its consumer"
+    return "durable", VERSIONS["durable"], ranges, consumer, created
 
 
-def read_source_state(state: object, step_id: str) -> int | Ranges:
-    """The position of a source that reads by sequence, or the ranges of one that is durable.
+def read_source_state(state: object, step_id: str) -> SequenceState | DurableState:
+    """Where a source goes on.
 
     :raises SourceError: when this is not the state of a JetStream source.
     """
     match state:
+        case ("sequence", 2, position, str(created), time) if _is_count(position) and _is_count(
+            time
+        ):
+            return SequenceState(position, created, time)
         case ("sequence", 1, position) if _is_count(position):
-            return position
+            return SequenceState(position, None, 0)
+        case ("durable", 2, tuple(ranges), str(consumer), str(created)) if all(
+            map(_is_range, ranges)
+        ):
+            return DurableState(ranges, consumer, created)
         case ("durable", 1, tuple(ranges)) if all(map(_is_range, ranges)):
-            return ranges
+            return DurableState(ranges, None, None)
         case int() if _is_count(state):
-            return state
+            return SequenceState(state, None, 0)
         case tuple() if all(map(_is_range, state)):
-            return state
+            return DurableState(state, None, None)
     raise SourceError(_refusal(state, step_id, "sequence", "durable"))
 
 
@@ -143,11 +194,11 @@ def _is_range(value: object) -> bool:
 
 def _refusal(state: object, step_id: str, *kinds: str) -> str:
     match state:
-        case (str(kind), int(version), *_) if kind in kinds and version != VERSION:
+        case (str(kind), int(version), *_) if kind in kinds and not 0 < version <= VERSIONS[kind]:
             return (
                 f"step {step_id} found recovery state of version {version}, and this version of "
-                f"bytewax_jetstream understands version {VERSION}: run the version that wrote it, "
-                "or a newer one"
+                f"bytewax_jetstream understands version {VERSIONS[kind]}: run the version that "
+                "wrote it, or a newer one"
             )
         case (str(kind), int(), *_) if kind not in kinds:
             found = f"of kind {kind}"

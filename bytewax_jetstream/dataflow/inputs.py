@@ -42,8 +42,12 @@ def jetstream_source(
     tail: bool = True,
     start: Start = "first",
     batch_size: int = 1000,
+    **consumer: Any,
 ) -> Source[JetStreamMessage | UnreadableMessage]:
-    """The source with which `jop.input` reads streams."""
+    """The source with which `jop.input` reads streams.
+
+    :arg consumer: `ack_wait` and `max_ack_pending`, whose defaults only the source knows.
+    """
     from ..jetstream.source.source import JetStreamSource  # which loads nats-py
 
     return JetStreamSource(
@@ -54,6 +58,7 @@ def jetstream_source(
         tail=tail,
         start=start,
         batch_size=batch_size,
+        **consumer,
     )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "UnreadableMessage",
     "decode",
     "parse_headers",
+    "parse_pending",
     "parse_position",
 ]
 
@@ -74,6 +75,13 @@ def parse_position(reply: bytes) -> tuple[int, int, int]:
     if tokens[0] != b"$JS" or len(tokens) < index + 4:
         raise ValueError(f"not the reply subject of a stored message: {reply[:80]!r}")
     return int(tokens[index]), int(tokens[index + 1]), int(tokens[index + 2])
+
+
+def parse_pending(reply: bytes) -> int:
+    """How many messages waited for delivery after this one; 0 if its reply subject does not say."""
+    tokens = reply.split(b".")
+    index = 8 if len(tokens) == 9 else 10
+    return int(tokens[index]) if len(tokens) > index and tokens[index].isdigit() else 0
 
 
 def parse_headers(block: bytes) -> dict[str, str]:

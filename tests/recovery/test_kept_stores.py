@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bytewax_jetstream.recovery_state import read_publish_state, read_source_state
+from bytewax_jetstream.recovery_state import (
+    DurableState,
+    SequenceState,
+    read_publish_state,
+    read_source_state,
+)
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import run
 from tests.support.reading import write as write_frames
@@ -75,10 +80,10 @@ def _in_queue(url: str) -> set[int]:
 def test_kept_store_resumes_with_nothing_lost_and_nothing_repeated(folder: Path) -> None:
     states = {step: pickle.loads(state) for step, state in _pickles(folder).items()}
     pending = read_publish_state(states[PUBLISH], PUBLISH)
-    position = read_source_state(states[READ], READ)
-    ranges = read_source_state(states[QUEUE], QUEUE)
-    assert isinstance(position, int)
-    assert isinstance(ranges, tuple)
+    read, queue = (read_source_state(states[step], step) for step in (READ, QUEUE))
+    assert isinstance(read, SequenceState)
+    assert isinstance(queue, DurableState)
+    position, ranges = read.position, queue.ranges
     emitted = {number for first, last, _ in ranges for number in range(first, last + 1)}
     assert len(pending.oks) >= 3
     assert {result.topic for result in pending.errs} >= {"out.wrong", "out.ttl"}

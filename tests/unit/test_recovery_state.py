@@ -13,7 +13,9 @@ from bytewax_jetstream import operators
 from bytewax_jetstream.envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
 from bytewax_jetstream.errors import JetStreamPipelineError, SourceError
 from bytewax_jetstream.recovery_state import (
+    DurableState,
     Report,
+    SequenceState,
     durable_state,
     publish_state,
     read_publish_state,
@@ -66,6 +68,8 @@ CHECKPOINT = Checkpoint(
 )
 REPORT = Report([STORED, STORED], [REJECTED], [CHECKPOINT])
 RANGES = ((1, 5, 100), (7, 7, 100))
+BY_SEQUENCE = SequenceState(7, "2026-01-01T00:00:00Z", 100)
+DURABLE = DurableState(RANGES, "reader", "2026-01-01T00:00:00Z")
 
 
 def _resumed(report: Report) -> Report:
@@ -198,15 +202,20 @@ def test_a_value_whose_class_is_gone_comes_back_as_text(
 
 
 @pytest.mark.parametrize(
-    ("state", "held"), [(sequence_state(7), 7), (durable_state(RANGES), RANGES)]
+    ("state", "held"),
+    [(sequence_state(BY_SEQUENCE), BY_SEQUENCE), (durable_state(DURABLE), DURABLE)],
 )
 def test_a_sources_state_comes_back_as_it_was(state: object, held: object) -> None:
-    assert read_source_state(plain(pickle.dumps(state)), "flow.in") == held
+    resumed = read_source_state(plain(pickle.dumps(state)), "flow.in")
+
+    assert resumed == held
+    assert type(resumed) is type(held)
 
 
 def test_the_state_of_a_source_is_its_kind_its_version_and_plain_values() -> None:
-    assert sequence_state(7) == ("sequence", 1, 7)
-    assert durable_state(RANGES) == ("durable", 1, ((1, 5, 100), (7, 7, 100)))
+    assert sequence_state(BY_SEQUENCE) == ("sequence", 2, 7, "2026-01-01T00:00:00Z", 100)
+    ranges = ((1, 5, 100), (7, 7, 100))
+    assert durable_state(DURABLE) == ("durable", 2, ranges, "reader", "2026-01-01T00:00:00Z")
 
 
 # From before states had a version
@@ -232,9 +241,20 @@ def test_a_report_without_a_version_is_written_again_with_one() -> None:
     assert _resumed(resumed) == REPORT
 
 
-@pytest.mark.parametrize("state", [7, (), ((1, 5, 100),), RANGES])
-def test_a_sources_state_without_a_version_is_read(state: object) -> None:
-    assert read_source_state(state, "flow.in") == state
+@pytest.mark.parametrize(
+    ("state", "resumed"),
+    [
+        (7, SequenceState(7, None, 0)),
+        (("sequence", 1, 7), SequenceState(7, None, 0)),
+        ((), DurableState((), None, None)),
+        (RANGES, DurableState(RANGES, None, None)),
+        (("durable", 1, RANGES), DurableState(RANGES, None, None)),
+    ],
+)
+def test_a_sources_older_state_is_read_without_its_stream_or_consumer(
+    state: object, resumed: object
+) -> None:
+    assert read_source_state(state, "flow.in") == resumed
 
 
 # What is not understood
@@ -243,21 +263,24 @@ Read = Callable[[object, str], object]
 
 
 @pytest.mark.parametrize(
-    ("read", "state"),
+    ("read", "state", "understood"),
     [
-        (read_publish_state, ("publish", 2, (), (), (), "more")),
-        (read_publish_state, ("publish", 2)),
-        (read_source_state, ("sequence", 2, 7)),
-        (read_source_state, ("durable", 2, ())),
+        (read_publish_state, ("publish", 2, (), (), (), "more"), 1),
+        (read_publish_state, ("publish", 2), 1),
+        (read_source_state, ("sequence", 3, 7), 2),
+        (read_source_state, ("durable", 3, ()), 2),
     ],
 )
-def test_a_newer_state_is_refused_with_both_versions(read: Read, state: object) -> None:
+def test_a_newer_state_is_refused_with_both_versions(
+    read: Read, state: tuple[Any, ...], understood: int
+) -> None:
     with pytest.raises(JetStreamPipelineError) as caught:
         read(state, "flow.step")
 
     assert str(caught.value) == (
-        "step flow.step found recovery state of version 2, and this version of bytewax_jetstream "
-        "understands version 1: run the version that wrote it, or a newer one"
+        f"step flow.step found recovery state of version {state[1]}, and this version of "
+        f"bytewax_jetstream understands version {understood}: run the version that wrote it, or a "
+        "newer one"
     )
 
 
@@ -290,7 +313,7 @@ def test_the_state_of_another_step_is_refused(
 
 def test_a_source_that_cannot_resume_says_so_as_a_source_error() -> None:
     with pytest.raises(SourceError):
-        read_source_state(("sequence", 2, 7), "flow.in")
+        read_source_state(("sequence", 3, 7), "flow.in")
 
 
 @pytest.mark.parametrize(
@@ -312,6 +335,12 @@ def test_damaged_state_of_a_publish_step_is_refused_by_name(state: object) -> No
         ("sequence", 1, True),
         ("sequence", 1, -5),
         ("sequence", 1, 2**80),
+        ("sequence", 2, 7),
+        ("sequence", 2, 7, None, 100),
+        ("sequence", 2, 7, "2026-01-01T00:00:00Z", -1),
+        ("durable", 2, ()),
+        ("durable", 2, RANGES, "reader", 7),
+        ("durable", 2, ((1, 2),), "reader", "2026-01-01T00:00:00Z"),
         ("durable", 1, ((1, 2),)),
         ("durable", 1, (1, 2)),
         ((),),

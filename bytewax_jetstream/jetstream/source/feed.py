@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 from ...errors import ConnectError
 from ..connection import JetStreamApiError
-from ..message import RawMessage
-from .consumers import Found, Reading
+from ..message import RawMessage, parse_pending
+from .prefetch import FIRST_BYTES
+from .reading import Found, Reading
 from .shared_connection import SharedConnection
 
 __all__ = ["Feed"]
@@ -30,9 +31,10 @@ __all__ = ["Feed"]
 PREFETCH_BATCHES = 4
 """How many batches a partition may hold or have requested."""
 PREFETCH_LEAST = 256
-PREFETCH_BYTES = 32 * 1024 * 1024
 EXPIRE_SECONDS = 30.0
 """A pull request that is not filled by then ends, and the next one follows."""
+LARGE_EXPIRE = 2_000_000_000
+"""The nanoseconds after which a request for one large message ends: others may wait for theirs."""
 HEARTBEAT_SECONDS = 2.0
 SILENCE_SECONDS = 2.5 * HEARTBEAT_SECONDS
 LOOK_SECONDS = 0.05
@@ -48,7 +50,7 @@ HEARTBEAT = b"NATS/1.0 100"
 class _Pull:
     """One of a feed's two pull requests; its messages come to its own inbox."""
 
-    __slots__ = ("inbox", "left", "number", "reply", "room")
+    __slots__ = ("asked", "held", "inbox", "is_large", "left", "number", "reply", "room")
 
     def __init__(self, inbox: str) -> None:
         self.inbox = inbox
@@ -59,6 +61,12 @@ class _Pull:
         """How many requested messages have not arrived."""
         self.room = 0
         """How many requested bytes have not arrived."""
+        self.asked = 0
+        """How many bytes the last request asked for."""
+        self.held = 0
+        """How many bytes the open request holds of the budget; 0 if none is open."""
+        self.is_large = False
+        """Whether it asks for a single message, of any size."""
 
 
 class _Chunk(NamedTuple):
@@ -96,9 +104,14 @@ class Feed:
         )
         self._most = max(PREFETCH_LEAST, PREFETCH_BATCHES * batch_size)
         self._size = _least(self._most // 2, config.get("max_batch", 0))
-        # A share must hold the largest possible message, or the server would never send it.
-        share = max(PREFETCH_BYTES // 2, connection.max_payload + 64 * 1024)
-        self._share = _least(share, config.get("max_bytes", 0))
+        self._most_bytes = config.get("max_bytes", 0)
+        self._prefetch = shared.prefetch
+        self._grown = FIRST_BYTES
+        """How many bytes a request may have; it doubles while that is what ends them."""
+        self._large_left = 0
+        """How many messages surely wait of which the next one is larger than this partition's
+        share; 0 if it is not known to be.
+        """
         self._expires = _least(round(EXPIRE_SECONDS * 1e9), config.get("max_expires", 0))
         inbox = connection.new_inbox()
         self._acks = f"{inbox}.ack"
@@ -166,6 +179,8 @@ class Feed:
         if self.ended is None:
             self.ended = reason
         self._shared.listeners.discard(self)
+        for pull in self._pulls:
+            self._close_request(pull)
         if self._looking is not None:
             self._looking.cancel()
         for inbox in (*(pull.inbox for pull in self._pulls), self._acks):
@@ -182,6 +197,7 @@ class Feed:
             return
         self.proved = True
         self._heard = time.monotonic()
+        self._shared.active()
         self._received += len(self._chunk)
         self._received_bytes += self._chunk_bytes
         self._queue.append(_Chunk(self._chunk, self._chunk_bytes, self._heard))
@@ -195,33 +211,67 @@ class Feed:
             - self._taken_bytes
             + sum(pull.room for pull in self._pulls if pull.left)
         )
+        share = self._share
         hungry = False
         for pull in self._pulls:
             if pull.left or self.ended is not None:
                 continue
-            if waiting + self._size <= self._most and size + self._share <= 2 * self._share:
+            if self._large_left:
+                if sum(bool(other.held) and other.is_large for other in self._pulls) >= (
+                    self._large_left
+                ):
+                    continue  # a request that nothing answers would keep others from theirs
+                if waiting and (waiting >= self._most or size > share):
+                    hungry = True
+                elif held := self._prefetch.request_large(self.pull):
+                    pull.held, pull.is_large = held, True
+                    self._request(pull, 1, _least(held, self._most_bytes))
+                    waiting += 1
+                    size += pull.asked
+            elif waiting + self._size <= self._most and size + share <= 2 * share:
                 self._pull(pull, self._size)
                 waiting += self._size
-                size += self._share
+                size += share
             else:
                 hungry = True
         self._hungry = hungry
 
+    @property
+    def _share(self) -> int:
+        return _least(min(self._grown, self._prefetch.share), self._most_bytes)
+
     def _pull(self, pull: _Pull, count: int) -> None:
+        share = self._share
+        self._prefetch.request(share)
+        pull.held, pull.is_large = share, False
+        self._request(pull, count, share)
+
+    def _request(self, pull: _Pull, count: int, size: int) -> None:
         pull.number += 1
         pull.reply = f"{pull.inbox}.{pull.number}".encode()
-        pull.left, pull.room = count, self._share
-        beat = min(round(HEARTBEAT_SECONDS * 1e9), self._expires // 2)
+        pull.left = count
+        pull.asked = pull.room = size
+        expires = min(self._expires, LARGE_EXPIRE) if pull.is_large else self._expires
+        beat = min(round(HEARTBEAT_SECONDS * 1e9), expires // 2)
         body = json.dumps(
             {
                 "batch": count,
-                "max_bytes": self._share,
-                "expires": self._expires,
+                "max_bytes": size,
+                "expires": expires,
                 "idle_heartbeat": beat,
             }
         ).encode()
         frame = b"PUB %s %s %d\r\n%s\r\n" % (self._next, pull.reply, len(body), body)
         self._shared.connection.write(frame)
+        self._shared.active()
+
+    def _close_request(self, pull: _Pull) -> None:
+        """Give the bytes of an answered request back to the budget."""
+        held, pull.held, pull.left = pull.held, 0, 0
+        if held and pull.is_large:
+            self._prefetch.end_large(held)
+        elif held:
+            self._prefetch.end(held)
 
     def _arrived(
         self, pull: _Pull, subject: bytes, reply: bytes, header: bytes | None, payload: bytes
@@ -235,6 +285,11 @@ class Feed:
         pull.room -= size
         self._chunk_bytes += size
         self._chunk.append((subject, reply, header, payload))
+        if pull.is_large:
+            # The next one is probably as large, unless this one is small.
+            self._large_left = parse_pending(reply) if size > self._share else 0
+        if pull.left <= 0:
+            self._close_request(pull)
 
     def _status(self, pull: _Pull, header: bytes) -> None:
         self._heard = time.monotonic()
@@ -251,20 +306,47 @@ class Feed:
         elif COMPLETED(header):
             if pull.left:
                 self.end(NOT_ALL_ARRIVED)
-        elif REQUEST_ENDS(header) and (
-            pull.room < self._share or not header.startswith(b"NATS/1.0 409")
-        ):
-            pull.left = 0
+        elif REQUEST_ENDS(header) and self._may_request_again(pull, header):
+            self._close_request(pull)
             self._flush()
             self.pull()
         else:
             said = header[9:].partition(b"\r\n")[0].decode("utf-8", "replace")
             self.end(f"the server said: {said}")
 
+    def _may_request_again(self, pull: _Pull, header: bytes) -> bool:
+        """Whether another request can bring more; adapts its size if the bytes did not suffice."""
+        if not header.startswith(b"NATS/1.0 409"):
+            if pull.is_large:
+                self._large_left = 0
+            return True
+        brought = pull.room < pull.asked
+        if not brought and pull.is_large:
+            return False
+        if self._grown < self._prefetch.share:
+            self._grown *= 2
+        elif not brought:
+            self._large_left = max(1, self._large_left)
+        return True
+
     def check_silence(self, now: float) -> None:
         """End when an open request has brought neither messages nor heartbeats."""
         if now - self._heard > SILENCE_SECONDS and any(pull.left for pull in self._pulls):
             self.end(f"the server was silent for {now - self._heard:.1f} s")
+
+    def untaken_since(self) -> float | None:
+        """When the first of the messages arrived that wait to be taken."""
+        if self._rest_at < len(self._rest):
+            return self._rest_arrived
+        chunks = tuple(self._queue)  # a copy, because the partition's thread takes from it
+        return chunks[0].arrived if chunks else None
+
+    def untaken(self) -> list[bytes]:
+        """Reply subjects of the messages that wait to be taken; some may be taken meanwhile."""
+        messages = self._rest[self._rest_at :]
+        for chunk in tuple(self._queue):
+            messages += chunk.messages
+        return [reply for _, reply, _, _ in messages]
 
     def denied(self, message: str) -> None:
         """End if the denied subject is one that this feed needs."""

@@ -141,6 +141,10 @@ class Ledger:
             # Some of them may have been delivered again meanwhile.
             self._acked.update(self._due, *self._sent.values())
 
+    def held(self) -> list[bytes]:
+        """Reply subjects of the messages that were emitted and whose acks are not sent."""
+        return [*self._due.values(), *self.uncommitted()]
+
     def uncommitted(self) -> list[bytes]:
         """Reply subjects of the messages that were emitted and never committed."""
         return [*self._closed.values(), *self._open.values()]

@@ -8,15 +8,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from random import uniform
+from typing import Any
 
 from nats.errors import Error as NatsError
 
 from ...errors import ConnectError, JetStreamPipelineError, SourceError, StreamError
 from ..connection import JetStreamApiError, words
 from ..message import UnreadableMessage
-from .consumers import Found, Reading
 from .feed import Feed
+from .reading import Found, Reading
 from .shared_connection import SharedConnection
+from .skipped import Skipped
 
 __all__ = ["IDLE", "Reader", "UnreadableCount"]
 
@@ -27,6 +29,8 @@ SETUP_SECONDS = 30.0
 GONE_SECONDS = 5.0
 """How long a stream may be missing: after a restart a server may still be loading it."""
 CLOSE_SECONDS = 2.0
+LOOK_SECONDS = 0.25
+PAUSE_SECONDS = 0.05
 IDLE = timedelta(milliseconds=2)
 """How soon an idle partition looks again: while it sleeps, no other source's epoch can end."""
 
@@ -55,6 +59,9 @@ class Reader:
         self._opening: asyncio.Task[None] | None = None
         self._failing_since: float | None = None
         self._pause = 0.02
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = float("-inf")
+        self._stream_seen: dict[str, Any] | None = None
         self.reopened = 0
 
     def open(self, position: int | None) -> Found:
@@ -65,7 +72,7 @@ class Reader:
         :raises SourceError: when the stream cannot be read as the settings require.
         """
         try:
-            self._feed = self._shared.loop.run(self._attempt(position), SETUP_SECONDS)
+            self._feed = self._first_feed(position)
         except JetStreamApiError as error:
             raise SourceError(
                 f"{self._reading} cannot be read: the server refused the consumer: {error}",
@@ -85,6 +92,22 @@ class Reader:
             ) from None
         return self._feed.found
 
+    def _first_feed(self, position: int | None) -> Feed:
+        """Try again when the connection is lost meanwhile: partitions that are open already may be
+        cut as slow consumers until it is known how much the server holds for them.
+        """
+        shared = self._shared
+        deadline = time.monotonic() + max(SETUP_SECONDS, shared.settings.pool.delivery_timeout)
+        while True:
+            was_up, losses = shared.connection.is_up, shared.losses
+            try:
+                return shared.loop.run(self._attempt(position), SETUP_SECONDS)
+            except (ConnectError, NatsError, OSError, TimeoutError):
+                lost = not was_up or shared.losses != losses or not shared.connection.is_up
+                if not lost or time.monotonic() > deadline:
+                    raise
+            time.sleep(PAUSE_SECONDS)
+
     def current(self) -> Feed | None:
         """The feed to take from; None while one is being opened.
 
@@ -100,6 +123,36 @@ class Reader:
                 subject=self._reading.subject,
                 consumer=self._reading.durable,
             )
+        return self._feed
+
+    def look_at_gaps(self, skipped: Skipped) -> None:
+        """See which gaps the stream's limits have made; asks at most every quarter second, and
+        never waits.
+        """
+        if not skipped.is_unsure:
+            return
+        now, seen = time.monotonic(), self._stream_seen
+        if seen is not None:
+            self._stream_seen = None
+            skipped.settle(seen["state"]["first_seq"], now)
+        elif now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            skipped.ask()
+            self._shared.loop.call(self._start_look)
+
+    def report_skipped(self, skipped: Skipped) -> None:
+        """Count the last gaps, and log what was not logged; ends within a bounded time."""
+        if skipped.is_unsure:
+            skipped.ask()
+            # Without an answer they stay uncounted: they may have been there at the start.
+            with contextlib.suppress(JetStreamPipelineError, JetStreamApiError, TimeoutError):
+                info = self._shared.loop.run(self._stream_info(), CLOSE_SECONDS)
+                skipped.settle(info["state"]["first_seq"], time.monotonic())
+        skipped.report()
+
+    @property
+    def feed(self) -> Feed | None:
+        """The feed; None while one is being opened. For the connection's thread."""
         return self._feed
 
     def reopen(self, position: int, reason: str) -> None:
@@ -120,6 +173,17 @@ class Reader:
             self._shared.loop.run(self._close(uncommitted), 2 * CLOSE_SECONDS)
 
     # The shared connection's thread
+
+    def _start_look(self) -> None:
+        if self._looking is None or self._looking.done():
+            self._looking = self._shared.loop.create_task(self._look(), name="jetstream-look")
+
+    async def _look(self) -> None:
+        with contextlib.suppress(ConnectError, JetStreamApiError):  # then it is asked again
+            self._stream_seen = await self._stream_info()
+
+    async def _stream_info(self) -> dict[str, Any]:
+        return await self._shared.connection.request(f"STREAM.INFO.{self._reading.stream}")
 
     async def _attempt(self, position: int | None) -> Feed:
         found = await self._find(position)
@@ -180,8 +244,9 @@ class Reader:
                 reason = words(error)
 
     async def _close(self, uncommitted: Sequence[bytes]) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
+        for task in (self._opening, self._looking):
+            if task is not None:
+                task.cancel()
         feed, self._feed = self._feed, None
         if feed is None:
             return

@@ -2,22 +2,32 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
-from ...errors import ConnectError, SourceError, StreamError
+from ...errors import ConnectError, PoolClosedError, SourceError, StreamError
 from ...loop_thread import LoopThread
 from ...settings import JetStreamSettings
 from ..connection import Connection, JetStreamApiError
 from ..streams import ensure_streams
+from .prefetch import Prefetch
 
 __all__ = ["SharedConnection", "lease", "release"]
 
+log = logging.getLogger(__name__)
+
 SETUP_SECONDS = 30.0
 """How long it may take to make or check the declared streams, once connected."""
-TICK_SECONDS = 0.5
+TICK_SECONDS = 0.1
+ACTIVE_SECONDS = 2.0
+"""A connection that is lost so soon after messages were requested or arrived may have been cut by
+the server, because more waited to be sent than it allows. A server says so only in its own log.
+"""
 CLOSE_SECONDS = 3.0
 
 
@@ -34,7 +44,7 @@ class Listener(Protocol):
         """The server denied something to a user of this connection."""
 
     def check_silence(self, now: float) -> None:
-        """Called every half second."""
+        """Called every tenth of a second."""
 
 
 class SharedConnection:
@@ -51,7 +61,12 @@ class SharedConnection:
             on_read=self._read,
             on_denied=self._denied,
         )
+        self.prefetch = Prefetch(lambda: self.connection.max_payload)
+        self._tickers: set[Callable[[float], None]] = set()
         self.users = 0
+        self.losses = 0
+        """How often the connection was lost."""
+        self._active_at = -ACTIVE_SECONDS
 
     def __repr__(self) -> str:
         state = "up" if self.connection.is_up else "down"
@@ -98,6 +113,19 @@ class SharedConnection:
                 f"the source's thread has failed ({self.loop.crash!r}): start the flow again"
             )
 
+    def keep_calling(self, ticker: Callable[[float], None]) -> None:
+        """Call this every tenth of a second with the time, on the connection's thread."""
+        self.loop.call(partial(self._tickers.add, ticker))
+
+    def stop_calling(self, ticker: Callable[[float], None]) -> None:
+        """Call this no more, once what is under way is done; never raises."""
+        with contextlib.suppress(PoolClosedError):
+            self.loop.call(partial(self._tickers.discard, ticker))
+
+    def active(self) -> None:
+        """Messages were requested, or have arrived."""
+        self._active_at = time.monotonic()
+
     async def _open(self) -> None:
         await self.connection.open()
         if self.settings.streams:
@@ -114,14 +142,26 @@ class SharedConnection:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
+            self.prefetch.grow(now)
             for listener in tuple(self.listeners):
                 listener.check_silence(now)
+            for ticker in tuple(self._tickers):
+                ticker(now)
 
     def _read(self) -> None:
         for listener in self.listeners:
             listener.hand_over()
 
     def _down(self, reason: str) -> None:
+        self.losses += 1
+        now = time.monotonic()
+        if now - self._active_at < ACTIVE_SECONDS:
+            log.info(
+                "the connection was lost while messages came (%s): from now on at most %d bytes "
+                "are requested at once",
+                reason,
+                self.prefetch.cut(now),
+            )
         for listener in tuple(self.listeners):
             listener.end(reason)
 
@@ -159,6 +199,7 @@ def lease(settings: JetStreamSettings) -> SharedConnection:
             shared.open()
             _connections[key] = shared
         shared.users += 1
+        shared.prefetch.partitions = shared.users
         return shared
 
 
@@ -166,6 +207,7 @@ def release(shared: SharedConnection) -> None:
     """Give a connection back; the last user's release closes it. Never raises."""
     with _lock:
         shared.users -= 1
+        shared.prefetch.partitions = shared.users
         if shared.users:
             return
         key = (os.getpid(), shared.settings)

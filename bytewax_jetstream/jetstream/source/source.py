@@ -5,24 +5,24 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
 
-from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from bytewax.inputs import FixedPartitionedSource
 
 from ... import drain
 from ...drain import DrainingPartition
 from ...errors import SourceError
-from ...recovery_state import SourceState, read_source_state
+from ...recovery_state import DurableState, SequenceState, SourceState, read_source_state
 from ...settings import JetStreamSettings
 from ..message import Item, Start
 from .by_durable import DurablePartition
 from .by_sequence import SequencePartition
-from .consumers import Reading
+from .reading import Reading
 from .shared_connection import lease, release
 
 __all__ = ["JetStreamSource"]
 
 ACK_WAIT = timedelta(seconds=90)
 """Default of `ack_wait`: an epoch of 10 s, plus 60 s in which a publisher may wait for its broker,
-and a margin.
+and a margin. So a process that stands still for as long, and renews nothing, repeats nothing.
 """
 NAME = re.compile(r"[^\s.*>/\\]{1,255}").fullmatch
 SUBJECT = re.compile(r"(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?|>").fullmatch
@@ -40,11 +40,15 @@ class JetStreamSource(FixedPartitionedSource[Item, SourceState]):
 
     *By sequence*, without `durable`: the server keeps nothing for the source. The position is in
     Bytewax's recovery store; with it, every message counts once in the dataflow's state. Messages
-    that were purged or expired before they were read are skipped.
+    that were purged or expired before they were read are skipped, with a warning that says how
+    many; `skipped` counts them. A stream that was deleted and created again since is refused.
 
     *With a durable consumer*: for work-queue and interest streams, or where the server should keep
     the position. A message is acknowledged when Bytewax has committed its epoch, never before.
-    After a crash, unacknowledged messages come again once `ack_wait` has passed: at least once,
+    Until then the server is told that it is being worked on, for at most 15 minutes (or ten times
+    `ack_wait`, if that is longer); an epoch that takes longer stops the run with an error. A
+    consumer that was deleted, or deleted and made again, since the last run is refused. After a
+    crash, unacknowledged messages come again once `ack_wait` has passed: at least once,
     and no longer in the stream's order. With recovery, a committed message is not emitted again,
     even if its ack was lost.
 
@@ -65,15 +69,16 @@ class JetStreamSource(FixedPartitionedSource[Item, SourceState]):
     :arg start: Where to start without recovery state, or when the durable consumer is made:
         `first`, `new`, a stream sequence, or a time (with its zone).
 
-    :arg batch_size: How many messages a batch may have. Each partition reads four batches ahead,
-        up to 32 MiB.
+    :arg batch_size: How many messages a batch may have. Each partition reads four batches ahead.
+        All partitions of a process with equal settings request up to 32 MiB ahead together; if the
+        server cuts the connection meanwhile, as it does with a slow consumer, they request less.
 
-    :arg ack_wait: With `durable`: after how long the server delivers an unacknowledged message
-        again. It must be longer than an epoch; when an epoch takes 80 % of it, the run stops with
-        an error.
+    :arg ack_wait: With `durable`: after how long the server delivers the messages of a crashed run
+        again. An epoch may take longer.
 
     :arg max_ack_pending: With `durable`: how many messages may be unacknowledged. It should exceed
-        the messages of an epoch; if it does not, reading waits for the epoch's end.
+        the messages of an epoch; if it does not, reading waits for the epoch's end. Where the
+        stream's `consumer_limits` allow less, it is as many as they allow.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class JetStreamSource(FixedPartitionedSource[Item, SourceState]):
         self._tail = tail
         self._batch_size = batch_size
         self._readings: dict[str, Reading] = {}
+        self._parts: dict[str, SequencePartition | DurablePartition] = {}
         for stream in streams:
             for subject in subjects or (None,):
                 name = durable
@@ -130,33 +136,54 @@ class JetStreamSource(FixedPartitionedSource[Item, SourceState]):
         :raises StreamError: when the stream is missing.
         :raises SourceError: when the stream cannot be read as the arguments require.
         """
-        reading = self._readings[for_part]
-        resumed = None if resume_state is None else read_source_state(resume_state, step_id)
-        if resumed is not None and isinstance(resumed, int) != (reading.durable is None):
-            was = "by sequence" if isinstance(resumed, int) else "with a durable consumer"
-            raise SourceError(
-                f"{reading} was read {was} by step {step_id} before: give the input another step "
-                "id, or read it as before",
-                step=step_id,
-                stream=reading.stream,
-                subject=reading.subject,
-                consumer=reading.durable,
-            )
+        reading = self._readings[for_part]._replace(step=step_id)
+        before = None if resume_state is None else read_source_state(resume_state, step_id)
+        _check_way(reading, before)
         shared = lease(self._settings)
         try:
-            part: StatefulSourcePartition[Item, SourceState]
+            part: SequencePartition | DurablePartition
             if reading.durable is None:
-                assert not isinstance(resumed, tuple)
-                part = SequencePartition(shared, reading, self._tail, self._batch_size, resumed)
+                assert not isinstance(before, DurableState), "it was checked"
+                part = SequencePartition(shared, reading, self._tail, self._batch_size, before)
             else:
-                assert not isinstance(resumed, int)
-                part = DurablePartition(
-                    shared, reading, self._tail, self._batch_size, resumed or ()
-                )
+                assert not isinstance(before, SequenceState), "it was checked"
+                part = DurablePartition(shared, reading, self._tail, self._batch_size, before)
         except BaseException:
             release(shared)
             raise
+        self._parts[for_part] = part
         return DrainingPartition(part)
+
+    @property
+    def skipped(self) -> int:
+        """How many messages were removed from the streams before this process read them.
+
+        Limits can overtake a reader, somebody may purge. With `subjects` it is the most it can be.
+        """
+        return sum(part.skipped for part in self._parts.values())
+
+
+def _check_way(reading: Reading, before: SequenceState | DurableState | None) -> None:
+    """Check that the partition is read in the same way as before.
+
+    :raises SourceError: when it is not.
+    """
+    if before is None:
+        return
+    if isinstance(before, SequenceState):
+        was, same = "by sequence", reading.durable is None
+    else:
+        was = f"with a durable consumer{f' ({before.consumer})' if before.consumer else ''}"
+        same = reading.durable is not None and before.consumer in (None, reading.durable)
+    if not same:
+        raise SourceError(
+            f"{reading} was read {was} by step {reading.step} before: give the input another step "
+            "id, or read it as before",
+            step=reading.step,
+            stream=reading.stream,
+            subject=reading.subject,
+            consumer=reading.durable,
+        )
 
 
 def _check_names(streams: Sequence[str], subjects: Sequence[str], durable: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import bytewax_jetstream.jetstream.source.reader
+import bytewax_jetstream.jetstream.source.prefetch
 from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from bytewax_jetstream.settings import StreamSettings
@@ -184,7 +184,8 @@ def test_start_beyond_the_end_is_waited_for_and_resumed(url: str, names: Names) 
     with Driver(source(url, stream, tail=True, start=3)) as driver:
         driver.step()
         state = driver.part.snapshot()
-    assert state == ("sequence", 1, 3)
+    created = api(url, f"STREAM.INFO.{stream}")["created"]
+    assert state == ("sequence", 2, 3, created, 0)
 
     with Driver(source(url, stream, tail=True, start=3), state=state) as driver:
         put(url, stream, numbered(stream, 4))
@@ -317,7 +318,9 @@ def test_no_more_than_four_batches_are_read_ahead(url: str, names: Names) -> Non
 def test_read_ahead_is_limited_in_bytes(
     url: str, names: Names, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bytewax_jetstream.jetstream.source.feed, "PREFETCH_BYTES", 4 * 1024 * 1024)
+    monkeypatch.setattr(
+        bytewax_jetstream.jetstream.source.prefetch, "PREFETCH_BYTES", 4 * 1024 * 1024
+    )
     stream = names()
     make_stream(url, stream, stream)
     body = bytes(512 * 1024)

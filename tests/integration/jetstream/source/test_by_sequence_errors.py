@@ -169,10 +169,10 @@ def test_state_of_a_newer_version_is_refused(url: str, names: Names) -> None:
     stream = names()
     make_stream(url, stream, stream)
 
-    error = failure(source(url, stream), state=("sequence", 2, 3))
+    error = failure(source(url, stream), state=("sequence", 3, 3))
 
     assert isinstance(error, SourceError)
-    assert "step flow.in found recovery state of version 2" in str(error)
+    assert "step flow.in found recovery state of version 3" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,19 @@ def test_purged_sequences_are_skipped_and_logged(
     put(url, stream, numbered(stream, 10))
     api(url, f"STREAM.PURGE.{stream}", {"seq": 6})
 
-    with caplog.at_level(logging.WARNING), Driver(source(url, stream), state=3) as driver:
+    state = ("sequence", 2, 3, api(url, f"STREAM.INFO.{stream}")["created"], 0)
+    made = source(url, stream)
+
+    with caplog.at_level(logging.WARNING), Driver(made, state=state) as driver:
         driver.to_end()
 
     assert driver.numbers == [6, 7, 8, 9, 10]
-    assert caplog.messages == [
-        f"stream {stream}: sequences 3 to 5 were removed before they were read"
-    ]
+    assert made.skipped == 3
+    expected = (
+        f"stream {stream}: sequences 3 to 5 were removed before they were read: 3 messages, 3 "
+        "since the start: raise the stream's limits, or read faster"
+    )
+    assert caplog.messages == [expected]
 
 
 def test_purge_while_reading_skips_the_purged_messages(url: str, names: Names) -> None:

@@ -14,7 +14,9 @@ from bytewax.dataflow import Dataflow
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import TestingSink
 
+import bytewax_jetstream.jetstream.source.by_durable
 import bytewax_jetstream.jetstream.source.reader
+import bytewax_jetstream.operators as jop
 from bytewax_jetstream.errors import JetStreamPipelineError, SourceError
 from bytewax_jetstream.jetstream.message import JetStreamMessage, UnreadableMessage
 from bytewax_jetstream.jetstream.source.source import JetStreamSource
@@ -27,6 +29,8 @@ from tests.support.waiting import until
 
 SOON = timedelta(seconds=1)
 """An ack_wait that a test can wait for."""
+WAIT = timedelta(seconds=2)
+"""One within which a busy machine still tells the server three times that it works."""
 
 
 def source(
@@ -157,10 +161,29 @@ def test_crashed_run_resumes_from_the_last_committed_epoch(
     assert left_in(url, stream) == 0
 
 
+def in_progress(frame: bytes) -> bool:
+    """Whether it tells the server that a message is being worked on."""
+    return frame.startswith(b"PUB $JS.ACK") and frame.endswith(b"+WPI\r\n")
+
+
+def count_in_progress(proxy: Proxy) -> list[bytes]:
+    """What the source tells the server about messages in progress, from now on."""
+    seen: list[bytes] = []
+
+    def look(frame: bytes) -> bool:
+        if in_progress(frame):
+            seen.append(frame)
+        return False
+
+    proxy.requests.loses = look
+    return seen
+
+
 def test_message_redelivered_before_its_commit_is_not_emitted_again(url: str, names: Names) -> None:
     stream = queue(url, names(), 5)
 
-    with Driver(source(url, stream, ack_wait=SOON)) as driver:
+    with Proxy(url) as proxy, Driver(source(proxy.url, stream, ack_wait=SOON)) as driver:
+        proxy.requests.loses = in_progress
         driver.until(lambda: len(driver.items) == 5)
         driver.until(lambda: info(url, stream)["num_redelivered"] == 5)
         for _ in range(20):
@@ -169,16 +192,114 @@ def test_message_redelivered_before_its_commit_is_not_emitted_again(url: str, na
     assert driver.numbers == [1, 2, 3, 4, 5]
 
 
-def test_epoch_that_lasts_as_long_as_ack_wait_stops_the_run(url: str, names: Names) -> None:
+@pytest.mark.parametrize("blocked", [False, True], ids=["engine asks", "engine's thread blocked"])
+def test_epoch_of_several_ack_waits_commits_and_nothing_is_delivered_again(
+    url: str, names: Names, blocked: bool
+) -> None:
+    stream = queue(url, names(), 20)
+
+    with Proxy(url) as proxy:
+        told = count_in_progress(proxy)
+        with Driver(source(proxy.url, stream, batch_size=5, ack_wait=WAIT)) as driver:
+            driver.until(lambda: len(driver.items) >= 5)
+            # Each message is told of three times in an ack_wait; those not taken yet, too.
+            if blocked:
+                until(lambda: len(told) >= 8 * 20, timeout=60)
+            else:
+                driver.until(lambda: len(told) >= 8 * 20, timeout=60)
+            driver.until(lambda: len(driver.items) == 20)
+            driver.part.snapshot()
+            driver.until(lambda: left_in(url, stream) == 0)
+            assert info(url, stream)["delivered"]["consumer_seq"] == 20
+
+    assert driver.numbers == list(range(1, 21))
+
+
+def test_closed_epoch_that_is_not_committed_yet_is_kept_alive(url: str, names: Names) -> None:
+    stream = queue(url, names(), 5)
+
+    with Proxy(url) as proxy:
+        told = count_in_progress(proxy)
+        with Driver(source(proxy.url, stream, ack_wait=WAIT)) as driver:
+            driver.until(lambda: len(driver.items) == 5)
+            driver.part.snapshot()
+            until(lambda: len(told) >= 8 * 5, timeout=60)
+            assert info(url, stream)["delivered"]["consumer_seq"] == 5
+            driver.until(lambda: left_in(url, stream) == 0)
+
+
+def test_short_epochs_tell_the_server_nothing_but_acks(url: str, names: Names) -> None:
+    stream = queue(url, names(), 200)
+
+    with Proxy(url) as proxy:
+        told = count_in_progress(proxy)
+        with Driver(source(proxy.url, stream, tail=False, batch_size=10)) as driver:
+            driver.to_end(epochs=True)
+
+    assert not told
+    assert len(driver.items) == 200
+
+
+def test_messages_are_kept_alive_for_the_shortest_backoff_of_a_consumer(
+    url: str, names: Names
+) -> None:
+    stream = queue(url, names(), 5)
+    config = {
+        "durable_name": "reader",
+        "ack_policy": "explicit",
+        "max_ack_pending": 100_000,
+        "backoff": [2 * 10**9, 4 * 10**9],
+    }
+    body = {"stream_name": stream, "config": config}
+    api(url, f"CONSUMER.DURABLE.CREATE.{stream}.reader", body)
+
+    with Proxy(url) as proxy:
+        told = count_in_progress(proxy)
+        with Driver(source(proxy.url, stream, ack_wait=WAIT)) as driver:
+            driver.until(lambda: len(told) >= 8 * 5, timeout=60)
+            assert info(url, stream)["delivered"]["consumer_seq"] == 5
+
+
+def test_epoch_beyond_the_limit_is_kept_from_nobody_and_stops_the_run(
+    url: str, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.by_durable, "HOLD_SECONDS", 0.5)
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.by_durable, "HOLD_WAITS", 0.5)
     stream = queue(url, names(), 5)
 
     with Driver(source(url, stream, ack_wait=SOON)) as driver:
         driver.until(lambda: len(driver.items) == 5)
         driver.until(lambda: info(url, stream)["num_redelivered"])
         with pytest.raises(
-            SourceError, match=r"ack_wait of 1 s .*: raise ack_wait, or shorten the epoch"
-        ):
+            SourceError,
+            match=r"ack_wait of 1 s .* again after 0\.5 s: raise ack_wait, or shorten the epoch",
+        ) as caught:
             driver.part.snapshot()
+    assert caught.value.limit == 0.5
+
+
+def test_input_operator_passes_ack_wait_and_max_ack_pending_to_the_consumer(
+    url: str, names: Names
+) -> None:
+    stream = queue(url, names(), 5)
+    flow, items = Dataflow("flow"), list[Any]()
+    out = jop.input(
+        "in",
+        flow,
+        settings(url),
+        stream=stream,
+        durable="reader",
+        tail=False,
+        ack_wait=timedelta(seconds=7),
+        max_ack_pending=11,
+    )
+    op.output("out", out.oks, TestingSink(items))
+
+    run(flow)
+
+    config = info(url, stream)["config"]
+    assert (config["ack_wait"], config["max_ack_pending"]) == (7 * 10**9, 11)
+    assert len(items) == 5
 
 
 def test_epoch_reads_at_most_max_ack_pending_messages_and_says_so(
