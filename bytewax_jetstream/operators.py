@@ -63,11 +63,11 @@ class InputOut:
 
 @dataclass(frozen=True)
 class KafkaInputOut:
-    """The messages of Kafka topics, and the consumer's errors."""
+    """The messages of Kafka topics, and what could not be read."""
 
     oks: Stream[KafkaMessage]
     errs: Stream[KafkaFailure]
-    """Errors that the consumer reports in place of a message."""
+    """Messages that were removed before they were read; with `on_error="errs"`, errors too."""
 
 
 @overload
@@ -95,6 +95,7 @@ def input(  # noqa: A001
     tail: bool = True,
     start: Literal["first", "new"] | int = "first",
     batch_size: int = 1000,
+    on_error: Literal["stop", "errs"] = "stop",
 ) -> KafkaInputOut: ...
 
 
@@ -121,6 +122,8 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
     :arg start: Where to start the first time: `first`, `new`, a stream sequence or an offset; on
         JetStream also a time.
     :arg batch_size: How many messages a batch may have.
+    :arg on_error: Kafka: an error that may pass, such as a missing permission, stops the run, or
+        comes on `errs` while reading goes on.
     """
     if isinstance(settings, KafkaSettings):
         return _kafka_input(step_id, flow, kafka_source(settings, **options))

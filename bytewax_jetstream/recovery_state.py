@@ -9,6 +9,9 @@ own types:
     ("sequence", 1, position)               the stream sequence that a source goes on with
     ("durable", 1, ranges)                  messages that a durable consumer's source must not emit
                                             again
+    ("kafka", 1, position, topic_id, epoch) the offset that a Kafka partition goes on with, None
+                                            while it is not there; the topic's id, and the leader
+                                            epoch of the message before it, None if not known
 
 A result or a checkpoint is a tuple of its fields. A field that is a tuple is one of these:
 
@@ -19,7 +22,8 @@ A result or a checkpoint is a tuple of its fields. A field that is a tuple is on
 
 When a form changes, give it the next version, and keep reading the versions before: a store is kept
 as long as its dataflow. Before states had a version, a publish step's state was a pickled `Report`,
-and a source's the position or the ranges alone.
+and a source's the position or the ranges alone; the Kafka source was Bytewax's, whose state is the
+offset alone.
 """
 
 import logging
@@ -33,12 +37,16 @@ from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResu
 from .errors import JetStreamPipelineError, SourceError
 
 __all__ = [
+    "KafkaPlace",
+    "KafkaState",
     "PublishState",
     "Ranges",
     "Report",
     "SourceState",
     "durable_state",
+    "kafka_state",
     "publish_state",
+    "read_kafka_state",
     "read_publish_state",
     "read_source_state",
     "sequence_state",
@@ -58,6 +66,18 @@ of the latest message. The time tells a message from one with the same sequence 
 """
 SourceState = tuple[str, int, int] | tuple[str, int, Ranges] | int | Ranges
 """The last two are from before states had a version."""
+KafkaState = tuple[str, int, int | None, str | None, int | None] | int
+"""The last is from before states had a version: the offset, -2 for the first, -1 for the end."""
+
+
+class KafkaPlace(NamedTuple):
+    """Where a partition of a Kafka topic goes on."""
+
+    position: int | None
+    """The offset of the next message; None while the partition is not there."""
+    topic_id: str | None
+    epoch: int | None
+    """Leader epoch of the message before the position."""
 
 
 class Report(NamedTuple):
@@ -131,6 +151,29 @@ def read_source_state(state: object, step_id: str) -> int | Ranges:
         case tuple() if all(map(_is_range, state)):
             return state
     raise SourceError(_refusal(state, step_id, "sequence", "durable"))
+
+
+def kafka_state(place: KafkaPlace) -> KafkaState:
+    """The state of a source that goes on at this place of a Kafka partition."""
+    position, topic_id, epoch = place
+    return "kafka", VERSION, position, topic_id, epoch
+
+
+def read_kafka_state(state: object, step_id: str) -> KafkaPlace:
+    """The place at which a partition of a Kafka topic goes on.
+
+    :raises SourceError: when this is not the state of a Kafka source.
+    """
+    match state:
+        case ("kafka", 1, position, topic_id, epoch) if (
+            (position is None or _is_count(position))
+            and (topic_id is None or type(topic_id) is str)
+            and (epoch is None or _is_count(epoch))
+        ):
+            return KafkaPlace(position, topic_id, epoch)
+        case int() if _is_count(state) or state in (-2, -1):
+            return KafkaPlace(state, None, None)
+    raise SourceError(_refusal(state, step_id, "kafka"))
 
 
 def _is_count(value: object) -> TypeGuard[int]:
