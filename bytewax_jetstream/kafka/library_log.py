@@ -11,7 +11,7 @@ AGAIN_SECONDS = 60.0
 MOST_LINES = 1000
 """How many different lines are remembered."""
 VARYING = re.compile(
-    r"\[[^\]]*\]"  # the client and thread that speak; each has a number
+    r"\[thrd:[^\]]*\]|\[[^\]]*#(producer|consumer)-\d+\]"  # who says it
     r"|\(after \d+ms in state \w+(, \d+ identical error\(s\) suppressed)?\)"
     r"|\d+(\.\d+)?(ms|s)\b"
 )

@@ -4,6 +4,7 @@ With an admin client of its own, which is gone afterwards: its threads and conne
 only here.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -29,6 +30,7 @@ ANSWER = 5.0
 """Seconds of one request for offsets."""
 PAUSE = 0.1
 """Seconds until something is asked again."""
+CERTIFICATE_REFUSED = re.compile(r"alert (bad |unsupported )?certificate|alert unknown ca").search
 NO_TOPIC_ID = "A" * 22
 """What librdkafka gives for a topic without an id: sixteen zero bytes."""
 
@@ -54,10 +56,16 @@ class LastError:
             self.error = error
 
     @property
-    def final(self) -> KafkaError | None:
-        """The error, if it does not pass by waiting."""
-        if self.error is not None and self.error.code() in FINAL_AT_START:
-            return self.error
+    def remedy(self) -> str | None:
+        """What to do about the error, if it does not pass by waiting."""
+        if self.error is None:
+            return None
+        code, text = self.error.code(), self.error.str()
+        if code in FINAL_AT_START:
+            return STOP_CODES[code]
+        # In TLS 1.3 a broker looks at the certificate of a client that is connected already.
+        if CERTIFICATE_REFUSED(text):
+            return "set tls_cert_file and tls_key_file to a certificate that the brokers accept"
         return None
 
 
@@ -117,6 +125,7 @@ class _Asking:
         self._settings = settings
         self._deadline = deadline
         self._last = LastError()
+        self._reached = False
         config: dict[str, Any] = {
             **connection(settings),
             "allow.auto.create.topics": False,
@@ -141,12 +150,15 @@ class _Asking:
         """Try until a broker answers; returns the id of its cluster."""
         while True:
             try:
-                return self._client.list_topics(name, timeout=min(ATTEMPT, self._left)).cluster_id
+                found = self._client.list_topics(name, timeout=min(ATTEMPT, self._left))
+                self._reached = True
+                return found.cluster_id
             except KafkaException as error:
                 self._client.poll(0)  # serves the errors of connections
                 self._again(error_of(error))
 
     def describe(self, names: Sequence[str], strict: bool = True) -> dict[str, Any]:
+        """Those of these topics that are there, which all must be if this is strict."""
         found = {}
         for name in names:  # one at a time: one that may not be seen must not hide the others
             topic = self._described(name, strict)
@@ -233,28 +245,28 @@ class _Asking:
         except TimeoutError:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer")) from None  # noqa: SLF001
 
-    def _again(self, error: KafkaError | None, whom: str | None = None) -> None:
+    def _again(self, error: KafkaError | None, whom: str = "a broker that it names") -> None:
         """Wait before the next attempt.
 
         :raises ConnectError: when it would be too late, or waiting does not help.
         """
         brokers = self._settings.brokers
         shown = ",".join(brokers)
-        final = self._last.final
-        if final is not None:
+        told = self._last.error or error
+        why = "no answer" if told is None else told.str()
+        remedy = self._last.remedy
+        if remedy is not None:
             raise ConnectError(
-                f"no connection to Kafka at {shown} ({final.str()}): {STOP_CODES[final.code()]}",
+                f"no connection to Kafka at {shown} ({why}): {remedy}",
                 broker="kafka",
                 servers=brokers,
-                reason=final.str(),
+                reason=why,
             )
         if time.monotonic() < self._deadline:
             time.sleep(PAUSE)
             return
-        told = self._last.error or error
-        why = "no answer" if told is None else told.str()
         seconds = self._settings.connect_timeout
-        if whom is None:
+        if not self._reached:
             sentence = (
                 f"no connection to Kafka at {shown} within {seconds:g} s ({why}): check that the "
                 "brokers are running, and whether they require TLS or a password"
@@ -262,8 +274,8 @@ class _Asking:
         else:
             sentence = (
                 f"Kafka at {shown} answers, but {whom} did not within {seconds:g} s ({why}): check "
-                "that this broker is running, and that the brokers' advertised.listeners can be "
-                "reached from here"
+                "that it is running, and that the brokers' advertised.listeners can be reached "
+                "from here"
             )
         raise ConnectError(sentence, broker="kafka", servers=brokers, seconds=seconds, reason=why)
 

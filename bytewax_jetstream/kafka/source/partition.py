@@ -24,6 +24,10 @@ OnError = Literal["stop", "errs"]
 
 ABSENT_NAP = timedelta(seconds=0.05)
 """How soon a partition that is not there looks again."""
+EPOCH_NAP = timedelta(seconds=0.002)
+"""On a worker that reads nothing, one partition looks this often: an epoch ends on a worker only
+when one of its partitions is awake, and then for all of them.
+"""
 ANSWER_SECONDS = 2.0
 """How long a partition's leader may take to say what it holds."""
 
@@ -124,7 +128,8 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
             # A new log begins at 0. If retention was faster, that is noticed like anywhere else.
             self._feed = self._reader.open(self._topic, self._number, 0, None)
             return []
-        self._awake = datetime.now(UTC) + ABSENT_NAP
+        keeps_time = self._reader.keeps_time(self)
+        self._awake = datetime.now(UTC) + (EPOCH_NAP if keeps_time else ABSENT_NAP)
         return []
 
     def _end_overgrown(self) -> list[Item]:

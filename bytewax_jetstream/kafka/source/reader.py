@@ -107,6 +107,7 @@ class Reader:
         """Feeds that are not yet assigned."""
         self._arrived = 0
         """How many messages lie in the feeds, at most."""
+        self._timekeeper: object | None = None
         self._told: dict[tuple[str | None, int | None, int], float] = {}
         self._lag_due = 0.0
         self._last = LastError()
@@ -154,6 +155,12 @@ class Reader:
     def nap(self) -> float:
         """How long an idle partition should sleep."""
         return min(LONGEST_NAP, max(SHORTEST_NAP, len(self._feeds) * NAP_EACH))
+
+    def keeps_time(self, absent: object) -> bool:
+        """Whether this absent partition is the one that looks often, because none is read."""
+        if self._timekeeper is None:
+            self._timekeeper = absent
+        return not self._feeds and self._timekeeper is absent
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has by now."""
@@ -263,7 +270,8 @@ class Reader:
                 self._tell(
                     KafkaError._BAD_MSG,  # noqa: SLF001
                     f"offset {message.offset()} of partition {feed.number} of topic {feed.topic} "
-                    f"has a header whose name is not UTF-8 ({error})",
+                    f'has a header whose name is not UTF-8 ({error}): on_error="errs" passes '
+                    "over it",
                     message,
                 )
             feed.newest_epoch = message.leader_epoch()

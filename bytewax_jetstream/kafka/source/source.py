@@ -109,7 +109,8 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
         found = self._look()
         with self._lock:
             for name in self._names:
-                self._spare.setdefault(name, _names_for(len(found.topics[name].logs)))
+                names = _names_for(len(found.topics[name].logs))
+                self._spare[name] = max(names, self._spare.get(name, 0))
         return [f"{number}-{name}" for name in self._names for number in range(self._spare[name])]
 
     def build_part(
