@@ -192,7 +192,7 @@ def test_moved_partition_goes_on_at_the_new_place(reader: Reader) -> None:
     assert Consumer.made.calls == [
         ("assign", [(0, 5)]), ("unassign", [(0, 0)]), ("assign", [(0, 20)])
     ]  # fmt: skip
-    assert (feed.position, feed.displaced) == (20, None)
+    assert feed.position == 20
 
 
 def test_consumer_keeps_its_promises_whatever_add_config_says() -> None:
