@@ -261,7 +261,7 @@ class _Asking:
                 broker="kafka",
                 servers=brokers,
                 reason=why,
-            )
+            ) from None
         if time.monotonic() < self._deadline:
             time.sleep(PAUSE)
             return
@@ -277,7 +277,9 @@ class _Asking:
                 "that it is running, and that the brokers' advertised.listeners can be reached "
                 "from here"
             )
-        raise ConnectError(sentence, broker="kafka", servers=brokers, seconds=seconds, reason=why)
+        raise ConnectError(
+            sentence, broker="kafka", servers=brokers, seconds=seconds, reason=why
+        ) from None
 
 
 def _id_of(topic: Any) -> str | None:

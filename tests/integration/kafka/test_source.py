@@ -1,9 +1,7 @@
 """Reading Kafka: where it begins and goes on, what it says when it cannot, and what it costs."""
 
-import logging
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -514,28 +512,3 @@ def test_crashes_miss_nothing_and_repeat_one_epoch_at_most(
 
     assert sorted(set(seen), key=int) == _numbers(0, 1200)
     assert len(seen) <= 1200 + 3 * 200
-
-
-@pytest.fixture
-def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    with caplog.at_level(logging.INFO):
-        yield caplog
-
-
-def test_library_log_goes_to_logging_and_repeats_nothing(
-    own_kafka_server: KafkaServer,
-    quiet: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    address = own_kafka_server.bootstrap
-    topic = new_topic(address, partitions=1)
-    with Reading(kafka(address), topics=topic) as reading:
-        reading.turn()
-        own_kafka_server.kill()
-        end = time.monotonic() + 4
-        reading.until(lambda: time.monotonic() > end)
-    lines = [line for line in quiet.records if line.name == "bytewax_jetstream.kafka.librdkafka"]
-
-    assert any("Connection refused" in line.getMessage() for line in lines)
-    assert len(lines) <= 6
-    assert "%3|" not in capfd.readouterr().err
