@@ -239,8 +239,12 @@ class Reader:
         self._consumer.incremental_assign(places)
         for place in places:
             if place.leader_epoch is not None:
-                # Only a seek makes the library check the epoch.
-                self._consumer.seek(place)
+                # The library checks the epoch of a place by itself only if it hears of the leader
+                # after the assignment; at a seek, always.
+                try:
+                    self._consumer.seek(place)
+                except KafkaException as error:
+                    log.debug("%s is not checked again: %s", place, error)
 
     def _unassign(self, feed: Feed) -> None:
         if feed in self._new:

@@ -325,6 +325,27 @@ def test_partitions_added_while_reading_are_read_from_their_first_offset(
     assert again[0] == _numbers(10, 40)
 
 
+def test_nothing_more_is_read_of_an_overgrown_topic_until_the_epoch_is_committed(
+    kafka_address: str,
+) -> None:
+    topic = new_topic(kafka_address, partitions=1)
+    _write(kafka_address, topic, 0, 10)
+    with Reading(kafka(kafka_address), topics=topic) as reading:
+        reading.until(lambda: len(reading.values) == 10)
+        _grow(kafka_address, topic, 17)
+        part = reading.parts[f"0-{topic}"]._part
+        reading.until(lambda: part._overgrown)
+        _write(kafka_address, topic, 10, 20)
+        end = time.monotonic() + 1
+        reading.until(lambda: time.monotonic() > end)
+        states = reading.states()
+        with pytest.raises(SourceError, match="has 17 partitions now, and this run can read 16"):
+            reading.until(lambda: False)
+
+        assert reading.values == _numbers(0, 10)
+    assert read_all(kafka(kafka_address), states, topics=topic, count=10)[0] == _numbers(10, 20)
+
+
 def test_more_partitions_than_a_run_can_read_end_it_after_a_commit(
     kafka_address: str, tmp_path: Path
 ) -> None:
