@@ -86,7 +86,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         reader, feed = self._reader, self._feed
         if reader.news:
             return self._told(reader.news.pop(0))
-        if self._overgrown or reader.partitions(self._topic) > self._spare:
+        if self._overgrown or (self._tail and reader.partitions(self._topic) > self._spare):
             return self._end_overgrown()
         if feed is None:
             return self._look_for_partition()

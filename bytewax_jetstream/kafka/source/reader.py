@@ -74,7 +74,9 @@ class Feed:
         if items:
             offset = items[-1].offset
             assert offset is not None
-            self.position, self.epoch = offset + 1, self.newest_epoch
+            self.position = offset + 1
+            epoch = self.newest_epoch
+            self.epoch = epoch if epoch is not None and epoch >= 0 else None
         return items
 
 
@@ -300,7 +302,8 @@ class Reader:
         now = time.monotonic()
         if self._told.get(kind, 0.0) <= now or code == KafkaError._BAD_MSG:  # noqa: SLF001
             self._told[kind] = now + TELL_AGAIN
-            self.news.append(News(code, reason, topic, partition, offset))
+            known = offset if offset is not None and offset >= 0 else None
+            self.news.append(News(code, reason, topic, partition, known))
 
     def _show_lag(self) -> None:
         """Set Bytewax's own metric, from what the last answers of the brokers said."""

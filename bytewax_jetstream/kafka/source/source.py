@@ -45,7 +45,8 @@ SOURCE_OWN = frozenset(
 FEWEST_NAMES = 16
 FRESH_SECONDS = 5.0
 """How old a look at the topics may be when a partition begins."""
-ID_SECONDS = 5.0
+ID_SECONDS = 3.0
+"""How long a comparison of topic ids may take; the end of the run may wait for it."""
 
 
 class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
@@ -100,6 +101,8 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
         self._spare: dict[str, int] = {}
         self._readers: dict[int, Reader] = {}
         """The reader of each worker thread."""
+        self._resumed: set[str] = set()
+        """Topics of which a partition goes on, so that `start` is past for the others too."""
         self._warned = False
 
     def list_parts(self) -> list[str]:
@@ -125,9 +128,14 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
         index, _, name = for_part.partition("-")
         number = int(index)
         place = None if resume_state is None else self._place(resume_state, step_id)
+        if place is not None:
+            self._resumed.add(name)
+        # The engine first builds the partitions that have a state. One that has none then is newer
+        # than the last run, and nothing of it was read.
+        start = "first" if name in self._resumed else self._start
         found = self._look()
         topic = found.topics[name]
-        first = begin(place, self._start, name, topic, number, step_id)
+        first = begin(place, start, name, topic, number, step_id)
         with self._lock:
             reader = self._lease(step_id, found)
             try:
@@ -201,6 +209,9 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
                 thread: other for thread, other in self._readers.items() if other is not reader
             }
             reader.close()
+        if not self._readers:
+            self._resumed.clear()
+            self._found = None  # of this run; the next one may go on beyond what was there
 
 
 def _names_for(partitions: int) -> int:

@@ -371,6 +371,33 @@ def test_more_partitions_than_a_run_can_read_end_it_after_a_commit(
     assert errs == []
 
 
+def test_overgrown_topic_is_read_from_its_first_offsets_after_the_restart(
+    kafka_address: str,
+) -> None:
+    topic = new_topic(kafka_address, partitions=1)
+    with Reading(kafka(kafka_address), topics=topic, start="new") as reading:
+        reading.turn()
+        states = reading.states()
+    _grow(kafka_address, topic, 20)
+    _write(kafka_address, topic, 0, 10, 3)
+    _write(kafka_address, topic, 10, 20, 19)
+
+    values, errs, _ = read_all(kafka(kafka_address), states, topics=topic, start="new", count=20)
+
+    assert (values, errs) == (_numbers(0, 20), [])
+
+
+def test_one_dataflow_may_be_run_again_at_once(kafka_address: str, tmp_path: Path) -> None:
+    topic = new_topic(kafka_address, partitions=1)
+    store, found = recovery_store(tmp_path / "store"), list[Any]()
+    flow = _reading(kafka(kafka_address), topic, found, [], tail=False)
+    for number in range(3):
+        _write(kafka_address, topic, number * 10, number * 10 + 10)
+        run(flow, store=store)
+
+    assert [one.value for one in found] == _numbers(0, 30)
+
+
 def _sorted(found: list[Any]) -> list[bytes]:
     return sorted((one.value for one in found), key=int)
 
