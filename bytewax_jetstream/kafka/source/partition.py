@@ -24,7 +24,7 @@ OnError = Literal["stop", "errs"]
 
 ABSENT_NAP = timedelta(seconds=0.05)
 """How soon a partition that is not there looks again."""
-EPOCH_NAP = timedelta(seconds=0.002)
+EPOCH_NAP = timedelta(seconds=0.01)
 """On a worker that reads nothing, one partition looks this often: an epoch ends on a worker only
 when one of its partitions is awake, and then for all of them.
 """

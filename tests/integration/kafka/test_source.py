@@ -16,7 +16,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 import bytewax_jetstream.operators as jop
-from bytewax_jetstream.errors import SourceError
+from bytewax_jetstream.errors import SourceError, TopicError
 from bytewax_jetstream.kafka.source import KafkaMessage
 from bytewax_jetstream.testing import KafkaServer
 from tests.support.dataflows import recovery_store, root_cause, run
@@ -430,6 +430,21 @@ def test_topic_deleted_while_it_is_read_is_one_item_with_on_error_errs(
     (error,) = reading.errs
     assert error.msg.topic == topic
     assert "is not there any more" in error.err.str()
+
+
+def test_reading_makes_no_topic_on_brokers_that_make_them_when_asked() -> None:
+    with KafkaServer(config="auto.create.topics.enable=true\n") as server:
+        address = server.bootstrap
+        topic = new_topic(address, partitions=1)
+        with pytest.raises(TopicError, match="there is no topic nowhere to read"):
+            Reading(kafka(address), topics="nowhere")
+        with Reading(kafka(address), topics=topic) as reading:
+            reading.turn()
+            _delete(address, topic)
+            with pytest.raises(SourceError, match="is not there any more"):
+                reading.until(lambda: False, 30)
+
+        assert not {topic, "nowhere"} & _admin(address).list_topics(timeout=10).topics.keys()
 
 
 def test_brokers_that_stay_away_are_an_error_after_the_delivery_timeout(
