@@ -217,6 +217,9 @@ class SourceError(JetStreamPipelineError):
     :ivar limit: How many seconds it may.
     :ivar shortcomings: Each point in which the durable consumer does not fit the source.
     :ivar code: The server's own error code, where it gave one.
+    :ivar topic: The Kafka topic that is read.
+    :ivar partition: Its partition.
+    :ivar offset: The offset up to which it was read, or where the error is.
 
     Do what the message says, then start the flow again: it goes on where it was.
     """
@@ -230,6 +233,9 @@ class SourceError(JetStreamPipelineError):
     limit: float | None = None
     shortcomings: tuple[str, ...] = ()
     code: int | None = None
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

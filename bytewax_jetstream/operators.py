@@ -67,11 +67,11 @@ class InputOut:
 
 @dataclass(frozen=True)
 class KafkaInputOut:
-    """The messages of Kafka topics, and the consumer's errors."""
+    """The messages of Kafka topics, and what could not be read."""
 
     oks: Stream[KafkaMessage]
     errs: Stream[KafkaFailure]
-    """Errors that the consumer reports in place of a message."""
+    """Messages that were removed before they were read; with `on_error="errs"`, errors too."""
 
 
 @overload
@@ -101,6 +101,7 @@ def input(  # noqa: A001
     tail: bool = True,
     start: Literal["first", "new"] | int = "first",
     batch_size: int = 1000,
+    on_error: Literal["stop", "errs"] = "stop",
 ) -> KafkaInputOut: ...
 
 
@@ -131,6 +132,8 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
         crashed run again; 90 s by default. An epoch may take longer.
     :arg max_ack_pending: JetStream with `durable`: how many messages may be unacknowledged; 100,000
         by default. It should exceed the messages of an epoch.
+    :arg on_error: Kafka: an error that may pass, such as a missing permission, stops the run, or
+        comes on `errs` while reading goes on.
     """
     if isinstance(settings, KafkaSettings):
         return _kafka_input(step_id, flow, kafka_source(settings, **options))

@@ -14,6 +14,9 @@ own types:
     ("durable", 2, ranges, consumer, created)
                                             messages that a durable consumer's source must not emit
                                             again; the consumer's name, and when it was made
+    ("kafka", 1, position, topic_id, epoch) the offset that a Kafka partition goes on with, None
+                                            while it is not there; the topic's id, and the leader
+                                            epoch of the message before it, None if not known
 
 A result or a checkpoint is a tuple of its fields. A field that is a tuple is one of these:
 
@@ -25,7 +28,8 @@ A result or a checkpoint is a tuple of its fields. A field that is a tuple is on
 When a form changes, give it the next version, and keep reading the versions before: a store is kept
 as long as its dataflow. In version 1 a source's state had only the position or the ranges. Before
 states had a version, a publish step's state was a pickled `Report`, and a source's the bare
-position or ranges.
+position or ranges; the Kafka source was Bytewax's, whose state is the offset
+alone.
 """
 
 import logging
@@ -40,13 +44,17 @@ from .errors import JetStreamPipelineError, SourceError
 
 __all__ = [
     "DurableState",
+    "KafkaPlace",
+    "KafkaState",
     "PublishState",
     "Ranges",
     "Report",
     "SequenceState",
     "SourceState",
     "durable_state",
+    "kafka_state",
     "publish_state",
+    "read_kafka_state",
     "read_publish_state",
     "read_source_state",
     "sequence_state",
@@ -96,6 +104,20 @@ class DurableState(NamedTuple):
     """None if the state is older than version 2; so for the next field."""
     created: str | None
     """When the consumer was made, in the server's words."""
+
+
+KafkaState = tuple[str, int, int | None, str | None, int | None] | int
+"""The last is from before states had a version: the offset, -2 for the first, -1 for the end."""
+
+
+class KafkaPlace(NamedTuple):
+    """Where a partition of a Kafka topic goes on."""
+
+    position: int | None
+    """The offset of the next message; None while the partition is not there."""
+    topic_id: str | None
+    epoch: int | None
+    """Leader epoch of the message before the position."""
 
 
 class Report(NamedTuple):
@@ -182,6 +204,29 @@ def read_source_state(state: object, step_id: str) -> SequenceState | DurableSta
         case tuple() if all(map(_is_range, state)):
             return DurableState(state, None, None)
     raise SourceError(_refusal(state, step_id, "sequence", "durable"))
+
+
+def kafka_state(place: KafkaPlace) -> KafkaState:
+    """The state of a source that goes on at this place of a Kafka partition."""
+    position, topic_id, epoch = place
+    return "kafka", VERSION, position, topic_id, epoch
+
+
+def read_kafka_state(state: object, step_id: str) -> KafkaPlace:
+    """The place at which a partition of a Kafka topic goes on.
+
+    :raises SourceError: when this is not the state of a Kafka source.
+    """
+    match state:
+        case ("kafka", 1, position, topic_id, epoch) if (
+            (position is None or _is_count(position))
+            and (topic_id is None or type(topic_id) is str)
+            and (epoch is None or _is_count(epoch))
+        ):
+            return KafkaPlace(position, topic_id, epoch)
+        case int() if _is_count(state) or state in (-2, -1):
+            return KafkaPlace(state, None, None)
+    raise SourceError(_refusal(state, step_id, "kafka"))
 
 
 def _is_count(value: object) -> TypeGuard[int]:

@@ -7,19 +7,16 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow, Stream
 from bytewax.inputs import Source
 
-from .. import drain
 from ..jetstream.message import JetStreamMessage, Start, UnreadableMessage
 from ..settings import JetStreamSettings, KafkaSettings
 
 if TYPE_CHECKING:
-    from bytewax.connectors.kafka import KafkaError, KafkaSourceMessage
+    from ..kafka import source as kafka
+    from ..kafka.source import KafkaFailure, KafkaStart, OnError
 
-    from ..kafka.source import KafkaStart
-
-    KafkaMessage = KafkaSourceMessage[bytes | None, bytes | None]
-    KafkaFailure = KafkaError[bytes | None, bytes | None]
+    KafkaMessage = kafka.KafkaMessage[bytes | None, bytes | None]
 else:  # their module loads confluent-kafka
-    KafkaMessage = KafkaFailure = KafkaStart = Any
+    KafkaMessage = KafkaFailure = KafkaStart = OnError = Any
 
 __all__ = [
     "KafkaFailure",
@@ -69,12 +66,14 @@ def kafka_source(
     tail: bool = True,
     start: KafkaStart = "first",
     batch_size: int = 1000,
+    on_error: OnError = "stop",
 ) -> Source[KafkaMessage | KafkaFailure]:
     """The source with which `jop.input` reads topics."""
     from ..kafka.source import KafkaSource  # which loads confluent-kafka
 
-    source = KafkaSource(settings, topics=topics, tail=tail, start=start, batch_size=batch_size)
-    return drain.drain_on_signal(source, timeout=settings.pool.drain_timeout)
+    return KafkaSource(
+        settings, topics=topics, tail=tail, start=start, batch_size=batch_size, on_error=on_error
+    )
 
 
 def read_jetstream(
@@ -87,10 +86,10 @@ def read_jetstream(
 def read_kafka(
     flow: Dataflow, source: Source[KafkaMessage | KafkaFailure]
 ) -> tuple[Stream[KafkaMessage], Stream[KafkaFailure]]:
-    """The messages of a source, and its consumer's errors."""
-    from bytewax.connectors.kafka import KafkaSourceMessage  # which loads confluent-kafka
+    """The messages of a source, and what could not be read."""
+    from ..kafka.source import KafkaMessage  # which loads confluent-kafka
 
-    return _read(flow, source, KafkaSourceMessage)
+    return _read(flow, source, KafkaMessage)
 
 
 def _read(flow: Dataflow, source: Source[Any], kind: type[M]) -> tuple[Stream[M], Stream[Any]]:

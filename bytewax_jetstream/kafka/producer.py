@@ -20,11 +20,11 @@ from ..errors import ConnectError
 from ..publishing import Receipt
 from ..settings import KafkaSettings
 from .config import producer
+from .library_log import library_log
 
 __all__ = ["INDEX_BITS", "Client", "Failure", "error_of", "place_of"]
 
 log = logging.getLogger(__name__)
-library_log = logging.getLogger("bytewax_jetstream.kafka.librdkafka")
 
 POLL = 0.05
 """Seconds a poll waits for a report; a stopping thread waits for its last poll that long."""

@@ -77,6 +77,9 @@ FULL: list[JetStreamPipelineError] = [
         limit=3.0,
         shortcomings=("its ack_policy is none",),
         code=10014,
+        topic="orders",
+        partition=3,
+        offset=41,
     ),
     BenchError(
         "failed",

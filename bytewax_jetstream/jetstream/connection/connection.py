@@ -197,11 +197,6 @@ class Connection:
             client.lose("the connection was closed")  # somebody may wait for an answer
             await client.dispose()
 
-    @property
-    def unsent_bytes(self) -> int:
-        """Replaced by the measured number."""
-        return 0
-
     def write(self, data: bytes) -> None:
         """Write protocol bytes; if the connection is lost (`on_down`), they may be lost too."""
         client = self._client
