@@ -12,8 +12,11 @@ own types:
 
 A result or a checkpoint is a tuple of its fields. A field that is a tuple is one of these:
 
-    ("envelope", topic, payload, ...)       an `Envelope`, with all of its fields
+    ("envelope", topic, payload, ...)       an `Envelope`, with all of its fields; in stores of
+                                            earlier versions without the last ones
     ("options", ttl, ...)                   its `PublishOptions`
+    ("headers", (name, value), ...)         its `Headers`, where a name is repeated
+    ("time", text)                          its timestamp, if that is in UTC
     ("pickled", bytes, text)                a value of any other type, which users may put into an
                                             envelope; if it cannot be unpickled, the text
 
@@ -24,12 +27,12 @@ and a source's the position or the ranges alone.
 
 import logging
 import pickle
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
-from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
+from .envelope import Checkpoint, Envelope, Headers, Outcome, PublishOptions, PublishResult
 from .errors import JetStreamPipelineError, SourceError
 
 __all__ = [
@@ -161,6 +164,7 @@ def _refusal(state: object, step_id: str, *kinds: str) -> str:
 
 PLAIN = frozenset({str, int, float, bool, bytes, type(None), timedelta})
 JUST_STR = frozenset({str})
+HEADER_VALUES = frozenset({str, bytes, type(None)})
 STORED = (str(Outcome.STORED),)
 FROM_USERS = itemgetter(
     *map(PublishResult._fields.index, ("event_id", "topic", "aggregate_id", "event_type"))
@@ -195,8 +199,16 @@ def _plain(value: Any) -> Any:
         return ("envelope", *map(_plain, value))
     if kind is PublishOptions:
         return ("options", *map(_plain, value))
-    if kind is dict and JUST_STR.issuperset(map(type, chain(value, value.values()))):
+    if (
+        kind is dict
+        and JUST_STR.issuperset(map(type, value))
+        and HEADER_VALUES.issuperset(map(type, value.values()))
+    ):
         return dict(value)
+    if kind is datetime and value.tzinfo is UTC:
+        return "time", value.isoformat()
+    if kind is Headers:
+        return ("headers", *[(name, _plain(each)) for name, each in value.pairs])
     text = str.__str__(value) if isinstance(value, str) else object.__repr__(value)
     try:
         return "pickled", pickle.dumps(value), text
@@ -214,6 +226,10 @@ def _value(field: Any) -> Any:
             return Envelope(*map(_value, fields))
         case ("options", *fields):
             return PublishOptions(*map(_value, fields))
+        case ("time", text):
+            return datetime.fromisoformat(text)
+        case ("headers", *pairs):
+            return Headers((name, _value(each)) for name, each in pairs)
         case ("pickled", data, text):
             return _unpickled(data, text)
     return field

@@ -274,7 +274,7 @@ class KafkaPublisher:
             try:
                 client.produce(
                     wire.topic, wire.payload, wire.key, wire.partition,
-                    client.report(place_of(number, index)), None, 0, wire.headers,
+                    client.report(place_of(number, index)), None, wire.timestamp, wire.headers,
                 )  # fmt: skip
             except (BufferError, KafkaException) as error:
                 self._not_taken(number, index, wire, error)
