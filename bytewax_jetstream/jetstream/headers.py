@@ -88,8 +88,7 @@ def encoded_line(names: Sequence[bytes]) -> bytes:
 
 def timestamp_line(timestamp: datetime) -> bytes:
     """The header line of an envelope's timestamp, which is in UTC."""
-    text = timestamp.replace(tzinfo=None).isoformat()
-    return b"Envelope-Timestamp: %sZ\r\n" % text.encode()
+    return b"Envelope-Timestamp: %sZ\r\n" % timestamp.isoformat()[:-6].encode()
 
 
 class Decoded(NamedTuple):

@@ -5,7 +5,7 @@ Key: the aggregate id, so that Kafka keeps an aggregate in one partition and in 
 """
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from types import NoneType
@@ -25,6 +25,7 @@ __all__ = [
     "check_topic",
     "encode",
     "is_plain",
+    "misdated",
 ]
 
 MAX_TOPIC = 249
@@ -160,15 +161,33 @@ def encode(envelope: Envelope) -> Record:
 def _time(timestamp: datetime) -> int:
     """A timestamp as Kafka has it.
 
-    :raises EnvelopeError: when it is none, or before 1970.
+    :raises EnvelopeError: when it is none.
     """
-    milliseconds = (utc(timestamp) - EPOCH) // MILLISECOND
-    if milliseconds < 0:
-        raise EnvelopeError(
-            f"timestamp {timestamp} is before 1970, where the time of Kafka begins: leave it out",
-            field="timestamp",
-        )
-    return milliseconds or 1  # the nearest that librdkafka does not take for NOW
+    return (utc(timestamp) - EPOCH) // MILLISECOND or 1  # the nearest that is not taken for NOW
+
+
+def misdated(record: Record, config: Mapping[str, str], now: float) -> str | None:
+    """Why a topic refuses a record for its time; None if it does not, or that is not known.
+
+    Brokers refuse a whole request for one such record, and with it records that are right.
+
+    :arg config: The topic's configuration; empty if it is not known.
+    :arg now: Seconds since 1970.
+    """
+    if record.timestamp == NOW or config.get("message.timestamp.type") != "CreateTime":
+        return None
+    ahead = record.timestamp - int(now * 1000)
+    for name, milliseconds, where in (
+        ("message.timestamp.after.max.ms", ahead, "in the future"),
+        ("message.timestamp.before.max.ms", -ahead, "in the past"),
+    ):
+        limit = config.get(name)
+        if limit is not None and milliseconds > int(limit):
+            return (
+                f"its timestamp is {milliseconds / 1000:,.0f} s {where}, and topic {record.topic} "
+                f"takes at most {int(limit) / 1000:,.0f} s: correct it, or raise the topic's {name}"
+            )
+    return None
 
 
 def _bytes(what: str, text: str, field: str) -> bytes:

@@ -69,6 +69,8 @@ def utc(timestamp: object) -> datetime:
 
     :raises EnvelopeError: when it is no time, or does not say in which time zone it is.
     """
+    if type(timestamp) is datetime and timestamp.tzinfo is UTC:
+        return timestamp
     if not isinstance(timestamp, datetime):
         raise EnvelopeError(
             f"the timestamp must be a datetime, not {type(timestamp).__name__}", field="timestamp"

@@ -19,7 +19,7 @@ from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import run
 from tests.support.kafka import new_topic
 from tests.support.lanes import jetstream, kafka, publish
-from tests.support.streams import Names, api, make_stream, stored
+from tests.support.streams import Names, api, envelopes, make_stream, stored
 
 SECONDS = 30.0
 RawHeaders = list[tuple[str, str | bytes | None]]
@@ -166,7 +166,7 @@ def test_what_is_published_on_jetstream_is_read_back_as_it_was(
     stream = names() + str(dedupe)
     make_stream(nats_server.url, stream, stream)
     at = datetime(2026, 11, 30, 12, 0, 0, 123456, UTC)
-    envelopes = [
+    batch = [
         Envelope(stream, None, "tombstone"),
         Envelope(stream, b"", "empty"),
         Envelope(stream, b"x", "timed", timestamp=at),
@@ -174,16 +174,16 @@ def test_what_is_published_on_jetstream_is_read_back_as_it_was(
         Envelope(stream, None, "all", "\x00", "a\nb", {"Status": "404"}, timestamp=at),
     ]
 
-    results = publish(jetstream(nats_server.url, dedupe=dedupe), *envelopes)
+    results = publish(jetstream(nats_server.url, dedupe=dedupe), *batch)
 
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
     read = {message.sequence: message for message in _read(nats_server, stream)}
     by_id = {event_id: read[result.sequence or 0] for event_id, result in results.items()}
-    assert [by_id[each.event_id].payload for each in envelopes] == [None, b"", b"x", b"x", None]
-    assert [by_id[each.event_id].timestamp for each in envelopes] == [None, None, at, None, at]
+    assert [by_id[each.event_id].payload for each in batch] == [None, b"", b"x", b"x", None]
+    assert [by_id[each.event_id].timestamp for each in batch] == [None, None, at, None, at]
     own = [
         [pair for pair in by_id[each.event_id].header_pairs if pair[1] != each.event_id]
-        for each in envelopes
+        for each in batch
     ]
     assert own == [
         [],
@@ -198,25 +198,27 @@ def test_what_is_published_on_jetstream_is_read_back_as_it_was(
 def test_what_is_published_on_kafka_is_stored_as_it_was(kafka_address: str) -> None:
     topic = new_topic(kafka_address, partitions=1)
     at = datetime(2026, 11, 30, 12, 0, 0, 123456, UTC)
-    envelopes = [
+    batch = [
         Envelope(topic, None, "plain tombstone", "k"),
         Envelope(topic, None, "tombstone", "k", headers={"a": None}),
         Envelope(topic, b"x", "timed", timestamp=at),
         Envelope(topic, b"x", "1970", timestamp=datetime(1970, 1, 1, tzinfo=UTC)),
+        Envelope(topic, b"x", "1960", timestamp=datetime(1960, 1, 1, tzinfo=UTC)),
         Envelope(topic, b"x", "pairs", headers=[("a", "1"), ("b", None), ("a", b"\xff")]),
         Envelope(topic, b"x", "n\x00l", "\x00\x01", "t\x00"),
     ]
     before = time.time() * 1000
 
-    results = publish(kafka(kafka_address), *envelopes)
+    results = publish(kafka(kafka_address), *batch)
 
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
     found = _consume(kafka_address, topic)
-    assert [each.value for each in found] == [None, None, b"x", b"x", b"x", b"x"]
-    assert [each.key for each in found] == [b"k", b"k", None, None, None, b"\x00\x01"]
+    assert [each.value for each in found] == [None, None, b"x", b"x", b"x", b"x", b"x"]
+    assert [each.key for each in found] == [b"k", b"k", None, None, None, None, b"\x00\x01"]
     assert [_ours(each.headers) for each in found] == [
         [],
         [("a", None)],
+        [],
         [],
         [],
         [("a", b"1"), ("b", None), ("a", b"\xff")],
@@ -224,8 +226,8 @@ def test_what_is_published_on_kafka_is_stored_as_it_was(kafka_address: str) -> N
     ]
     assert dict(found[-1].headers)["Event-Id"] == b"n\x00l"
     times = [each.time[1] for each in found]
-    assert times[2:4] == [int(at.timestamp() * 1000), 1]
-    assert min(times[:2] + times[4:]) >= before - 1_000
+    assert times[2:5] == [int(at.timestamp() * 1000), 1, -315_619_200_000]
+    assert min(times[:2] + times[5:]) >= before - 1_000
 
 
 def test_topic_or_stream_that_is_made_again_gets_other_event_ids(
@@ -264,11 +266,30 @@ def test_invisible_character_is_stored_in_subject_ids_and_headers(
     assert (raw.subject, raw.headers["a"], raw.headers["Event-Id"]) == (envelope.topic, text, text)
 
 
-def test_record_of_a_second_before_1970_is_refused_with_a_reason(kafka_address: str) -> None:
-    topic = new_topic(kafka_address)
-    early = datetime(1970, 1, 1, tzinfo=UTC) - timedelta(seconds=1)
+def test_time_that_the_topic_refuses_rejects_only_its_own_envelope(kafka_address: str) -> None:
+    topic = new_topic(kafka_address, message_timestamp_before_max_ms="86400000")
+    now = datetime.now(UTC)
+    wrong = {
+        "late": Envelope(topic, b"0", "late", timestamp=now + timedelta(days=1)),
+        "early": Envelope(topic, b"0", "early", timestamp=now - timedelta(days=2)),
+    }
+    right = [
+        each._replace(timestamp=now - timedelta(minutes=number))
+        for number, each in enumerate(envelopes(40, topic))
+    ]
 
-    result = publish(kafka(kafka_address), Envelope(topic, b"1", "early", timestamp=early))["early"]
+    results = publish(kafka(kafka_address), *right[:20], *wrong.values(), *right[20:])
 
-    assert (result.outcome, result.attempts) == (Outcome.REJECTED, 0)
-    assert "is before 1970, where the time of Kafka begins: leave it out" in str(result.reason)
+    for event_id, where in (("late", "in the future"), ("early", "in the past")):
+        result = results.pop(event_id)
+        assert result.outcome is Outcome.REJECTED
+        assert where in str(result.reason)
+        assert ": correct it, or raise the topic's message.timestamp." in str(result.reason)
+    assert {result.outcome for result in results.values()} == {Outcome.STORED}
+
+
+def test_topic_with_its_own_clock_takes_any_time(kafka_address: str) -> None:
+    topic = new_topic(kafka_address, message_timestamp_type="LogAppendTime")
+    late = Envelope(topic, b"0", "late", timestamp=datetime.now(UTC) + timedelta(days=1))
+
+    assert publish(kafka(kafka_address), late)["late"].outcome is Outcome.STORED

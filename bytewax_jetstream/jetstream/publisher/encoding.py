@@ -38,6 +38,7 @@ MAX_TTL = timedelta(days=73_000)
 MAX_SEQUENCE = (1 << 63) - 1
 """The server misreads a larger sequence, and does not check it."""
 
+BYTES_OR_NONE = {bytes, NoneType}
 PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 PLAIN_ID_BYTES = bytes(byte for byte in range(128) if PLAIN_ID(chr(byte)))
 BAD_TOPIC = re.compile(r"[\x00-\x20\x7f*>]").search
@@ -129,7 +130,7 @@ def encode_all(
 ) -> list[bytes] | None:
     """The same as `encode` for each envelope, at a third of the cost; None if one needs `encode`.
 
-    That is the case if a topic was not checked, an envelope has headers, options or a timestamp, an
+    That is the case if a topic was not checked, an envelope has headers or options of its own, an
     id is not plain or comes twice, or anything is wrong. Whole columns are checked (all ids, all
     payloads), so almost no Python code runs per message.
     """
@@ -139,9 +140,8 @@ def encode_all(
         *envelopes, strict=True
     )
     number = len(topics)
-    if set(map(type, payloads)) != {bytes} or set(map(type, headers + options + times)) != {
-        NoneType
-    }:
+    kinds, time_kinds = set(map(type, payloads)), set(map(type, times))
+    if not kinds <= BYTES_OR_NONE or set(map(type, headers + options)) != {NoneType}:
         return None
     try:
         if not topics_checked >= set(topics) or (dedupe and len(set(ids)) != number):
@@ -149,6 +149,17 @@ def encode_all(
         joined = "\n".join(ids).encode()
         lengths = set(map(len, ids))
         lines = list(map(_known_lines, aggregates, types))
+        if NoneType in kinds:
+            lines = [
+                line if payload is not None else line + NULL_PAYLOAD
+                for line, payload in zip(lines, payloads, strict=True)
+            ]
+            payloads = tuple([payload or b"" for payload in payloads])
+        if time_kinds != {NoneType}:
+            lines = [
+                line if time is None else line + timestamp_line(utc(time))
+                for line, time in zip(lines, times, strict=True)
+            ]
     except (TypeError, UnicodeError, EnvelopeError):
         return None
     if (
@@ -184,10 +195,7 @@ def encode(
     """
     lines = message_id(envelope.event_id, dedupe=dedupe)
     payload = envelope.payload
-    if payload is None:
-        lines += NULL_PAYLOAD
-        payload = b""
-    elif type(payload) is not bytes:
+    if payload is not None and type(payload) is not bytes:
         words = f"the payload must be bytes or None, not {type(payload).__name__}"
         raise _bad(envelope, "payload", words)
     try:
@@ -201,6 +209,9 @@ def encode(
         lines, encoded = lines + more, encoded + also_encoded
     if encoded:
         lines += encoded_line(encoded)
+    if payload is None:
+        lines += NULL_PAYLOAD
+        payload = b""
     if envelope.timestamp is not None:
         lines += timestamp_line(utc(envelope.timestamp))
     if envelope.options is not None:

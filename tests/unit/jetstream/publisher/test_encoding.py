@@ -9,7 +9,7 @@ import pytest
 
 from bytewax_jetstream.envelope import Envelope, PublishOptions
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.jetstream.publisher.encoding import encode, message_id
+from bytewax_jetstream.jetstream.publisher.encoding import encode, encode_all, message_id
 from tests.support.frames import MAX_PAYLOAD, Frame, frame_of, publish, read_frame, refusal_of
 from tests.support.odd_values import Array, Broken
 
@@ -324,6 +324,13 @@ def test_timestamp_is_kept_in_a_header_in_utc() -> None:
     assert frame_of(good(timestamp=time)).headers[1:] == [
         ("Envelope-Timestamp", "2026-11-30T11:00:00.123456Z")
     ]
+
+
+def test_event_id_that_comes_twice_needs_a_closer_look_only_with_dedupe() -> None:
+    batch = [good(), good(payload=b"other")]
+
+    assert encode_all(batch, {"orders.new"}, MAX_PAYLOAD) is None
+    assert encode_all(batch, {"orders.new"}, MAX_PAYLOAD, dedupe=False) is not None
 
 
 @pytest.mark.parametrize(
