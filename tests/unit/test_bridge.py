@@ -1,13 +1,17 @@
 """Messages of one broker that become envelopes for the other."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bytewax_jetstream.bridge import from_jetstream, from_kafka
 from bytewax_jetstream.envelope import Envelope, Headers
-from bytewax_jetstream.jetstream.message import JetStreamMessage
+from bytewax_jetstream.jetstream.message import JetStreamMessage, decode
+from bytewax_jetstream.jetstream.publisher import encoding as jetstream_encoding
 from bytewax_jetstream.kafka.encoding import encode
 
 TIME = datetime(2026, 11, 30, 12, 0, 0, 123456, UTC)
@@ -152,3 +156,46 @@ def test_binary_and_empty_keys_come_back_from_a_jetstream_message() -> None:
     assert encode(envelope).key == b"\xff"
     assert encode(envelope).headers[1:] == [("Event-Type", b"\xfe")]
     assert encode(from_jetstream(message(headers={"Aggregate-Id": ""}), "t")).key == b""
+
+
+# There and back
+
+NAMES = st.sampled_from(["a", "A", "a b", "a\r\nb", "%41", "Status", "é", "Envelope-Encoded"]) | (
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+).filter(lambda name: not re.match(r"(?i)nats-|event-id\Z|event-type\Z|aggregate-id\Z", name))
+TEXT_OR_BYTES = st.text(st.characters(exclude_categories=["Cs"])).map(str.encode) | st.binary()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    key=TEXT_OR_BYTES,
+    value=st.none() | st.binary(),
+    headers=st.lists(st.tuples(NAMES, st.none() | TEXT_OR_BYTES), max_size=5),
+    event_type=st.none() | TEXT_OR_BYTES,
+    milliseconds=st.integers(2, 253_402_300_799_999),
+)
+def test_any_record_comes_back_from_jetstream_as_it_was(
+    key: bytes,
+    value: bytes | None,
+    headers: list[tuple[str, bytes | None]],
+    event_type: bytes | None,
+    milliseconds: int,
+) -> None:
+    more = [] if event_type is None else [("Event-Type", event_type)]
+    record = Full(key, *more, *headers, value=value)
+    record.timestamp = (1, milliseconds)
+    wire = jetstream_encoding.encode(from_kafka(record, "orders"), 1 << 20)
+    sizes, _, rest = wire.partition(b"\r\n")
+    header_size, size = map(int, sizes.split())
+    raw = (b"orders", b"", rest[:header_size], rest[header_size:size])
+
+    read = decode("ORDERS", 1, 0, raw)
+
+    assert isinstance(read, JetStreamMessage)
+    again = encode(from_jetstream(read, "t", own_id=True))
+    assert (again.key, again.payload, again.timestamp) == (key, value, milliseconds)
+    assert again.headers == [
+        ("Event-Id", from_kafka(record, "t").event_id.encode()),
+        *more,
+        *headers,
+    ]
