@@ -15,6 +15,7 @@ import bytewax_jetstream.operators as jop
 from bytewax_jetstream.bridge import from_jetstream, from_kafka
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.jetstream.message import JetStreamMessage
+from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import run
 from tests.support.kafka import new_topic
@@ -101,11 +102,13 @@ def _copy(
     return bad
 
 
-def _read(server: NatsServer, stream: str) -> list[JetStreamMessage]:
-    """All messages of a stream, as our source reads them."""
+def _read(server: NatsServer, stream: str, *subjects: str) -> list[JetStreamMessage]:
+    """All messages of a stream, or of these subjects, as our source reads them."""
     found: list[Any] = []
     flow = Dataflow("read")
-    read = jop.input("in", flow, jetstream(server.url), stream=stream, tail=False)
+    read = jop.input(
+        "in", flow, jetstream(server.url), stream=stream, subjects=subjects, tail=False
+    )
     op.output("out", read.oks, TestingSink(found))
     run(flow)
     return found
@@ -253,13 +256,15 @@ def test_invisible_character_is_stored_in_subject_ids_and_headers(
     nats_server: NatsServer, names: Names, each: str
 ) -> None:
     stream, text = names(), f"a{each}b{each}"
-    make_stream(nats_server.url, stream, f"{stream}.>")
-    envelope = Envelope(f"{stream}.{text}", b"1", text, text, text, {"a": text, text: "a"})
+    subject = f"{stream}.{text}"
+    declared = StreamSettings(name=stream, subjects=(subject,))
+    settings = jetstream(nats_server.url, streams=(declared,), stream_strategy="create")
+    envelope = Envelope(subject, b"1", text, text, text, {"a": text, text: "a"})
 
-    result = publish(jetstream(nats_server.url), envelope)[text]
+    result = publish(settings, envelope)[text]
 
     assert (result.outcome, result.reason) == (Outcome.STORED, None)
-    (message,) = _read(nats_server, stream)
+    (message,) = _read(nats_server, stream, subject)
     copy = from_jetstream(message, message.subject, own_id=True)
     assert copy == envelope
     (raw,) = stored(nats_server.url, stream)

@@ -118,6 +118,16 @@ def test_the_state_of_a_publish_step_is_tuples_of_plain_values() -> None:
     )
 
 
+def test_repeated_headers_and_a_timestamp_are_plain_values_in_the_state() -> None:
+    headers = Headers([("a", "1"), ("a", None)])
+    report = _rejected(headers=headers, timestamp=datetime(2026, 11, 30, tzinfo=UTC))
+
+    envelope = publish_state(report)[3][0][14]
+
+    assert envelope[6] == ("headers", ("a", "1"), ("a", None))
+    assert envelope[9] == ("time", "2026-11-30T00:00:00+00:00")
+
+
 def test_a_report_may_change_after_its_state_was_made() -> None:
     headers = {"Trace": "1"}
     report = Report([STORED], _rejected(headers=headers).errs, [])
