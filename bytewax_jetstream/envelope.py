@@ -6,20 +6,77 @@ slots.
 """
 
 import pickle
-from collections.abc import Mapping
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 __all__ = [
     "Checkpoint",
     "Envelope",
+    "HeaderPairs",
+    "HeaderValue",
+    "Headers",
     "Outcome",
     "PublishOptions",
     "PublishResult",
+    "as_mapping",
+    "first_values",
     "payload_size",
     "picklable",
 ]
+
+HeaderValue = str | bytes | None
+"""A header's value. Bytes that are UTF-8 come back as a str."""
+HeaderPairs = tuple[tuple[str, HeaderValue], ...]
+"""Names and values of headers, in order; a name may come more than once."""
+
+
+class Headers(Mapping[str, HeaderValue]):
+    """All headers in their order, repeated names included; as a mapping it has the first value of
+    each name.
+    """
+
+    __slots__ = ("_first", "pairs")
+
+    def __init__(self, pairs: Iterable[tuple[str, HeaderValue]]) -> None:
+        self.pairs: HeaderPairs = tuple(pairs)
+        self._first = first_values(self.pairs)
+
+    def __getitem__(self, name: str) -> HeaderValue:
+        return self._first[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._first)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Headers):
+            return self.pairs == other.pairs
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return len(self.pairs) == len(self._first) and self._first == dict(other.items())
+
+    __hash__ = None  # type: ignore[assignment]  # as a dict: envelopes are compared, never hashed
+
+    def __repr__(self) -> str:
+        return f"Headers({list(self.pairs)!r})"
+
+
+def as_mapping(pairs: HeaderPairs) -> dict[str, HeaderValue] | Headers:
+    """The simplest mapping that says the same: a dict, unless a name is repeated."""
+    values = dict(pairs)
+    return values if len(values) == len(pairs) else Headers(pairs)
+
+
+def first_values(pairs: Iterable[tuple[str, HeaderValue]]) -> dict[str, HeaderValue]:
+    """The first value of each name."""
+    values: dict[str, HeaderValue] = {}
+    for name, value in pairs:
+        values.setdefault(name, value)
+    return values
 
 
 class PublishOptions(NamedTuple):
@@ -46,21 +103,38 @@ class Envelope(NamedTuple):
 
     topic: str
     """JetStream subject or Kafka topic; no wildcards, white space or control characters."""
-    payload: bytes
+    payload: bytes | None
+    """None is a tombstone: Kafka stores a null value, JetStream an empty payload with a header that
+    says so."""
     event_id: str
     """Identity of the message, the same on every replay; by it a broker recognises duplicates."""
     aggregate_id: str | None = None
     """Envelopes of one aggregate are stored in the order in which their lane got them."""
     event_type: str | None = None
-    headers: Mapping[str, str] | None = None
+    headers: Mapping[str, HeaderValue] | Sequence[tuple[str, HeaderValue]] | None = None
+    """Your own headers. Pairs keep their order and repeated names. What NATS cannot carry, such as
+    line ends, bytes or None, is percent-encoded there, and decoded by this package's source."""
     partition: int | None = None
     """Kafka only: the partition to write to, instead of the one the aggregate id hashes to."""
     options: PublishOptions | None = None
+    timestamp: datetime | None = None
+    """When it happened, with a time zone. It becomes the time of the Kafka record, to the
+    millisecond; JetStream keeps it in a header. None: Kafka takes the time of sending."""
+
+    @property
+    def header_pairs(self) -> HeaderPairs:
+        """All headers in order, repeated names included; empty if there are none."""
+        headers = self.headers
+        if headers is None:
+            return ()
+        if isinstance(headers, Headers):
+            return headers.pairs
+        return tuple(headers.items() if isinstance(headers, Mapping) else headers)
 
 
 def payload_size(envelope: Envelope) -> int:
-    """Payload bytes that count against budget and window; 0 if the payload is not bytes, which is
-    rejected.
+    """Payload bytes that count against budget and window; 0 if there are none, or the payload is
+    not bytes, which is rejected.
     """
     payload = envelope.payload
     return len(payload) if type(payload) is bytes else 0
@@ -81,7 +155,7 @@ def _picklable(value: Any) -> Any:
     try:
         if isinstance(value, memoryview):
             return value.tobytes()
-        if isinstance(value, Mapping) and type(value) is not dict:
+        if isinstance(value, Mapping) and not isinstance(value, dict | Headers):
             value = dict(value)
         pickle.dumps(value)
     except Exception:

@@ -20,8 +20,11 @@ own types:
 
 A result or a checkpoint is a tuple of its fields. A field that is a tuple is one of these:
 
-    ("envelope", topic, payload, ...)       an `Envelope`, with all of its fields
+    ("envelope", topic, payload, ...)       an `Envelope`, with all of its fields; in stores of
+                                            earlier versions without the last ones
     ("options", ttl, ...)                   its `PublishOptions`
+    ("headers", (name, value), ...)         its `Headers`, where a name is repeated
+    ("time", text)                          its timestamp, if that is in UTC
     ("pickled", bytes, text)                a value of any other type, which users may put into an
                                             envelope; if it cannot be unpickled, the text
 
@@ -34,12 +37,12 @@ alone.
 
 import logging
 import pickle
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
-from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
+from .envelope import Checkpoint, Envelope, Headers, Outcome, PublishOptions, PublishResult
 from .errors import JetStreamPipelineError, SourceError
 
 __all__ = [
@@ -62,9 +65,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""The version of publish states."""
-VERSIONS = {"publish": VERSION, "sequence": 2, "durable": 2}
+VERSIONS = {"publish": 1, "sequence": 2, "durable": 2, "kafka": 1}
 """The version in which each kind is written."""
 
 Row: TypeAlias = tuple[Any, ...]
@@ -136,7 +137,7 @@ def publish_state(report: Report) -> PublishState:
     oks, errs, checkpoints = report
     return (
         "publish",
-        VERSION,
+        VERSIONS["publish"],
         _stored_rows(oks),
         tuple(map(_result_row, errs)),
         tuple([_row(tuple(checkpoint)) for checkpoint in checkpoints]),
@@ -209,7 +210,7 @@ def read_source_state(state: object, step_id: str) -> SequenceState | DurableSta
 def kafka_state(place: KafkaPlace) -> KafkaState:
     """The state of a source that goes on at this place of a Kafka partition."""
     position, topic_id, epoch = place
-    return "kafka", VERSION, position, topic_id, epoch
+    return "kafka", VERSIONS["kafka"], position, topic_id, epoch
 
 
 def read_kafka_state(state: object, step_id: str) -> KafkaPlace:
@@ -257,6 +258,7 @@ def _refusal(state: object, step_id: str, *kinds: str) -> str:
 
 PLAIN = frozenset({str, int, float, bool, bytes, type(None), timedelta})
 JUST_STR = frozenset({str})
+HEADER_VALUES = frozenset({str, bytes, type(None)})
 STORED = (str(Outcome.STORED),)
 FROM_USERS = itemgetter(
     *map(PublishResult._fields.index, ("event_id", "topic", "aggregate_id", "event_type"))
@@ -291,8 +293,16 @@ def _plain(value: Any) -> Any:
         return ("envelope", *map(_plain, value))
     if kind is PublishOptions:
         return ("options", *map(_plain, value))
-    if kind is dict and JUST_STR.issuperset(map(type, chain(value, value.values()))):
+    if (
+        kind is dict
+        and JUST_STR.issuperset(map(type, value))
+        and HEADER_VALUES.issuperset(map(type, value.values()))
+    ):
         return dict(value)
+    if kind is datetime and value.tzinfo is UTC:
+        return "time", value.isoformat()
+    if kind is Headers:
+        return ("headers", *[(name, _plain(each)) for name, each in value.pairs])
     text = str.__str__(value) if isinstance(value, str) else object.__repr__(value)
     try:
         return "pickled", pickle.dumps(value), text
@@ -310,6 +320,10 @@ def _value(field: Any) -> Any:
             return Envelope(*map(_value, fields))
         case ("options", *fields):
             return PublishOptions(*map(_value, fields))
+        case ("time", text):
+            return datetime.fromisoformat(text)
+        case ("headers", *pairs):
+            return Headers((name, _value(each)) for name, each in pairs)
         case ("pickled", data, text):
             return _unpickled(data, text)
     return field

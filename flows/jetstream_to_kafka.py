@@ -1,5 +1,5 @@
-"""Copies a JetStream stream to a Kafka topic, and keeps ids, keys, headers and the order of each
-aggregate.
+"""Copies a JetStream stream to a Kafka topic; keeps ids, keys, times, headers, tombstones, and the
+order of each aggregate.
 
     export BRIDGE_STREAM=ORDERS BRIDGE_TOPIC=orders
     python -m bytewax.run flows.jetstream_to_kafka:flow

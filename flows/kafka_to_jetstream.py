@@ -1,5 +1,5 @@
-"""Copies a Kafka topic to a JetStream stream, and keeps ids, keys, headers and the order of each
-key.
+"""Copies a Kafka topic to a JetStream stream; keeps ids, keys, times, headers, tombstones, and the
+order of each key.
 
     export BRIDGE_TOPIC=orders BRIDGE_SUBJECT=orders.kafka
     python -m bytewax.run flows.kafka_to_jetstream:flow

@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from ..envelope import Envelope, payload_size
-from ..publishing import Refusal, Wire, indices_by_aggregate
+from ..publishing import Alone, Refusal, Wire, indices_by_aggregate
 
 __all__ = ["Entry", "Group", "Segment", "Submission", "segments_of"]
 
@@ -143,7 +143,7 @@ class Segment:
         """Whether the envelopes are stored all or none, and never separated."""
         self.attempts = attempts
         self.count = len(envelopes)
-        self.size = sum([len(envelope[1]) for envelope in envelopes])
+        self.size = sum([len(envelope[1] or b"") for envelope in envelopes])
         """Payload bytes."""
 
     def split(self, count: int) -> "Segment":
@@ -182,7 +182,7 @@ class Segment:
         """
         if self.count <= room and self.size <= room_bytes:
             return self.count
-        sizes = accumulate(len(envelope[1]) for envelope in self.envelopes)
+        sizes = accumulate(len(envelope[1] or b"") for envelope in self.envelopes)
         return max(1, sum(size <= room_bytes for size in islice(sizes, room)))
 
     def entries(self) -> list[Entry]:
@@ -212,7 +212,7 @@ def segments_of(
         return []
     if atomic:
         return _by_aggregate(submission, envelopes, wires)
-    if any(map(OPTIONS, envelopes)):
+    if any(map(OPTIONS, envelopes)) or Alone in set(map(type, wires)):
         return _by_options(submission, range(len(envelopes)), envelopes, wires)
     return [Segment(submission, list(envelopes), list(wires))]
 
@@ -239,9 +239,11 @@ def _by_options(
     envelopes: Sequence[Envelope],
     wires: list[Wire],
 ) -> list[Segment]:
-    """Separate what has options, and so needs an answer of its own, from the rest."""
+    """Separate what needs an answer of its own, for its options or its wire form, from the rest."""
     return [
         Segment(submission, [envelopes[i] for i in chunk], [wires[i] for i in chunk], alone=alone)
-        for alone, group in groupby(indices, key=lambda i: envelopes[i].options is not None)
+        for alone, group in groupby(
+            indices, key=lambda i: envelopes[i].options is not None or type(wires[i]) is Alone
+        )
         for chunk in (list(group),)
     ]

@@ -6,8 +6,12 @@ becomes an `UnreadableMessage`, and the next message is read as usual.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
+
+from ..envelope import HeaderPairs, HeaderValue, first_values
+from .headers import PREFIX, decode_pairs
 
 __all__ = [
     "Item",
@@ -34,14 +38,27 @@ class JetStreamMessage(NamedTuple):
     """A message as the stream stores it."""
 
     subject: str
-    payload: bytes
-    headers: dict[str, str]
-    """Empty if there are none; of a name that comes twice, the last value."""
+    payload: bytes | None
+    """None if it was published as None (a tombstone), else bytes."""
+    headers: Mapping[str, HeaderValue]
+    """The first value of each name, decoded; a str, unless bytes or None were published."""
     stream: str
     sequence: int
     """Its position in the stream; with the stream's name it identifies the message."""
     time: datetime
     """When the stream stored it, in UTC."""
+    timestamp: datetime | None = None
+    """The timestamp that its envelope had, in UTC."""
+    repeated: HeaderPairs | None = None
+    """All headers in order if a name is repeated, else None; `header_pairs` has them always."""
+
+    @property
+    def header_pairs(self) -> HeaderPairs:
+        """All headers in order, repeated names included."""
+        pairs, headers = self.repeated, self.headers
+        if pairs is not None and first_values(pairs) == headers:
+            return pairs
+        return tuple(headers.items())  # also when the user has replaced them
 
 
 class UnreadableMessage(NamedTuple):
@@ -84,8 +101,8 @@ def parse_pending(reply: bytes) -> int:
     return int(tokens[index]) if len(tokens) > index and tokens[index].isdigit() else 0
 
 
-def parse_headers(block: bytes) -> dict[str, str]:
-    """Names and values of a header block, without the blanks around a value.
+def parse_headers(block: bytes) -> list[tuple[str, str]]:
+    """Names and values of a header block in order, without the blanks around a value.
 
     :raises ValueError: when the block is malformed.
     """
@@ -94,13 +111,13 @@ def parse_headers(block: bytes) -> dict[str, str]:
     first, *lines = block[:-4].decode().split("\r\n")
     if not first.startswith("NATS/1.0"):
         raise ValueError("its header block does not begin with NATS/1.0")
-    headers = {}
+    pairs = []
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name:
             raise ValueError(f"its header block has a malformed line: {line[:80]!r}")
-        headers[name] = value.strip()
-    return headers
+        pairs.append((name, value.strip(" \t")))
+    return pairs
 
 
 def decode(
@@ -112,7 +129,7 @@ def decode(
         text = subject.decode()
         if not text.isprintable() and CONTROL(text):
             raise ValueError("its subject has control characters")
-        headers = parse_headers(header) if header else {}
+        lines = parse_headers(header) if header else []
     except UnicodeDecodeError as error:
         what = "subject" if error.object == subject else "header block"
         return UnreadableMessage(
@@ -122,4 +139,14 @@ def decode(
         return UnreadableMessage(stream, sequence, str(error), subject, payload, header or b"")
     # Cut to whole microseconds first: a float is exact for those, not for nanoseconds.
     time = datetime.fromtimestamp(nanoseconds // 1000 / 1e6, UTC)
-    return JetStreamMessage(text, payload, headers, stream, sequence, time)
+    content: bytes | None = payload
+    timestamp = repeated = None
+    pairs: Sequence[tuple[str, HeaderValue]] = lines
+    if header is not None and PREFIX in header:
+        pairs, is_null, timestamp = decode_pairs(lines)
+        if is_null and not payload:
+            content = None
+    headers = dict(pairs)
+    if len(headers) != len(pairs):
+        headers, repeated = first_values(pairs), tuple(pairs)
+    return JetStreamMessage(text, content, headers, stream, sequence, time, timestamp, repeated)

@@ -1,4 +1,4 @@
-"""Checks an envelope for Kafka, and encodes it as topic, key, payload, partition and headers.
+"""Checks an envelope for Kafka, and encodes it as topic, key, payload, partition, headers and time.
 
 Key: the aggregate id, so that Kafka keeps an aggregate in one partition and in order. Headers:
 `Event-Id`, `Event-Type` and the user's own.
@@ -6,13 +6,14 @@ Key: the aggregate id, so that Kafka keeps an aggregate in one partition and in 
 
 import re
 from collections.abc import Mapping, Sequence, Set
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from types import NoneType
 from typing import NamedTuple
 
 from ..envelope import Envelope
 from ..errors import EnvelopeError
-from ..publishing import header_items
+from ..publishing import header_items, utc
 
 __all__ = [
     "ANY",
@@ -24,6 +25,7 @@ __all__ = [
     "check_topic",
     "encode",
     "is_plain",
+    "misdated",
 ]
 
 MAX_TOPIC = 249
@@ -31,8 +33,14 @@ TOPIC = re.compile(r"[A-Za-z0-9._-]+").fullmatch
 EVENT_ID, EVENT_TYPE = "Event-Id", "Event-Type"
 RESERVED = frozenset({"event-id", "event-type"})
 MAX_PARTITION = (1 << 31) - 1
+PAYLOADS = {bytes, NoneType}
 ANY = -1
 """The partition that the key hashes to."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+NOW = 0
+"""What librdkafka takes for the time of sending."""
 
 Headers = list[tuple[str, str | bytes | None]]
 
@@ -41,10 +49,12 @@ class Record(NamedTuple):
     """An encoded envelope, as librdkafka takes it."""
 
     topic: str
-    payload: bytes
+    payload: bytes | None
     key: bytes | None
     partition: int
     headers: Headers
+    timestamp: int = NOW
+    """Milliseconds since 1970."""
 
 
 def check_topic(topic: object) -> None:
@@ -80,12 +90,13 @@ def is_plain(envelope: Envelope) -> bool:
     Most envelopes are plain, and need no `Record`: each object that is kept for a message in flight
     costs the garbage collector time again and again.
     """
-    _, payload, event_id, aggregate_id, event_type, headers, partition, options = envelope
+    _, payload, event_id, aggregate_id, event_type, headers, partition, options, time = envelope
     return (
-        type(payload) is bytes
+        (payload is None or type(payload) is bytes)
         and headers is None
         and partition is None
         and options is None
+        and time is None
         and type(event_id) is str
         and event_id.isascii()
         and event_id != ""
@@ -102,7 +113,7 @@ def are_plain(envelopes: Sequence[Envelope], topics: Set[str]) -> bool:
     if set(map(type, envelopes)) != {Envelope}:
         return False
     names, payloads, ids, aggregates, types, *rest = zip(*envelopes, strict=True)
-    if set(map(type, payloads)) != {bytes} or set(map(type, chain(*rest))) != {NoneType}:
+    if not set(map(type, payloads)) <= PAYLOADS or set(map(type, chain(*rest))) != {NoneType}:
         return False
     try:
         words = "".join(ids) + "".join(filter(None, aggregates)) + "".join(filter(None, types))
@@ -116,17 +127,19 @@ def encode(envelope: Envelope) -> Record:
 
     :raises EnvelopeError: with what is wrong and what to do.
     """
-    topic, payload, event_id, aggregate_id, event_type, headers, partition, options = envelope
+    topic, payload, event_id, aggregate_id, event_type, headers, partition, options, time = envelope
     if type(event_id) is not str or not event_id:
         raise _bad_event_id(event_id)
-    if type(payload) is not bytes:
-        raise _bad(envelope, "payload", f"the payload must be bytes, not {type(payload).__name__}")
-    lines: Headers = [(EVENT_ID, event_id.encode())]
+    if payload is not None and type(payload) is not bytes:
+        words = f"the payload must be bytes or None, not {type(payload).__name__}"
+        raise _bad(envelope, "payload", words)
+    lines: Headers = [(EVENT_ID, _bytes("the event id", event_id, "event_id"))]
+    key = None
     try:
-        # A key that was read from Kafka may have been bytes that are not text.
-        key = None if aggregate_id is None else aggregate_id.encode("utf-8", "surrogateescape")
+        if aggregate_id is not None:
+            key = _bytes("the aggregate id", aggregate_id, "aggregate_id")
         if event_type is not None:
-            lines.append((EVENT_TYPE, event_type.encode()))
+            lines.append((EVENT_TYPE, _bytes("the event type", event_type, "event_type")))
     except AttributeError:
         words = "the aggregate id and the event type must each be a str or None"
         raise _bad(envelope, "aggregate_id", words) from None
@@ -142,7 +155,50 @@ def encode(envelope: Envelope) -> Record:
     if options is not None:
         words = "PublishOptions are for JetStream only: leave the options out for Kafka"
         raise _bad(envelope, "options", words)
-    return Record(topic, payload, key, partition, lines)
+    return Record(topic, payload, key, partition, lines, NOW if time is None else _time(time))
+
+
+def _time(timestamp: datetime) -> int:
+    """A timestamp as Kafka has it.
+
+    :raises EnvelopeError: when it is none.
+    """
+    return (utc(timestamp) - EPOCH) // MILLISECOND or 1  # the nearest that is not taken for NOW
+
+
+def misdated(record: Record, config: Mapping[str, str], now: float) -> str | None:
+    """Why a topic refuses a record for its time; None if it does not, or that is not known.
+
+    Brokers refuse a whole request for one such record, and with it records that are right.
+
+    :arg config: The topic's configuration; empty if it is not known.
+    :arg now: Seconds since 1970.
+    """
+    if record.timestamp == NOW or config.get("message.timestamp.type") != "CreateTime":
+        return None
+    ahead = record.timestamp - int(now * 1000)
+    for name, milliseconds, where in (
+        ("message.timestamp.after.max.ms", ahead, "in the future"),
+        ("message.timestamp.before.max.ms", -ahead, "in the past"),
+    ):
+        limit = config.get(name)
+        if limit is not None and milliseconds > int(limit):
+            return (
+                f"its timestamp is {milliseconds / 1000:,.0f} s {where}, and topic {record.topic} "
+                f"takes at most {int(limit) / 1000:,.0f} s: correct it, or raise the topic's {name}"
+            )
+    return None
+
+
+def _bytes(what: str, text: str, field: str) -> bytes:
+    """UTF-8, or the bytes that surrogates stand for: what was read from Kafka may not be text."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise EnvelopeError(
+            f"{what} {text[:80]!r} has lone surrogates, which are not text: remove them",
+            field=field,
+        ) from None
 
 
 def _bad_event_id(event_id: object) -> EnvelopeError:
@@ -160,7 +216,7 @@ def _bad(envelope: Envelope, field: str, words: str) -> EnvelopeError:
     return EnvelopeError(words, field=field, topic=envelope.topic, event_id=envelope.event_id)
 
 
-def _user_lines(headers: Mapping[str, str]) -> Headers:
+def _user_lines(headers: object) -> Headers:
     lines: Headers = []
     for name, value in header_items(headers):
         if not isinstance(name, str) or not name or "\0" in name:
@@ -172,9 +228,12 @@ def _user_lines(headers: Mapping[str, str]) -> Headers:
             raise EnvelopeError(
                 f"header {name:.80} is reserved: use the envelope's fields", field="headers"
             )
-        if not isinstance(value, str):
+        if isinstance(value, str):
+            value = _bytes(f"header {name:.80}", value, "headers")
+        elif not isinstance(value, bytes | None):
             raise EnvelopeError(
-                f"header {name:.80} must be a str, not {type(value).__name__}", field="headers"
+                f"header {name:.80} must be a str, bytes or None, not {type(value).__name__}",
+                field="headers",
             )
-        lines.append((name, value.encode("utf-8", "surrogateescape")))
+        lines.append((name, value))
     return lines

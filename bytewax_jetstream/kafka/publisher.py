@@ -40,6 +40,7 @@ from .encoding import (
     are_plain,
     encode,
     is_plain,
+    misdated,
 )
 from .error_codes import FINAL_AT_START, STOP_CODES, classify
 from .known_topics import KnownTopics
@@ -270,11 +271,13 @@ class KafkaPublisher:
             self._backlog.append((number, index, wire))
         elif topic.partitions is not None and wire.partition >= topic.partitions:
             self._refuse_partition(number, index, wire, topic.partitions)
+        elif reason := misdated(wire, topic.config, time.time()):
+            self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
         elif client is not None:
             try:
                 client.produce(
                     wire.topic, wire.payload, wire.key, wire.partition,
-                    client.report(place_of(number, index)), None, 0, wire.headers,
+                    client.report(place_of(number, index)), None, wire.timestamp, wire.headers,
                 )  # fmt: skip
             except (BufferError, KafkaException) as error:
                 self._not_taken(number, index, wire, error)

@@ -115,5 +115,5 @@ def _of_all(stored: SegmentStored, broker: str, at: float, worker: int) -> list[
                 ack_seconds, None, None, None, worker, epoch,
             ),
         )
-        for topic, _, event_id, aggregate_id, event_type, _, _, _ in segment.envelopes
+        for topic, _, event_id, aggregate_id, event_type, _, _, _, _ in segment.envelopes
     ]  # fmt: skip

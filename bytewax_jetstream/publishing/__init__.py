@@ -5,11 +5,12 @@ a `Receipt` or a `Refusal`.
 """
 
 from .answers import Receipt, Refusal, Verdict
-from .outgoing import Append, Groups, Outgoing, Singles, Wire, indices_by_aggregate
-from .preparing import header_items, prepare_each
+from .outgoing import Alone, Append, Groups, Outgoing, Singles, Wire, indices_by_aggregate
+from .preparing import header_items, prepare_each, refuse_conflicts, utc
 from .publisher import Policy, Publisher, PublisherEvents, Route
 
 __all__ = [
+    "Alone",
     "Append",
     "Groups",
     "Outgoing",
@@ -25,4 +26,6 @@ __all__ = [
     "header_items",
     "indices_by_aggregate",
     "prepare_each",
+    "refuse_conflicts",
+    "utc",
 ]

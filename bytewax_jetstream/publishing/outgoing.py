@@ -8,10 +8,18 @@ from typing import NamedTuple
 
 from ..envelope import Envelope
 
-__all__ = ["Append", "Groups", "Outgoing", "Singles", "Wire", "indices_by_aggregate"]
+__all__ = ["Alone", "Append", "Groups", "Outgoing", "Singles", "Wire", "indices_by_aggregate"]
 
 Wire = object
 """What a publisher's `prepare` made of an envelope. Opaque to everyone but that publisher."""
+
+
+class Alone(bytes):
+    """The wire form of an envelope that needs an answer of its own, and so goes as a single: it is
+    an earlier one of its submission again, and the broker has to say that it knows it.
+    """
+
+    __slots__ = ()
 
 
 class Singles(NamedTuple):

@@ -29,7 +29,7 @@ def _message(row: Envelope, sequence: int) -> Stored:
             "Nats-Msg-Id": "~" + sha256(row.event_id.encode()).hexdigest(),
             "Event-Id": row.event_id,
         }
-    return Stored(sequence, row.topic, headers, row.payload)
+    return Stored(sequence, row.topic, headers, row.payload or b"")
 
 
 def _result(row: Envelope, index: int, *, duplicate: bool = False) -> PublishResult:

@@ -117,7 +117,7 @@ class FakePublisher:
     def _prepare(self, envelope: Envelope) -> bytes:
         if envelope.topic == "bad":
             raise EnvelopeError("the topic is bad: choose another")
-        return envelope.payload
+        return envelope.payload or b""
 
     def send(self, outgoing: Outgoing) -> None:
         assert isinstance(outgoing, Singles), "there are no routes"

@@ -241,6 +241,6 @@ def _each_once_in_order(subject: Subject, count: int) -> None:
     assert sorted(message.event_id for message in found) == sorted(f"e-{n}" for n in range(count))
     by_aggregate: dict[str | None, list[int]] = {}
     for message in found:
-        by_aggregate.setdefault(message.aggregate_id, []).append(int(message.payload))
+        by_aggregate.setdefault(message.aggregate_id, []).append(int(message.payload or b""))
     for numbers in by_aggregate.values():
         assert numbers == sorted(numbers)

@@ -109,7 +109,7 @@ class Driver:
     @property
     def numbers(self) -> list[int]:
         """The payloads of the messages, as numbers."""
-        return [int(item.payload) for item in self.items]
+        return [int(item.payload or b"") for item in self.items]
 
     @property
     def sequences(self) -> list[int]:

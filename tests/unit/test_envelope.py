@@ -1,14 +1,25 @@
 import inspect
 import pickle
+from datetime import UTC, datetime
 from typing import Any, get_type_hints
 
 import pytest
 
-from bytewax_jetstream.envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
+from bytewax_jetstream.envelope import (
+    Checkpoint,
+    Envelope,
+    Headers,
+    Outcome,
+    PublishOptions,
+    PublishResult,
+)
 
 ENVELOPE = Envelope(
-    "orders.new", b"{}", "order-1", "customer-1", "OrderPlaced", {"Trace": "1"}, 3, PublishOptions()
+    *("orders.new", b"{}", "order-1", "customer-1", "OrderPlaced", {"Trace": "1"}, 3),
+    PublishOptions(),
+    datetime(2026, 11, 30, tzinfo=UTC),
 )
+REPEATED = Headers([("a", "1"), ("b", None), ("a", b"\xff")])
 RESULT = PublishResult(
     outcome=Outcome.REJECTED,
     event_id="order-1",
@@ -45,7 +56,9 @@ def test_a_value_is_immutable(value: Any) -> None:
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("value", [ENVELOPE, RESULT, CHECKPOINT])
+@pytest.mark.parametrize(
+    "value", [ENVELOPE, RESULT, CHECKPOINT, REPEATED, ENVELOPE._replace(headers=REPEATED)]
+)
 def test_value_survives_pickling_unchanged(value: Any, protocol: int) -> None:
     copy = pickle.loads(pickle.dumps(value, protocol))
 
@@ -63,6 +76,7 @@ def test_an_envelope_is_made_by_position_or_by_keyword() -> None:
         headers={"Trace": "1"},
         partition=3,
         options=PublishOptions(),
+        timestamp=datetime(2026, 11, 30, tzinfo=UTC),
     )
 
     assert by_keyword == ENVELOPE
@@ -76,7 +90,31 @@ def test_an_envelope_needs_a_topic_a_payload_and_an_event_id() -> None:
     ]
 
     assert required == ["topic", "payload", "event_id"]
-    assert Envelope("orders.new", b"", "1")[3:] == (None, None, None, None, None)
+    assert set(Envelope("orders.new", b"", "1")[3:]) == {None}
+
+
+@pytest.mark.parametrize(
+    ("headers", "pairs"),
+    [
+        (None, ()),
+        ({}, ()),
+        ({"a": "1", "b": None}, (("a", "1"), ("b", None))),
+        ([("a", "1"), ("a", "2")], (("a", "1"), ("a", "2"))),
+        (REPEATED, (("a", "1"), ("b", None), ("a", b"\xff"))),
+    ],
+)
+def test_header_pairs_are_all_headers_in_order(headers: Any, pairs: object) -> None:
+    assert ENVELOPE._replace(headers=headers).header_pairs == pairs
+
+
+def test_headers_are_a_mapping_of_first_values_that_keeps_all_pairs() -> None:
+    assert dict(REPEATED) == {"a": "1", "b": None}
+    assert (REPEATED["a"], REPEATED.get("c"), len(REPEATED)) == ("1", None, 2)
+    assert Headers([("a", "1"), ("a", "2")]) != Headers([("a", "1"), ("a", "3")])
+    assert Headers([("a", "1"), ("a", "2")]) != {"a": "1"}
+    assert Headers([("b", "2"), ("a", "1")]) == {"a": "1", "b": "2"}
+    assert Headers([("a", "1")]) != [("a", "1")]
+    assert repr(REPEATED) == "Headers([('a', '1'), ('b', None), ('a', b'\\xff')])"
 
 
 @pytest.mark.parametrize("kind", [Envelope, PublishOptions, PublishResult, Checkpoint])

@@ -1,7 +1,7 @@
 import logging
 import pickle
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from http import HTTPMethod
 from types import MappingProxyType
@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from bytewax_jetstream import operators
-from bytewax_jetstream.envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
+from bytewax_jetstream.envelope import (
+    Checkpoint,
+    Envelope,
+    Headers,
+    Outcome,
+    PublishOptions,
+    PublishResult,
+)
 from bytewax_jetstream.errors import JetStreamPipelineError, SourceError
 from bytewax_jetstream.recovery_state import (
     DurableState,
@@ -103,7 +110,7 @@ def test_the_state_of_a_publish_step_is_tuples_of_plain_values() -> None:
     options = ("options", timedelta(seconds=90), 5, None)
     envelope = (
         *("envelope", "orders.new", b"\x00\xff", "order-2", "customer-1", "OrderPlaced"),
-        *({"Trace": "1"}, 3, options),
+        *({"Trace": "1"}, 3, options, None),
     )
 
     assert publish_state(Report([STORED], [REJECTED], [CHECKPOINT])) == (
@@ -113,6 +120,16 @@ def test_the_state_of_a_publish_step_is_tuples_of_plain_values() -> None:
         ((*rejected, None, None, None, 1, 0.25, "too large", 10054, envelope, 1, 7),),
         (("flow.publish", 1, "worker-1", 7, 3, 1, 1, "order-2"),),
     )
+
+
+def test_repeated_headers_and_a_timestamp_are_plain_values_in_the_state() -> None:
+    headers = Headers([("a", "1"), ("a", None)])
+    report = _rejected(headers=headers, timestamp=datetime(2026, 11, 30, tzinfo=UTC))
+
+    envelope = publish_state(report)[3][0][14]
+
+    assert envelope[6] == ("headers", ("a", "1"), ("a", None))
+    assert envelope[9] == ("time", "2026-11-30T00:00:00+00:00")
 
 
 def test_a_report_may_change_after_its_state_was_made() -> None:
@@ -152,6 +169,37 @@ def test_envelope_comes_back_with_any_value_in_its_fields(field: str, value: Any
 
     assert envelope == ENVELOPE._replace(**{field: value})
     assert type(getattr(envelope, field)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"payload": None},
+        {"timestamp": datetime(2026, 11, 30, tzinfo=UTC)},
+        {"timestamp": datetime(2026, 11, 30, tzinfo=timezone(timedelta(hours=2)))},
+        {"headers": {"a": b"\xff", "b": None}},
+        {"headers": Headers([("a", "1"), ("a", b"\xff"), ("a", None), ("b", HTTPMethod.POST)])},
+        {"headers": [("a", "1"), ("a", "2")]},
+        {"headers": (("headers", "1"), ("a", None))},
+    ],
+    ids=repr,
+)
+def test_envelope_comes_back_with_its_new_fields(fields: dict[str, Any]) -> None:
+    envelope = _envelope_after(_rejected(**fields))
+
+    assert envelope == ENVELOPE._replace(**fields)
+    assert type(envelope.headers) is type(fields.get("headers", {}))
+
+
+def test_envelope_of_a_store_from_before_timestamps_is_read() -> None:
+    kind, version, oks, (row,), checkpoints = publish_state(_rejected())
+    envelope = row[14]
+    assert (envelope[0], envelope[-1]) == ("envelope", None)
+    before = (*row[:14], envelope[:-1], *row[15:])
+
+    (result,) = read_publish_state((kind, version, oks, (before,), checkpoints), "flow.out").errs
+
+    assert result.envelope == ENVELOPE
 
 
 def test_options_come_back_with_any_value_in_their_fields() -> None:

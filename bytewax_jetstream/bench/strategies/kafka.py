@@ -195,6 +195,8 @@ def _messages(envelopes: Sequence[Envelope]) -> list[KafkaSinkMessage[bytes, byt
     for envelope in envelopes:
         key, id_header = key_and_id(envelope)
         messages.append(
-            KafkaSinkMessage(key, envelope.payload, topic=envelope.topic, headers=[id_header])
+            KafkaSinkMessage(
+                key, envelope.payload or b"", topic=envelope.topic, headers=[id_header]
+            )
         )
     return messages

@@ -114,7 +114,8 @@ class _Batch:
         fixed = len(b"NATS/1.0\r\n: \r\nAggregate-Id: \r\n\r\n") + len(id_header)
         frames = []
         number = first
-        for topic, payload, event_id, aggregate, *_ in envelopes:
+        for topic, given, event_id, aggregate, *_ in envelopes:
+            payload = given or b""
             op = APPEND if 1 < number < messages else COMMIT if number == messages else START
             size = fixed + len(event_id) + len(cast(str, aggregate))
             frames.append(

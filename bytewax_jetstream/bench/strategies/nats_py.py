@@ -43,7 +43,7 @@ async def connected(trial: Trial) -> AsyncIterator[tuple[Client, JetStreamContex
         id_header = ID_HEADERS[trial.case.ids]
         for envelope in trial.load.warm_up():
             await js.publish_async(
-                envelope.topic, envelope.payload, headers=headers_of(envelope, id_header)
+                envelope.topic, envelope.payload or b"", headers=headers_of(envelope, id_header)
             )
         await asyncio.wait_for(js.publish_async_completed(), COMPLETE_SECONDS)
         trial.meter.start()
@@ -69,7 +69,7 @@ async def _publish_timed(
 ) -> None:
     began = time.perf_counter()
     headers = headers_of(envelope, id_header)
-    await js.publish(envelope.topic, envelope.payload, headers=headers, timeout=timeout)
+    await js.publish(envelope.topic, envelope.payload or b"", headers=headers, timeout=timeout)
     tally.latencies.append(time.perf_counter() - began)
 
 
@@ -128,7 +128,7 @@ async def _without_waiting(trial: Trial, *, look_up: bool) -> Tally:
             if look_up:
                 await js.stream_info(STREAM)
             future = await js.publish_async(
-                envelope.topic, envelope.payload, headers=headers_of(envelope, id_header)
+                envelope.topic, envelope.payload or b"", headers=headers_of(envelope, id_header)
             )
             futures.append(future)
             if number % every == 0:

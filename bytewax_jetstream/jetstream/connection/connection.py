@@ -101,6 +101,8 @@ class Connection:
         """
         self.takes_groups = False
         """Whether the server, now or last, knows atomic batches (nats-server 2.12)."""
+        self.takes_ttl = False
+        """Whether the server, now or last, knows a message's time to live (nats-server 2.11)."""
         self.is_clustered = False
         """Whether the server is one of a cluster."""
         self.proved_useful = False
@@ -470,6 +472,7 @@ class Connection:
         version = client.connected_server_version
         self.takes_batches = (version.major, version.minor) >= (2, 14)
         self.takes_groups = (version.major, version.minor) >= (2, 12)
+        self.takes_ttl = (version.major, version.minor) >= (2, 11)
         self.is_clustered = client.is_clustered
         self.proved_useful = False
         self._control_lines.met(client.server_id)

@@ -6,7 +6,7 @@ Source: NATS client protocol; header names of JetStream from ADR-4, ADR-8, ADR-4
 """
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
@@ -14,7 +14,15 @@ from types import NoneType
 
 from ...envelope import Envelope, PublishOptions
 from ...errors import EnvelopeError
-from ...publishing import header_items
+from ...publishing import header_items, utc
+from ..headers import (
+    NULL_PAYLOAD,
+    encode_name,
+    encode_value,
+    encoded_line,
+    is_safe,
+    timestamp_line,
+)
 
 __all__ = ["check_topic", "encode", "encode_all", "message_id"]
 
@@ -30,13 +38,14 @@ MAX_TTL = timedelta(days=73_000)
 MAX_SEQUENCE = (1 << 63) - 1
 """The server misreads a larger sequence, and does not check it."""
 
+BYTES_OR_NONE = {bytes, NoneType}
 PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}").fullmatch
 PLAIN_ID_BYTES = bytes(byte for byte in range(128) if PLAIN_ID(chr(byte)))
 BAD_TOPIC = re.compile(r"[\x00-\x20\x7f*>]").search
-HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
-RESERVED = re.compile(
-    r"nats-|status$|description$|event-id$|event-type$|aggregate-id$", re.IGNORECASE
-).match
+UNPRINTABLE = re.compile(r"[\x80-\x9f\ud800-\udfff]").search
+"""The other control characters, and lone surrogates. What is merely invisible, such as a zero-width
+joiner, is part of the text of many languages."""
+RESERVED = re.compile(r"nats-|(?:event-id|event-type|aggregate-id)\Z", re.IGNORECASE).match
 
 
 def check_topic(topic: object) -> None:
@@ -59,7 +68,7 @@ def check_topic(topic: object) -> None:
         )
     if BAD_TOPIC(topic):
         raise _bad_topic(topic, "has a wildcard, white space or a control character: replace it")
-    if not topic.isprintable():
+    if UNPRINTABLE(topic):
         raise _bad_topic(topic, "has characters that cannot be printed: replace them")
     if "" in topic.split("."):
         raise _bad_topic(topic, "has an empty token: remove the extra dot")
@@ -95,11 +104,21 @@ def message_id(event_id: object, *, dedupe: bool = True) -> bytes:
             "the event id is missing: give one, or a retry would be stored twice", field="event_id"
         )
     if not dedupe:
-        return b"Event-Id: %s\r\n" % _value("the event id", event_id, "event_id")
+        return b"Event-Id: %s\r\n" % _id_value(event_id)
     if PLAIN_ID(event_id):
         return b"Nats-Msg-Id: %s\r\n" % event_id.encode()
-    value = _value("the event id", event_id, "event_id")
+    value = _id_value(event_id)
     return b"Nats-Msg-Id: ~%s\r\nEvent-Id: %s\r\n" % (sha256(value).hexdigest().encode(), value)
+
+
+def _id_value(event_id: str) -> bytes:
+    if not is_safe(event_id):
+        raise EnvelopeError(
+            f"the event id {event_id[:80]!r} has control characters, or spaces at either end: "
+            "remove them",
+            field="event_id",
+        )
+    return event_id.encode()
 
 
 def encode_all(
@@ -112,21 +131,35 @@ def encode_all(
     """The same as `encode` for each envelope, at a third of the cost; None if one needs `encode`.
 
     That is the case if a topic was not checked, an envelope has headers or options of its own, an
-    id is not plain, or anything is wrong. Whole columns are checked (all ids, all payloads), so
-    almost no Python code runs per message.
+    id is not plain or comes twice, or anything is wrong. Whole columns are checked (all ids, all
+    payloads), so almost no Python code runs per message.
     """
     if set(map(type, envelopes)) != {Envelope}:
         return None
-    topics, payloads, ids, aggregates, types, headers, _, options = zip(*envelopes, strict=True)
+    topics, payloads, ids, aggregates, types, headers, _, options, times = zip(
+        *envelopes, strict=True
+    )
     number = len(topics)
-    if set(map(type, payloads)) != {bytes} or set(map(type, headers + options)) != {NoneType}:
+    kinds, time_kinds = set(map(type, payloads)), set(map(type, times))
+    if not kinds <= BYTES_OR_NONE or set(map(type, headers + options)) != {NoneType}:
         return None
     try:
-        if not topics_checked >= set(topics):
+        if not topics_checked >= set(topics) or (dedupe and len(set(ids)) != number):
             return None
         joined = "\n".join(ids).encode()
         lengths = set(map(len, ids))
         lines = list(map(_known_lines, aggregates, types))
+        if NoneType in kinds:
+            lines = [
+                line if payload is not None else line + NULL_PAYLOAD
+                for line, payload in zip(lines, payloads, strict=True)
+            ]
+            payloads = tuple([payload or b"" for payload in payloads])
+        if time_kinds != {NoneType}:
+            lines = [
+                line if time is None else line + timestamp_line(utc(time))
+                for line, time in zip(lines, times, strict=True)
+            ]
     except (TypeError, UnicodeError, EnvelopeError):
         return None
     if (
@@ -150,25 +183,39 @@ def encode_all(
     return wires
 
 
-def encode(envelope: Envelope, max_payload: int, *, dedupe: bool = True) -> bytes:
+def encode(
+    envelope: Envelope, max_payload: int, *, dedupe: bool = True, takes_ttl: bool = True
+) -> bytes:
     """Check and encode an envelope; its topic must have been checked.
+
+    :arg takes_ttl: Whether the server knows a message's time to live.
 
     :returns: The frame from behind the reply subject to the end.
     :raises EnvelopeError: with what is wrong and what to do.
     """
     lines = message_id(envelope.event_id, dedupe=dedupe)
     payload = envelope.payload
-    if type(payload) is not bytes:
-        raise _bad(envelope, "payload", f"the payload must be bytes, not {type(payload).__name__}")
+    if payload is not None and type(payload) is not bytes:
+        words = f"the payload must be bytes or None, not {type(payload).__name__}"
+        raise _bad(envelope, "payload", words)
     try:
-        lines += _known_lines(envelope.aggregate_id, envelope.event_type)
+        known, encoded = _fields(envelope.aggregate_id, envelope.event_type)
     except TypeError:  # from the cache: one of them cannot be hashed
         words = "the aggregate id and the event type must each be a str or None"
         raise _bad(envelope, "aggregate_id", words) from None
+    lines += known
     if envelope.headers is not None:
-        lines += _user_lines(envelope.headers)
+        more, also_encoded = _user_lines(envelope.headers)
+        lines, encoded = lines + more, encoded + also_encoded
+    if encoded:
+        lines += encoded_line(encoded)
+    if payload is None:
+        lines += NULL_PAYLOAD
+        payload = b""
+    if envelope.timestamp is not None:
+        lines += timestamp_line(utc(envelope.timestamp))
     if envelope.options is not None:
-        lines += _option_lines(envelope.options)
+        lines += _option_lines(envelope.options, takes_ttl=takes_ttl)
     header_size = len(HEADER_LINE) + len(lines) + 2
     size = header_size + len(payload)
     if header_size > MAX_HEADERS:
@@ -190,48 +237,96 @@ def _bad(
     return EnvelopeError(words, field=field, topic=topic, event_id=event_id, size=size, limit=limit)
 
 
+Lines = tuple[bytes, tuple[bytes, ...]]
+"""Header lines, and the names of those that are encoded."""
+
+
 @lru_cache(maxsize=65_536)
-def _known_lines(aggregate_id: str | None, event_type: str | None) -> bytes:
+def _fields(aggregate_id: str | None, event_type: str | None) -> Lines:
     """The header lines of an aggregate id and an event type; cached, because both recur."""
     lines = b""
-    if aggregate_id is not None:
-        lines += b"Aggregate-Id: %s\r\n" % _value("the aggregate id", aggregate_id, "aggregate_id")
-    if event_type is not None:
-        lines += b"Event-Type: %s\r\n" % _value("the event type", event_type, "event_type")
-    return lines
+    encoded: tuple[bytes, ...] = ()
+    for what, name, field, value in (
+        ("the aggregate id", b"Aggregate-Id", "aggregate_id", aggregate_id),
+        ("the event type", b"Event-Type", "event_type", event_type),
+    ):
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise EnvelopeError(f"{what} must be a str, not {type(value).__name__}", field=field)
+        if is_safe(value):
+            lines += b"%s: %s\r\n" % (name, value.encode())
+        else:  # a Kafka key, which may be any bytes
+            lines += b"%s: %s\r\n" % (name, _encoded(what, value, field))
+            encoded += (name,)
+    return lines, encoded
 
 
-def _value(what: str, value: object, field: str) -> bytes:
-    if not isinstance(value, str):
-        raise EnvelopeError(f"{what} must be a str, not {type(value).__name__}", field=field)
-    if not value.isprintable() or value != value.strip():
+@lru_cache(maxsize=65_536)
+def _known_lines(aggregate_id: str | None, event_type: str | None) -> bytes:
+    """The same with the line that lists what is encoded, for an envelope without other headers."""
+    lines, encoded = _fields(aggregate_id, event_type)
+    return lines + encoded_line(encoded)
+
+
+def _encoded(what: str, value: str | None, field: str) -> bytes:
+    try:
+        return encode_value(value)
+    except UnicodeEncodeError:
+        shown = "" if value is None else value[:80]
         raise EnvelopeError(
-            f"{what} {value[:80]!r} has control characters, or spaces at either end: remove them",
-            field=field,
-        )
-    return value.encode()
+            f"{what} {shown!r} has lone surrogates, which are not text: remove them", field=field
+        ) from None
 
 
-def _user_lines(headers: Mapping[str, str]) -> bytes:
-    lines = []
+def _user_lines(headers: object) -> Lines:
+    pairs: list[tuple[bytes, str | None]] = []
+    encoded: dict[bytes, None] = {}
     for name, value in header_items(headers):
-        if not isinstance(name, str) or not HEADER_NAME(name):
+        if not isinstance(name, str) or not name:
             raise EnvelopeError(
-                f"invalid header name {name!r:.80}: use letters, digits and dashes",
+                f"invalid header name {name!r:.80}: give a str that is not empty", field="headers"
+            )
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "surrogateescape")
+        elif value is not None and not isinstance(value, str):
+            raise EnvelopeError(
+                f"header {name:.80} must be a str, bytes or None, not {type(value).__name__}",
                 field="headers",
             )
-        if RESERVED(name):
-            raise EnvelopeError(
-                f"header {name:.80} is reserved: use the envelope's fields or PublishOptions",
-                field="headers",
-            )
-        lines.append(
-            b"%s: %s\r\n" % (name.encode(), _value(f"header {name:.80}", value, "headers"))
+        written, is_encoded = _name(name)
+        if is_encoded or value is None or not is_safe(value):
+            encoded[written] = None
+        pairs.append((written, value))
+    lines = b""
+    for written, value in pairs:
+        if written in encoded or value is None:  # all of a name, as only names are listed
+            shown = f"header {written.decode():.80}"
+            lines += b"%s: %s\r\n" % (written, _encoded(shown, value, "headers"))
+        else:
+            lines += b"%s: %s\r\n" % (written, value.encode())
+    return lines, tuple(encoded)
+
+
+@lru_cache(maxsize=4_096)
+def _name(name: str) -> tuple[bytes, bool]:
+    """A header's name as it is written, and whether it is encoded; cached, because names recur."""
+    if RESERVED(name):
+        raise EnvelopeError(
+            f"header {name:.80} is reserved: use the envelope's fields or PublishOptions",
+            field="headers",
         )
-    return b"".join(lines)
+    try:
+        encoded = encode_name(name)
+    except UnicodeEncodeError:
+        raise EnvelopeError(
+            f"header name {name[:80]!r} has lone surrogates, which are not text: remove them",
+            field="headers",
+        ) from None
+    return encoded or name.encode(), encoded is not None
 
 
-def _option_lines(options: PublishOptions) -> bytes:
+def _option_lines(options: PublishOptions, *, takes_ttl: bool) -> bytes:
     if not isinstance(options, PublishOptions):
         raise EnvelopeError(
             f"the options must be PublishOptions, not {type(options).__name__}", field="options"
@@ -245,6 +340,12 @@ def _option_lines(options: PublishOptions) -> bytes:
         if not timedelta(seconds=1) <= ttl <= MAX_TTL or ttl.microseconds:
             raise EnvelopeError(
                 f"invalid ttl {ttl}: give whole seconds, at least 1 and at most 200 years",
+                field="options",
+            )
+        if not takes_ttl:
+            raise EnvelopeError(
+                f"this server ignores the ttl {ttl}, and would keep the message: use nats-server "
+                "2.11 or later, or leave the ttl out",
                 field="options",
             )
         lines += b"Nats-TTL: %d\r\n" % (ttl // timedelta(seconds=1))

@@ -22,6 +22,7 @@ from typing import Any, cast
 from ...envelope import Envelope
 from ...errors import EnvelopeError, StreamError
 from ...publishing import (
+    Alone,
     Append,
     Groups,
     Outgoing,
@@ -33,6 +34,7 @@ from ...publishing import (
     Verdict,
     Wire,
     prepare_each,
+    refuse_conflicts,
 )
 from ...settings import JetStreamSettings
 from ..connection import DENIED_PUBLISH, Connection, JetStreamApiError
@@ -167,7 +169,13 @@ class JetStreamPublisher:
         limit, dedupe = self._fitting.max_payload, self._settings.dedupe
         encoded = encode_all(envelopes, self._topics.checked, limit, dedupe=dedupe)
         wires: list[Wire | EnvelopeError]
-        wires = list(encoded) if encoded is not None else prepare_each(self._prepare, envelopes)
+        if encoded is not None:
+            wires = list(encoded)
+        else:
+            wires = prepare_each(self._prepare, envelopes)
+            if dedupe:
+                for index in refuse_conflicts(envelopes, wires, self._topics.stream_of):
+                    wires[index] = Alone(cast(bytes, wires[index]))
         if self._settings.atomic:
             reject_impossible(envelopes, wires, self._topics.stream_of, limit)
         return wires
@@ -238,7 +246,12 @@ class JetStreamPublisher:
 
     def _prepare(self, envelope: Envelope) -> bytes:
         self._topics.check(envelope.topic)
-        return encode(envelope, self._fitting.max_payload, dedupe=self._settings.dedupe)
+        return encode(
+            envelope,
+            self._fitting.max_payload,
+            dedupe=self._settings.dedupe,
+            takes_ttl=self._connection.takes_ttl,
+        )
 
     def _send_append(self, append: Append) -> None:
         """Write messages of a batch, and its commit where the append is the last.

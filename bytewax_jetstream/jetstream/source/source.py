@@ -25,7 +25,8 @@ ACK_WAIT = timedelta(seconds=90)
 and a margin. So a process that stands still for as long, and renews nothing, repeats nothing.
 """
 NAME = re.compile(r"[^\s.*>/\\]{1,255}").fullmatch
-SUBJECT = re.compile(r"(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?|>").fullmatch
+WORD = r"(\*|[^\x00-\x20\x7f-\x9f.*>]+)"
+SUBJECT = re.compile(rf"{WORD}(\.{WORD})*(\.>)?|>").fullmatch
 
 
 class JetStreamSource(FixedPartitionedSource[Item, SourceState]):

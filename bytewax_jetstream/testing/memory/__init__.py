@@ -17,7 +17,7 @@ everything between the dataflow and the broker is the real thing.
 
     def test_an_order_that_is_too_large_is_a_dead_letter() -> None:
         broker, dead = MemoryBroker(like="jetstream"), list[PublishResult]()
-        broker.refuses = lambda envelope: TOO_LARGE if len(envelope.payload) > 9 else None
+        broker.refuses = lambda each: TOO_LARGE if len(each.payload or b"") > 9 else None
         orders = [Envelope("orders", b"1", "order-1"), Envelope("orders", b"2" * 10, "order-2")]
         flow = Dataflow("shop")
         out = jop.publish("publish", op.input("in", flow, TestingSource(orders)), broker.settings)

@@ -1,9 +1,8 @@
 """Checks envelopes for the broker in memory by the same rules as the real publishers."""
 
-from collections.abc import Mapping
-
 from ...envelope import Envelope, PublishOptions
 from ...errors import EnvelopeError
+from ...publishing import header_items, utc
 
 __all__ = ["check", "check_for_kafka"]
 
@@ -20,15 +19,19 @@ def check(envelope: Envelope) -> Envelope:
             raise EnvelopeError(f"the {name} is a {type(value).__name__}: give a str")
         if not value:
             raise EnvelopeError(f"the {name} is missing: give a str that is not empty")
-    if type(envelope.payload) is not bytes:
-        raise EnvelopeError(f"the payload is a {type(envelope.payload).__name__}: give bytes")
+    payload: object = envelope.payload
+    if payload is not None and type(payload) is not bytes:
+        raise EnvelopeError(f"the payload is a {type(payload).__name__}: give bytes or None")
     for name, optional in (
         ("aggregate id", envelope.aggregate_id),
         ("event type", envelope.event_type),
     ):
         if not isinstance(optional, str | None):
             raise EnvelopeError(f"the {name} is a {type(optional).__name__}: give a str or None")
-    _check_headers(envelope.headers)
+    if envelope.headers is not None:
+        _check_headers(envelope.headers)
+    if envelope.timestamp is not None:
+        utc(envelope.timestamp)
     options: object = envelope.options
     if options is not None and not isinstance(options, PublishOptions):
         raise EnvelopeError(f"the options are a {type(options).__name__}: give PublishOptions")
@@ -51,14 +54,9 @@ def check_for_kafka(envelope: Envelope) -> Envelope:
 
 
 def _check_headers(headers: object) -> None:
-    if headers is None:
-        return
-    if not isinstance(headers, Mapping):
-        raise EnvelopeError(
-            f"the headers are a {type(headers).__name__}: give a mapping of str to str"
-        )
-    for name, value in dict(headers).items():
-        if not isinstance(name, str) or not name or not isinstance(value, str):
+    for name, value in header_items(headers):
+        if not isinstance(name, str) or not name or not isinstance(value, str | bytes | None):
             raise EnvelopeError(
-                f"header {name!r:.80} is {value!r:.80}: give a str for a name that is not empty"
+                f"header {name!r:.80} is {value!r:.80}: give a name that is not empty, and a str, "
+                "bytes or None"
             )

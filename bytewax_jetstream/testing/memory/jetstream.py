@@ -17,6 +17,7 @@ from ...publishing import (
     Singles,
     Wire,
     prepare_each,
+    refuse_conflicts,
 )
 from ...settings import PoolSettings
 from .checks import check
@@ -99,7 +100,9 @@ class JetStreamLike:
 
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
         """Check envelopes; each is its own wire form."""
-        return prepare_each(check, envelopes)
+        wires = prepare_each(check, envelopes)
+        refuse_conflicts(envelopes, wires, lambda topic: STREAM)
+        return wires
 
     def route(self, topic: str) -> Route | None:
         """The one stream, if it takes batches."""

@@ -3,10 +3,11 @@
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime
 from typing import NamedTuple
 from zlib import crc32
 
-from ...envelope import Envelope, PublishOptions
+from ...envelope import Envelope, HeaderValue, PublishOptions, as_mapping
 from ...publishing import Receipt, Refusal, Verdict
 
 __all__ = ["STREAM", "Storage", "Stored"]
@@ -21,17 +22,19 @@ class Stored(NamedTuple):
     """A message as the broker has it."""
 
     topic: str
-    payload: bytes
+    payload: bytes | None
     event_id: str
     aggregate_id: str | None
     event_type: str | None
-    headers: Mapping[str, str]
+    headers: Mapping[str, HeaderValue]
+    """With the first value of each name; `Headers` where a name is repeated."""
     stream: str | None
     """None for a broker like Kafka."""
     partition: int | None
     """None for a broker like JetStream."""
     sequence: int
     """The stream sequence, from 1; or the offset in the partition, from 0."""
+    timestamp: datetime | None = None
 
 
 class Storage:
@@ -89,10 +92,10 @@ class Storage:
     def _add(
         self, envelope: Envelope, stream: str | None, partition: int | None, sequence: int
     ) -> None:
-        topic, payload, event_id, aggregate_id, event_type, headers, _, _ = envelope
+        topic, payload, event_id, aggregate_id, event_type, _, _, _, timestamp = envelope
         stored = Stored(
-            topic, payload, event_id, aggregate_id, event_type, dict(headers or {}),
-            stream, partition, sequence,
+            topic, payload, event_id, aggregate_id, event_type, as_mapping(envelope.header_pairs),
+            stream, partition, sequence, timestamp,
         )  # fmt: skip
         self._messages.append(stored)
         self._by_id.setdefault(event_id, stored)

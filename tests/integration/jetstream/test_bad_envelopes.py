@@ -5,12 +5,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+from nats.aio.client import Client, ServerVersion
+
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import Envelopes, publishing, recovery_store, run
-from tests.support.lanes import broker_of, jetstream, opened, settle
+from tests.support.lanes import broker_of, jetstream, opened, publish, settle
 from tests.support.proxy import Proxy
-from tests.support.streams import FLAWLESS, audit, envelopes, make_stream, stored
+from tests.support.streams import FLAWLESS, Names, audit, envelopes, make_stream, stored
 from tests.support.ways import both_ways, publish_by
 
 HEADER = b"NATS/1.0\r\nNats-Msg-Id: e-1\r\n\r\n"
@@ -32,7 +35,7 @@ BAD_ENVELOPES = [
     (_bad(topic="bad.\x0b"), "control character"),
     (_bad(topic="bad.\x7f"), "control character"),
     (_bad(topic="bad.x\r\nPUB evil 0"), "control character"),
-    (_bad(topic="bad.\u2028x"), "cannot be printed: replace them"),
+    (_bad(topic="bad.\x85x"), "cannot be printed: replace them"),
     (_bad(topic="bad.\ud800"), "cannot be printed: replace them"),
     (_bad(topic="bad." + "x" * 4_996), "has 5000 bytes, the limit is 1024: shorten it"),
     (_bad(topic="bad..x"), "has an empty token: remove the extra dot"),
@@ -42,38 +45,31 @@ BAD_ENVELOPES = [
         "is reserved for the server: choose one that does not start with $",
     ),
     (_bad(topic="_INBOX.x"), "is reserved for the server"),
-    (_bad(payload="text"), "the payload must be bytes, not str"),
-    (_bad(payload=None), "the payload must be bytes, not NoneType"),
-    (_bad(payload=bytearray(b"x")), "the payload must be bytes, not bytearray"),
-    (_bad(payload=memoryview(b"x")), "the payload must be bytes, not memoryview"),
+    (_bad(payload="text"), "the payload must be bytes or None, not str"),
+    (_bad(payload=bytearray(b"x")), "the payload must be bytes or None, not bytearray"),
+    (_bad(payload=memoryview(b"x")), "the payload must be bytes or None, not memoryview"),
     (_bad(event_id=""), "the event id is missing"),
     (_bad(event_id=None), "the event id is missing"),
     (_bad(event_id=7), "the event id must be a str, not int"),
     (_bad(event_id="a\r\nb"), "has control characters, or spaces at either end: remove them"),
     (_bad(event_id="a "), "spaces at either end"),
     (_bad(event_id="x" * 70_000), "the limit is 65535: shorten them"),
-    (_bad(aggregate_id="a\r\nNats-Rollup: all"), "control characters"),
     (_bad(aggregate_id=7), "the aggregate id must be a str, not int"),
     (_bad(aggregate_id=["a"]), "must each be a str or None"),
-    (_bad(event_type="a\x00"), "control characters"),
+    (_bad(event_type="a\ud800"), "has lone surrogates, which are not text: remove them"),
     (
         _bad(headers={"Nats-Rollup": "all"}),
         "header Nats-Rollup is reserved: use the envelope's fields",
     ),
     (_bad(headers={"nats-msg-id": "x"}), "header nats-msg-id is reserved"),
     (_bad(headers={"Event-Id": "x"}), "header Event-Id is reserved"),
-    (_bad(headers={"Status": "503"}), "header Status is reserved"),
-    (
-        _bad(headers={"a\r\nb": "x"}),
-        r"invalid header name 'a\r\nb': use letters, digits and dashes",
-    ),
     (_bad(headers={"": "x"}), "invalid header name"),
     (_bad(headers={7: "x"}), "invalid header name"),
-    (_bad(headers={"a": "b\r\nNats-Rollup: all"}), "control characters"),
-    (_bad(headers={"a": " b"}), "spaces at either end"),
-    (_bad(headers={"a": 7}), "header a must be a str, not int"),
+    (_bad(headers={"a": "\ud800"}), "header a '\\ud800' has lone surrogates"),
+    (_bad(headers={"a": 7}), "header a must be a str, bytes or None, not int"),
     (_bad(headers={"a": "x" * 70_000}), "shorten them"),
-    (_bad(headers=["a"]), "the headers must be a mapping of str to str, not list"),
+    (_bad(headers=["a"]), "must be a mapping, or a sequence of (name, value) pairs, not a list"),
+    (_bad(timestamp=0), "the timestamp must be a datetime, not int"),
     (_bad(options=PublishOptions(ttl=timedelta(seconds=0.5))), "give whole seconds, at least 1"),
     (_bad(options=PublishOptions(expected_last_sequence=-1)), "give 0 or a stream sequence"),
     (_bad(options={"ttl": 1}), "the options must be PublishOptions, not dict"),
@@ -117,6 +113,21 @@ def test_bad_envelope_is_rejected_with_what_to_do_and_the_others_are_stored(
         assert result.attempts == 0
     assert not rejected
     assert audit(nats_server.url, stream, good) == FLAWLESS
+
+
+def test_text_that_looks_like_the_protocol_is_carried_and_not_obeyed(
+    nats_server: NatsServer,
+) -> None:
+    make_stream(nats_server.url, "EVIL", "carried", allow_rollup_hdrs=True)
+    evil = "a\r\nNats-Rollup: all\r\n\r\nPUB evil 0\r\n"
+    batch = [
+        Envelope("carried", b"1", "first"),
+        Envelope("carried", b"2", "second", evil, evil, {evil: evil, "Status": "503"}),
+    ]
+
+    publish(jetstream(nats_server.url), *batch)
+
+    assert [message.payload for message in stored(nats_server.url, "EVIL")] == [b"1", b"2"]
 
 
 def test_rejected_envelopes_of_any_kind_survive_in_the_recovery_store(
@@ -177,16 +188,88 @@ def test_message_too_large_for_its_stream_is_rejected_alone(nats_server: NatsSer
 
 
 @both_ways
-def test_repeated_event_id_is_stored_once_and_reported_as_a_duplicate(
-    nats_server: NatsServer, way: str
+@pytest.mark.parametrize("allow_batched", [False, True], ids=["singles", "batches"])
+def test_envelope_that_is_handed_over_twice_is_stored_once_and_a_duplicate(
+    nats_server: NatsServer, names: Names, way: str, allow_batched: bool
 ) -> None:
-    stream = f"REPEATED-{way}"
-    make_stream(nats_server.url, stream, stream)
-    batch = [Envelope(stream, b"%d" % number, event_id="same") for number in range(3)]
+    stream = names()
+    make_stream(nats_server.url, stream, stream, allow_batched=allow_batched)
+    first, *others = envelopes(7, stream)
+    batch = [first, *others[:4], first, first._replace(event_type="again"), *others[4:]]
 
     results = publish_by(way, jetstream(nats_server.url), batch)
 
-    assert [(result.outcome, result.sequence, result.duplicate) for result in results] == [
-        (Outcome.STORED, 1, False), (Outcome.STORED, 1, True), (Outcome.STORED, 1, True),
-    ]  # fmt: skip
-    assert [message.payload for message in stored(nats_server.url, stream)] == [b"0"]
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    same = [(each.sequence, each.duplicate) for each in results if each.event_id == "e-0"]
+    assert (len(same), same.count((1, True))) == (3, 2)
+    assert not any(each.duplicate for each in results if each.event_id != "e-0")
+    assert audit(nats_server.url, stream, [first, *others]) == FLAWLESS
+
+
+@both_ways
+@pytest.mark.parametrize("allow_batched", [False, True], ids=["singles", "batches"])
+def test_other_message_under_an_event_id_of_its_batch_is_rejected(
+    nats_server: NatsServer, names: Names, way: str, allow_batched: bool
+) -> None:
+    stream = names()
+    make_stream(nats_server.url, stream, f"{stream}.>", allow_batched=allow_batched)
+    first = Envelope(f"{stream}.placed", b"12", "order-1", event_type="placed")
+    paid, other = Envelope(f"{stream}.paid", b"12", "order-1"), first._replace(payload=None)
+    good = Envelope(f"{stream}.placed", b"3", "order-2")
+
+    results = publish_by(way, jetstream(nats_server.url), [first, paid, good, other])
+
+    rejected = [result for result in results if result.outcome is Outcome.REJECTED]
+    assert [result.envelope for result in rejected] == [paid, other]
+    for result, said in zip(rejected, ["paid (2 bytes)", "(no payload)"], strict=True):
+        assert result.attempts == 0
+        assert f"one on {stream}.placed of type 'placed' (2 bytes)" in str(result.reason)
+        assert f"{said}; a stream keeps only the first message" in str(result.reason)
+    assert [message.payload for message in stored(nats_server.url, stream)] == [b"12", b"3"]
+
+
+def test_event_id_may_name_one_message_on_each_stream(
+    nats_server: NatsServer, names: Names
+) -> None:
+    streams = names(), names()
+    for stream in streams:
+        make_stream(nats_server.url, stream, stream)
+    with opened(jetstream(nats_server.url)) as (_, lane):
+        lane.submit([Envelope(stream, stream.encode(), "same") for stream in streams])
+        results = lane.flush()
+
+    assert {(result.stream, result.duplicate) for result in results} == {
+        (stream, False) for stream in streams
+    }
+
+
+def test_messages_under_one_event_id_are_all_stored_without_dedupe(
+    nats_server: NatsServer, names: Names
+) -> None:
+    stream = names()
+    make_stream(nats_server.url, stream, stream)
+    with opened(jetstream(nats_server.url, dedupe=False)) as (_, lane):
+        lane.submit([Envelope(stream, b"%d" % number, "same") for number in range(3)])
+        results = lane.flush()
+
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert len(stored(nats_server.url, stream)) == 3
+
+
+def test_ttl_is_rejected_by_a_server_that_would_ignore_it(
+    nats_server: NatsServer, names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = names()
+    make_stream(nats_server.url, stream, stream, allow_msg_ttl=True)
+    batch = [
+        Envelope(stream, b"1", "e-1", options=PublishOptions(ttl=timedelta(seconds=60))),
+        Envelope(stream, b"2", "e-2", options=PublishOptions(expected_last_sequence=0)),
+    ]
+    monkeypatch.setattr(Client, "connected_server_version", ServerVersion("2.10.26"))
+
+    results = publish(jetstream(nats_server.url), *batch)
+
+    assert results["e-1"].outcome is Outcome.REJECTED
+    assert "use nats-server 2.11 or later, or leave the ttl out" in str(results["e-1"].reason)
+    assert results["e-2"].outcome is Outcome.STORED
+    assert [message.payload for message in stored(nats_server.url, stream)] == [b"2"]

@@ -70,7 +70,7 @@ def test_load_gives_each_message_once_with_its_own_id() -> None:
     assert len({envelope.event_id for envelope in envelopes}) == 2_500
     assert len({envelope.aggregate_id for envelope in envelopes}) == 1_000
     assert len({envelope.topic for envelope in envelopes}) == 5
-    assert {len(envelope.payload) for envelope in envelopes} == {20}
+    assert {len(envelope.payload or b"") for envelope in envelopes} == {20}
     assert load.seconds_until_due() == 0
     assert not any(is_warm_up(envelope.event_id) for envelope in envelopes)
     assert all(is_warm_up(envelope.event_id) for envelope in load.warm_up())

@@ -7,7 +7,7 @@ import pytest
 from bytewax_jetstream.dispatch import Entry, Submission
 from bytewax_jetstream.dispatch.segment import Group, segments_of
 from bytewax_jetstream.envelope import Envelope, PublishOptions
-from bytewax_jetstream.publishing import Refusal, Verdict, Wire
+from bytewax_jetstream.publishing import Alone, Refusal, Verdict, Wire
 from tests.support.dispatching import entry, envelope, event_ids, numbered, segment
 
 SUBMISSION = Submission(1.0, 9)
@@ -64,6 +64,24 @@ def test_fitting_counts_what_has_room_and_at_least_one(
 
 
 # Making segments of a submission
+
+
+def test_wire_that_needs_an_answer_of_its_own_stands_alone() -> None:
+    wires: list[Wire] = [b"1", Alone(b"2"), Alone(b"3"), b"4"]
+    made = segments_of(SUBMISSION, numbered(1, 2, 3, 4), wires, atomic=False)
+
+    assert [(each.wires, each.alone) for each in made] == [
+        ([b"1"], False),
+        ([b"2", b"3"], True),
+        ([b"4"], False),
+    ]
+
+
+def test_tombstone_counts_no_bytes() -> None:
+    tombstone = envelope("1")._replace(payload=None)
+    made = segment(tombstone, envelope("2", size=20))
+
+    assert (made.size, made.fitting(2, 20), made.entries()[0].size) == (20, 2, 0)
 
 
 def in_short(*names: str) -> list[Envelope]:

@@ -68,7 +68,7 @@ def test_a_refused_envelope_is_a_dead_letter_with_the_reason_and_its_identity() 
 
 def test_payloads_are_json_with_the_row_number(flights: list[Flight]) -> None:
     for flight in flights[::97]:
-        payload = json.loads(to_envelope(flight).payload)
+        payload = json.loads(to_envelope(flight).payload or b"")
         assert payload.pop("flight") == int(flight.flight)
         for delay in ("dep_delay", "arr_delay"):
             known = getattr(flight, delay)

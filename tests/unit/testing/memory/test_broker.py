@@ -2,11 +2,19 @@
 
 import math
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
+from bytewax_jetstream.envelope import (
+    Envelope,
+    Headers,
+    HeaderValue,
+    Outcome,
+    PublishOptions,
+    PublishResult,
+)
 from bytewax_jetstream.errors import ConnectError, PoolClosedError
 from bytewax_jetstream.jetstream.publisher import JetStreamPublisher
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
@@ -125,7 +133,7 @@ def test_a_bad_envelope_is_rejected_with_a_sentence_and_harms_no_other(like: str
         Envelope("orders", "text", event_id="a text"),  # type: ignore[arg-type]
         Envelope("orders", b"", event_id="a number", aggregate_id=7),  # type: ignore[arg-type]
         Envelope("orders", b"", event_id="headers", headers={"n": 1}),  # type: ignore[dict-item]
-        Envelope("orders", b"", event_id="no headers", headers=[]),  # type: ignore[arg-type]
+        Envelope("orders", b"", event_id="no headers", headers=[7]),  # type: ignore[list-item]
     ]
     if like == "kafka":
         bad.append(Envelope("orders", b"", "options", options=PublishOptions()))
@@ -137,6 +145,31 @@ def test_a_bad_envelope_is_rejected_with_a_sentence_and_harms_no_other(like: str
     assert {result.outcome for result in results.values()} == {Outcome.REJECTED}
     assert all(": " in str(result.reason) for result in results.values())
     assert _ids(broker.stored) == ["good"]
+
+
+@each_way
+def test_tombstones_times_and_repeated_headers_are_stored(like: str) -> None:
+    broker, time = _broker(like), datetime(2026, 11, 30, tzinfo=UTC)
+    pairs: list[tuple[str, HeaderValue]] = [("a", "1"), ("a", b"\xff"), ("b", None)]
+
+    publish(broker.settings, Envelope("orders", None, "e-1", headers=pairs, timestamp=time))
+
+    (message,) = broker.stored
+    assert (message.payload, message.timestamp) == (None, time)
+    assert message.headers == Headers(pairs)
+    assert message.headers["a"] == "1"
+
+
+def test_another_message_under_an_event_id_of_its_batch_is_rejected() -> None:
+    broker = MemoryBroker()
+    batch = [Envelope("orders", b"1", "e-1"), Envelope("orders", b"2", "e-1")]
+
+    with opened(broker.settings) as (_, lane):
+        lane.submit(batch)
+        outcomes = {result.outcome for result in lane.flush()}
+
+    assert outcomes == {Outcome.STORED, Outcome.REJECTED}
+    assert [message.payload for message in broker.stored] == [b"1"]
 
 
 # Where it stands for a real one

@@ -64,7 +64,7 @@ class _InMemory(Subject):
         self.broker.reset()
 
     def _refuses(self, envelope: Envelope) -> Refusal | None:
-        if len(envelope.payload) > 1_000:
+        if len(envelope.payload or b"") > 1_000:
             return TOO_LARGE
         self._refused += self._full
         return FULL if self._full else None
