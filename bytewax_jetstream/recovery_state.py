@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 """The version of publish states."""
-VERSIONS = {"publish": VERSION, "sequence": 2, "durable": 2}
+VERSIONS = {"publish": VERSION, "sequence": 2, "durable": 2, "kafka": 1}
 """The version in which each kind is written."""
 
 Row: TypeAlias = tuple[Any, ...]
@@ -209,7 +209,7 @@ def read_source_state(state: object, step_id: str) -> SequenceState | DurableSta
 def kafka_state(place: KafkaPlace) -> KafkaState:
     """The state of a source that goes on at this place of a Kafka partition."""
     position, topic_id, epoch = place
-    return "kafka", VERSION, position, topic_id, epoch
+    return "kafka", VERSIONS["kafka"], position, topic_id, epoch
 
 
 def read_kafka_state(state: object, step_id: str) -> KafkaPlace:
