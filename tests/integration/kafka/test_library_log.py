@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from bytewax_jetstream.kafka.library_log import library_log
 from bytewax_jetstream.testing import KafkaServer
 from tests.support.kafka import new_topic
 from tests.support.kafka_reading import Reading
@@ -12,6 +13,13 @@ from tests.support.lanes import kafka, publish
 from tests.support.streams import envelopes
 
 LIBRARY = "bytewax_jetstream.kafka.librdkafka"
+
+
+@pytest.fixture(autouse=True)
+def nothing_shown_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier tests of this process may have shown the same lines."""
+    (once,) = library_log.filters
+    monkeypatch.setattr(once, "_shown", {})
 
 
 def _said(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -4,6 +4,14 @@ import pytest
 
 from bytewax_jetstream.kafka.library_log import library_log
 
+
+@pytest.fixture(autouse=True)
+def nothing_shown_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier tests of this process may have shown the same lines."""
+    (once,) = library_log.filters
+    monkeypatch.setattr(once, "_shown", {})
+
+
 REFUSED = (
     "FAIL [me#producer-%d] [thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to "
     "ipv4#127.0.0.1:1 failed: Connection refused (after %dms in state CONNECT%s)"
