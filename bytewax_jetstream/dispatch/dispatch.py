@@ -107,6 +107,18 @@ class Dispatch:
         return self._window.messages - self._singles.held_messages
 
     @property
+    def progress_at(self) -> float:
+        """Since when nothing was settled by an answer; infinite while nothing is unsettled."""
+        return self._progress_at if self.unsettled > 0 else inf
+
+    def waits_for(self) -> str:
+        """What the unsettled envelopes wait for, in words."""
+        if not self._connected:
+            return "there is no connection"
+        refusal = self._singles.last_refusal
+        return f"the last refusal: {refusal.reason}" if refusal else "no answer"
+
+    @property
     def position(self) -> int:
         """The position of the next message that is sent."""
         return self._window.position
@@ -303,7 +315,7 @@ class Dispatch:
 
     def _no_progress_at(self) -> float:
         """When all that is unsettled is given up, unless there is progress before."""
-        return self._progress_at + self._policy.delivery_timeout if self.unsettled > 0 else inf
+        return self.progress_at + self._policy.delivery_timeout
 
     def _abandon(self, lanes: Set[LaneQueue], refusal: Refusal | None) -> None:
         """Settle all of these lanes as unknown: without a refusal, for lack of progress."""

@@ -101,6 +101,8 @@ class Singles:
         self._backing_off: list[tuple[float, int, LaneQueue, Entry]] = []
         self._ties = count()
         """Entries that back off until the same moment resume in the order in which they came."""
+        self.last_refusal: Refusal | None = None
+        """The last that is retried."""
         self.retries = 0
         self.late_acks = 0
 
@@ -406,6 +408,7 @@ class Singles:
         """An attempt was refused: its entry is tried again, rejected, or unknown."""
         entry.last = refusal
         if refusal.verdict is Verdict.RETRY:
+            self.last_refusal = refusal
             entry.fail(now, self._policy.delivery_timeout)
             self._back_off(lane, entry, now)
         elif refusal.verdict is Verdict.GIVE_UP:

@@ -18,6 +18,8 @@ __all__ = ["AckTask", "SharedPublisher"]
 
 log = logging.getLogger(__name__)
 
+STALL_SECONDS = 5.0
+"""After how long without progress a broker without an ack timeout is said to stall."""
 TIMER_SLACK = 0.001
 """Seconds by which a timer may be late before it is set again."""
 
@@ -62,6 +64,9 @@ class SharedPublisher:
         self.settled_at = time.monotonic()
         """When something of this publisher was settled last."""
         self._transit = Transit()
+        self._stalled_since = inf
+        self._stall_seconds = 0.0
+        """After how long without progress to say so."""
         self._failure: str | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = inf
@@ -97,7 +102,7 @@ class SharedPublisher:
             task = AckTask(self._mailboxes[queue], self.publisher.broker, settled, now)
             self._on_settled(task)
             self.settled_at = now
-        due = self.dispatch.next_tick()
+        due = min(self.dispatch.next_tick(), self._stall_due())
         if self._timer is None or due < self._timer_due - TIMER_SLACK:
             if self._timer is not None:
                 self._timer.cancel()
@@ -120,11 +125,13 @@ class SharedPublisher:
         except Exception:
             log.exception("%s: closing failed", self.publisher.broker)
 
-    def statistics(self) -> dict[str, str | int]:
+    def statistics(self) -> dict[str, str | int | float]:
         """The counters of this broker."""
+        waited = time.monotonic() - self.dispatch.progress_at
         return {
             "broker": self.publisher.broker,
             "lanes": self.users,
+            "last_progress_seconds": round(max(0.0, waited), 3),
             **self.dispatch.statistics(),
             **self.publisher.statistics(),
         }
@@ -202,5 +209,25 @@ class SharedPublisher:
         self._timer = None
         now = time.monotonic()
         self._note_taken(self.dispatch.position, now)
+        if now >= self._stall_due():
+            self._tell_stall(now)
         self.dispatch.tick(now)
         self.process()
+
+    def _stall_due(self) -> float:
+        """When to say that nothing is settled, unless there is progress before."""
+        since = self.dispatch.progress_at
+        if since != self._stalled_since:
+            self._stalled_since = since
+            self._stall_seconds = self.publisher.policy.ack_timeout or STALL_SECONDS
+        return since + self._stall_seconds
+
+    def _tell_stall(self, now: float) -> None:
+        log.warning(
+            "%s: nothing was settled for %.3g s, %d envelopes are unsettled (%s)",
+            self.publisher.broker,
+            now - self._stalled_since,
+            self.dispatch.unsettled,
+            self.dispatch.waits_for(),
+        )
+        self._stall_seconds *= 2

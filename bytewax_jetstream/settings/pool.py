@@ -28,9 +28,12 @@ class PoolSettings(Settings):
     budget_bytes: Count = 256 * 1024 * 1024
     """How many payload bytes may be unsettled at once, over all lanes and brokers."""
     ack_timeout: Seconds = 5.0
-    """Seconds to wait for an attempt's ack; then the message is sent again, with the same id."""
+    """Seconds an attempt may be silent; then the message is sent again, with the same id. An answer
+    to something sent before it renews them, and so do bytes that the server takes."""
     delivery_timeout: Seconds = 60.0
-    """Seconds that an envelope may take with all its attempts; then its outcome is unknown."""
+    """Seconds after an envelope's first failed attempt until its outcome is unknown, and seconds
+    without any progress on a connection until everything there is. What waits for its turn has no
+    clock: a slow broker never makes an envelope unknown. Must be longer than `ack_timeout`."""
     drain_timeout: Seconds = 20.0
     """Seconds to settle what is unsettled after SIGTERM or SIGINT; then the run ends non-zero."""
 
