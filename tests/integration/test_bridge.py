@@ -10,6 +10,7 @@ import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream.bridge import from_jetstream, from_kafka
@@ -18,9 +19,10 @@ from bytewax_jetstream.jetstream.message import JetStreamMessage
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import run
-from tests.support.kafka import new_topic
+from tests.support.kafka import make_topic, new_topic
 from tests.support.lanes import jetstream, kafka, publish
 from tests.support.streams import Names, api, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 SECONDS = 30.0
 RawHeaders = list[tuple[str, str | bytes | None]]
@@ -71,9 +73,9 @@ def _consume(address: str, topic: str) -> list[Raw]:
         _, end = consumer.get_watermark_offsets(place, timeout=SECONDS)
         consumer.assign([place])
         found: list[Raw] = []
-        until = time.monotonic() + SECONDS
+        deadline = time.monotonic() + SECONDS
         while len(found) < end:
-            assert time.monotonic() < until, f"{len(found)} of {end} records were read"
+            assert time.monotonic() < deadline, f"{len(found)} of {end} records were read"
             for message in consumer.consume(1_000, 0.2):
                 assert message.error() is None, message.error()
                 found.append(
@@ -112,6 +114,17 @@ def _read(server: NatsServer, stream: str, *subjects: str) -> list[JetStreamMess
     op.output("out", read.oks, TestingSink(found))
     run(flow)
     return found
+
+
+def _read_topic(address: str, topic: str) -> Any:
+    """The one record of a topic, as our source reads it."""
+    found: list[Any] = []
+    flow = Dataflow("read")
+    read = jop.input("in", flow, kafka(address), topics=topic, tail=False)
+    op.output("out", read.oks, TestingSink(found))
+    run(flow)
+    (record,) = found
+    return record
 
 
 def _offset(record: Raw) -> int:
@@ -233,7 +246,22 @@ def test_what_is_published_on_kafka_is_stored_as_it_was(kafka_address: str) -> N
     assert min(times[:2] + times[5:]) >= before - 1_000
 
 
-def test_topic_or_stream_that_is_made_again_gets_other_event_ids(
+def test_topic_that_is_made_again_gets_other_event_ids(kafka_address: str) -> None:
+    topic, ids = new_topic(kafka_address, partitions=1), []
+    admin = AdminClient({"bootstrap.servers": kafka_address})
+    for again in (False, True):
+        if again:
+            admin.delete_topics([topic])[topic].result(SECONDS)
+            until(lambda: topic not in admin.list_topics(timeout=SECONDS).topics)
+            make_topic(kafka_address, topic, partitions=1)
+        _produce(kafka_address, topic, [Raw(b"k", b"1", [], (1, 1_600_000_000_000))])
+        ids += [from_kafka(_read_topic(kafka_address, topic), "x").event_id for _ in range(2)]
+
+    assert ids[0] == ids[1] != ids[2] == ids[3], "each is stable"
+    assert all(event_id.endswith(f":{topic}-0-0") for event_id in ids)
+
+
+def test_stream_that_is_made_again_gets_other_event_ids(
     nats_server: NatsServer, names: Names
 ) -> None:
     stream, ids = names(), []
