@@ -46,6 +46,7 @@ def test_statistics_are_a_plain_value() -> None:
         until(lambda: lane.unsettled == 1)
         until(lambda: pool.unsettled == 1)
         statistics = pool.statistics()
+        assert 0.0 <= statistics["brokers"][0].pop("last_progress_seconds") < 60.0
 
         assert (
             json.loads(json.dumps(statistics))
