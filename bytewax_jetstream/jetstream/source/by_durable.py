@@ -17,7 +17,7 @@ from ..message import (
     parse_pending,
     parse_position,
 )
-from .consumers import durable_consumer
+from .consumers import durable_consumer, warn_of_pause
 from .feed import Feed
 from .ledger import Ledger
 from .reader import IDLE, Reader, UnreadableCount
@@ -36,6 +36,8 @@ whichever is longer. A process that hangs for longer loses its messages to other
 """
 RENEWALS = 3
 """How often in an ack_wait the server is told that messages are still worked on."""
+QUIET_SECONDS = 5.0
+"""How often a quiet consumer is looked at."""
 NANOSECONDS = 1e9
 
 
@@ -89,8 +91,8 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
         """Held while the ledger is read or changed; the connection's thread reads it."""
         self._position, self._last = found.position, found.last
         self._skipped = self._count_skipped(found)
-        self._number: int | None = None
-        """Consumer sequence of the last delivery; a gap shows that others read, too."""
+        self._number = found.number + 1
+        """Consumer sequence of the next delivery; a gap shows that others read, too."""
         self._pending = found.pending
         self._feed: Feed | None = None
         self._oldest: float | None = None
@@ -100,6 +102,9 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
         self._renewed = 0.0
         self._ending = False
         self._warned = False
+        self._paused = found.paused
+        self._heard = time.monotonic()
+        """When messages last came, or it was looked why none come."""
         self._unreadable = UnreadableCount(reading)
         self._awake: datetime | None = None
         shared.keep_calling(self._keep_alive)
@@ -130,7 +135,7 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
             ended = feed.ended  # before the queue: messages that arrived before the end are good
             batch, arrived = feed.take(self._batch_size) if not self._ending else ([], 0.0)
             if batch:
-                self._awake = None
+                self._awake, self._heard = None, time.monotonic()
                 if self._oldest is None:
                     self._oldest = arrived
                 return self._decode(batch)
@@ -208,6 +213,7 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
     def _decode(self, batch: list[RawMessage]) -> list[Item]:
         items: list[Item] = []
         stream, take = self._reading.stream, self._ledger.take
+        expected, position = self._number, self._position
         previous: bytes | None = None
         for raw in batch:
             try:
@@ -215,18 +221,21 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
             except ValueError as error:
                 log.warning("%s: ignored a malformed message: %s", self._reading, error)
                 continue
-            if sequence > self._position and number == self._number:
+            if sequence > position and number == expected:
+                self._position = position
                 if previous is not None:
                     self._pending = parse_pending(previous)
                 self._gap(sequence)
-            self._number, previous = number + 1, raw[1]
-            self._position = max(self._position, sequence + 1)
+            expected, previous = number + 1, raw[1]
+            if sequence >= position:
+                position = sequence + 1
             if not take(sequence, nanoseconds, raw[1]):
                 continue
             item = decode(stream, sequence, nanoseconds, raw)
             if type(item) is UnreadableMessage:
                 self._unreadable.add(item)
             items.append(item)
+        self._number, self._position = expected, position
         if previous is not None:
             self._pending = parse_pending(previous)
         return items
@@ -241,6 +250,7 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
         skipped = Skipped(self._reading, state["last_seq"])
         if self._reading.subject is None and found.position < state["first_seq"]:
             skipped.add(found.position, state["first_seq"], time.monotonic())
+            self._position = state["first_seq"]
         return skipped
 
     def _gap(self, end: int) -> None:
@@ -282,7 +292,10 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
                 self._reading,
                 waiting,
             )
-        if self._tail or self._ending:
+        if self._ending:
+            return
+        if self._tail:
+            self._look_for_pause(feed)
             return
         unsettled = self._ledger.unsettled
         feed.look(unsettled)
@@ -292,8 +305,22 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
             self._ending = (
                 info["num_pending"] == 0 and info["num_ack_pending"] == asked_with == unsettled
             )
-            if self._ending and self._number in (None, info["delivered"]["consumer_seq"] + 1):
+            if self._ending and self._number == info["delivered"]["consumer_seq"] + 1:
                 self._gap(self._last + 1)
+
+    def _look_for_pause(self, feed: Feed) -> None:
+        """When nothing has come for a while, see whether somebody has paused the consumer."""
+        now = time.monotonic()
+        if now - self._heard < QUIET_SECONDS:
+            return
+        feed.look(0)
+        if feed.look_seen is None:
+            return
+        (_, info), feed.look_seen, self._heard = feed.look_seen, None, now
+        paused = bool(info.get("paused"))
+        if paused and not self._paused:
+            warn_of_pause(info, self._reading)
+        self._paused = paused
 
 
 def _earlier(one: float | None, other: float | None) -> float | None:

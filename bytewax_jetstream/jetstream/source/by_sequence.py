@@ -135,12 +135,12 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
     def _decode(self, batch: list[RawMessage]) -> list[Item]:
         items: list[Item] = []
         stream, last = self._reading.stream, self._last
-        number, position = self._number, self._position
+        number, position, stored = self._number, self._position, self._time
         lost = False
         previous: bytes | None = None
         for raw in batch:
             try:
-                sequence, received, nanoseconds = parse_position(raw[1])
+                sequence, received, time_ = parse_position(raw[1])
             except ValueError as error:
                 log.warning("%s: ignored a malformed message: %s", self._reading, error)
                 continue
@@ -154,15 +154,14 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
                 self._gap(sequence if last is None else min(sequence, last + 1))
             if last is not None and sequence > last:
                 if position <= last:
-                    position, self._time = last + 1, 0
+                    position, stored = last + 1, 0
                 break
-            item = decode(stream, sequence, nanoseconds, raw)
+            item = decode(stream, sequence, time_, raw)
             if type(item) is UnreadableMessage:
                 self._unreadable.add(item)
             items.append(item)
-            number, position, previous = received, sequence + 1, raw[1]
-            self._time = nanoseconds
-        self._number, self._position = number, position
+            number, position, stored, previous = received, sequence + 1, time_, raw[1]
+        self._number, self._position, self._time = number, position, stored
         if previous is not None:
             self._pending = parse_pending(previous)
         if lost:

@@ -17,7 +17,7 @@ from .leftovers import CONSUMER_NOT_FOUND, delete_leftovers, new_name
 from .reading import Found, Reading
 from .same_stream import check_same_stream
 
-__all__ = ["durable_consumer", "sequence_consumer"]
+__all__ = ["durable_consumer", "sequence_consumer", "warn_of_pause"]
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +126,7 @@ def _warn(answer: dict[str, Any], reading: Reading) -> None:
     """Say what will keep messages away later, although the consumer can be used now."""
     config = answer["config"]
     if answer.get("paused"):
-        log.warning(
-            "durable consumer %s of stream %s is paused until %s: no message comes before that; "
-            "resume it to read now",
-            reading.durable,
-            reading.stream,
-            config.get("pause_until"),
-        )
+        warn_of_pause(answer, reading)
     if idle := config.get("inactive_threshold", 0):
         log.warning(
             "durable consumer %s of stream %s is deleted by the server when nobody reads through "
@@ -142,6 +136,17 @@ def _warn(answer: dict[str, Any], reading: Reading) -> None:
             reading.stream,
             idle / NANOSECONDS,
         )
+
+
+def warn_of_pause(info: dict[str, Any], reading: Reading) -> None:
+    """Say that the consumer delivers nothing, and until when."""
+    log.warning(
+        "durable consumer %s of stream %s is paused until %s: no message comes before that; "
+        "resume it to read now",
+        reading.durable,
+        reading.stream,
+        info["config"].get("pause_until"),
+    )
 
 
 async def _create_durable(api: Api, reading: Reading, name: str) -> dict[str, Any]:
@@ -269,6 +274,8 @@ def _found(answer: dict[str, Any]) -> Found:
         ack_floor=answer["ack_floor"]["stream_seq"],
         unacknowledged=answer.get("num_ack_pending", 0),
         pending=answer.get("num_pending", 0),
+        number=answer["delivered"]["consumer_seq"],
+        paused=bool(answer.get("paused")),
     )
 
 

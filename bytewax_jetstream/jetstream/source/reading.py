@@ -40,6 +40,10 @@ class Found(NamedTuple):
     """How many messages were delivered, to anyone, and not acknowledged."""
     pending: int
     """How many messages were not delivered."""
+    number: int
+    """How many deliveries it has made."""
+    paused: bool
+    """Whether it delivers nothing until its pause is over."""
     stream: dict[str, Any] | None = None
     """What the server said of the stream just before; None if this user may not ask."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import bytewax_jetstream.jetstream.source.by_durable
 import bytewax_jetstream.jetstream.source.leftovers
 from bytewax_jetstream.errors import SourceError
 from bytewax_jetstream.jetstream.source.reader import Reader
@@ -237,22 +238,46 @@ def make_durable(url: str, stream: str, **config: Any) -> None:
     api(url, f"CONSUMER.DURABLE.CREATE.{stream}.d", body)
 
 
-def test_paused_durable_consumer_is_named_at_the_start_and_read_after_its_pause(
+def test_paused_durable_consumer_is_named_at_the_start_and_read_when_resumed(
     url: str, names: Names, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = names()
     make_stream(url, stream, stream)
     put(url, stream, numbered(stream, 3))
-    until_time = datetime.now(UTC) + timedelta(seconds=3)
-    make_durable(url, stream, pause_until=until_time.isoformat())
+    end = datetime.now(UTC) + timedelta(hours=1)
+    make_durable(url, stream, pause_until=end.isoformat())
 
     with (
         caplog.at_level(logging.WARNING),
         Driver(source(url, stream, tail=True, durable="d")) as driver,
     ):
         assert "durable consumer d of stream" in caplog.text
-        assert f"is paused until {until_time:%Y-%m-%d}T" in caplog.text
+        assert f"is paused until {end:%Y-%m-%dT%H:%M}" in caplog.text
+        api(url, f"CONSUMER.PAUSE.{stream}.d", {})
         driver.until(lambda: len(driver.items) == 3)
+
+
+def test_durable_consumer_paused_while_it_is_read_is_named_once(
+    url: str, names: Names, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bytewax_jetstream.jetstream.source.by_durable, "QUIET_SECONDS", 0.1)
+    stream = names()
+    make_stream(url, stream, stream)
+    put(url, stream, numbered(stream, 3))
+
+    with (
+        caplog.at_level(logging.WARNING),
+        Driver(source(url, stream, tail=True, durable="d")) as driver,
+    ):
+        driver.until(lambda: len(driver.items) == 3)
+        end = datetime.now(UTC) + timedelta(hours=1)
+        api(url, f"CONSUMER.PAUSE.{stream}.d", {"pause_until": end.isoformat()})
+        put(url, stream, numbered(stream, 3, first=4))
+        driver.until(lambda: "is paused until" in caplog.text)
+        api(url, f"CONSUMER.PAUSE.{stream}.d", {})
+        driver.until(lambda: len(driver.items) == 6)
+
+    assert caplog.text.count("is paused until") == 1
 
 
 @pytest.mark.parametrize(
