@@ -19,23 +19,26 @@ The rules:
    stored all or none.
 5. Where the publisher asks for it, one single of an aggregate is in flight at a time. A retry
    inside a full window would change the order (measured: 8,139 inversions without, 0 with).
-6. An attempt that is not answered within the ack timeout is tried again with the same event id,
-   as a single, after a jittered pause; one that a lost connection cut off, as soon as there is
+6. An attempt that is silent for the ack timeout is tried again with the same event id, as a
+   single, after a jittered pause; one that a lost connection cut off, as soon as there is
    another connection.
 7. A message refused for good is rejected. If an earlier attempt of it was never answered, it is
-   unknown instead, because that attempt may have stored it. So is a message that is neither
-   stored nor rejected when its delivery timeout is over.
-8. A replicated stream is given batches only of what cannot be in process there: see `doubts`.
+   unknown instead, because that attempt may have stored it. So is a message that keeps failing,
+   and everything unsettled on a connection without progress: see `clocks`.
+8. Behind an unknown message, nothing is sent of what its lane has accepted of its aggregate, until
+   the caller has collected that result. It is unknown too.
+9. A replicated stream is given batches only of what cannot be in process there: see `doubts`.
 
 Each piece of state has one owner, and the others call its methods:
 
     Dispatch      which lanes there are, whose turn it is      (here)
-    LaneQueue     what waits in a lane, what is held back      lane_queue
+    LaneQueue     what waits in a lane, what is held back      lane_queue; rule 8
     Batches       batches in flight                            batches; rules 2 and 3, examples
     Singles       singles in flight and backing off            singles; rules 4 to 7
-    Doubts        ids in process, streams in doubt             doubts; rule 8, an example
+    Doubts        ids in process, streams in doubt             doubts; rule 9, an example
     Window        how much is in flight, what goes out next    window
     Settlements   what has ended                               settlements
+    Answers       when silent attempts were renewed            clocks; rules 6 and 7
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
