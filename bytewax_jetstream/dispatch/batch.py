@@ -4,6 +4,7 @@ from collections import deque
 from math import inf
 from typing import NamedTuple
 
+from ..envelope import Envelope
 from ..publishing import Refusal, Route
 from .clocks import Answers
 from .lane_queue import LaneQueue
@@ -88,6 +89,15 @@ class Batch:
         oldest = appends[0]
         position = oldest.position + self.stored - oldest.first
         return answers.since(position, oldest.written) + ack_timeout
+
+    def at(self, index: int) -> list[Envelope]:
+        """The envelope at an index, if it is not known to be stored."""
+        index -= self.stored
+        for segment in self.segments:
+            if 0 <= index < segment.count:
+                return [segment.envelopes[index]]
+            index -= segment.count
+        return []
 
     def topics(self) -> list[str]:
         """The topic of each message that is not known to be stored."""

@@ -154,8 +154,18 @@ class Batches:
 
     # What the broker says
 
-    def stored(self, number: int, count: int, now: float, *, duplicate: bool | None = None) -> None:
-        """The first `count` messages of a batch are stored."""
+    def stored(
+        self,
+        number: int,
+        count: int,
+        now: float,
+        *,
+        duplicate: bool | None = None,
+        stream: str | None = None,
+    ) -> None:
+        """The first `count` messages of a batch are stored, in the stream that the broker named or
+        else in that of its route.
+        """
         batch = self.sent.get(number)
         if batch is None:
             self._stored_late(number, count)
@@ -165,18 +175,18 @@ class Batches:
         if batch.refusal is not None and count > batch.refusal[0]:
             # It was not of this message: a denial names only the topic it is for.
             batch.refusal = None
-        receipt = Receipt(batch.route.name, duplicate=duplicate)
+        receipt = Receipt(stream or batch.route.name, duplicate=duplicate)
         self._store(batch, min(count, batch.count) - batch.stored, receipt)
         if batch.lane.open is not batch and batch.count == batch.stored:
             self._end(batch)
         else:
             batch.lane.queue.mark_changed()
 
-    def ended(self, number: int, count: int, now: float) -> None:
+    def ended(self, number: int, count: int, now: float, stream: str | None = None) -> None:
         """A batch is over with its first `count` messages stored: complete, at a refusal, or for
         an unknown reason.
         """
-        self.stored(number, count, now)
+        self.stored(number, count, now, stream=stream)
         batch = self.sent.get(number)
         if batch is None:
             return

@@ -198,13 +198,15 @@ class Dispatch:
         """The broker stored singles: number, index and receipt of each."""
         self._singles.acked_many(acks, now)
 
-    def batch_stored(self, number: int, count: int, now: float) -> None:
+    def batch_stored(
+        self, number: int, count: int, now: float, *, duplicate: bool | None = None
+    ) -> None:
         """The broker stored the first messages of a batch, which goes on."""
-        self._batches.stored(number, count, now)
+        self._batches.stored(number, count, now, duplicate=duplicate)
 
-    def batch_ended(self, number: int, count: int, now: float) -> None:
+    def batch_ended(self, number: int, count: int, now: float, stream: str | None = None) -> None:
         """A batch is over: complete, at a refusal, or for an unknown reason."""
-        self._batches.ended(number, count, now)
+        self._batches.ended(number, count, now, stream)
 
     def batch_returned(
         self, number: int, count: int, now: float, *, duplicate: bool | None = None
@@ -216,6 +218,10 @@ class Dispatch:
         """The broker did not store a single; of a batch, nothing from that index on."""
         if not self._batches.refused(number, index, refusal, now):
             self._singles.refused(number, index, refusal, now)
+
+    def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
+        """The broker stored some envelopes of a group before; the others go again."""
+        self._singles.group_known(number, index, receipts)
 
     def tick(self, now: float) -> None:
         """Time has passed: end silent attempts, and pauses and clocks that are over."""
@@ -258,7 +264,10 @@ class Dispatch:
         return min(self._no_progress_at(), self._singles.next_tick(), self._batches.next_tick())
 
     def in_flight_at(self, number: int, index: int) -> list[Envelope]:
-        """What is awaited at an index of singles: several envelopes if they are a group."""
+        """What is awaited at an index: several envelopes if they are a group."""
+        batch = self._batches.sent.get(number)
+        if batch is not None:
+            return batch.at(index)
         return self._singles.in_flight(number, index)
 
     def in_flight_on(self, topic: str) -> list[tuple[int, int]]:

@@ -8,11 +8,13 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from ..envelope import Envelope, payload_size
-from ..publishing import Alone, Refusal, Wire, indices_by_aggregate
+from ..publishing import Alone, AskFirst, Refusal, Wire, indices_by_aggregate
 
 __all__ = ["Entry", "Group", "Segment", "Submission", "segments_of"]
 
 OPTIONS = itemgetter(Envelope._fields.index("options"))
+ALONE = frozenset({Alone, AskFirst})
+"""Types of wire forms that need an answer of their own."""
 
 
 class Submission(NamedTuple):
@@ -107,6 +109,22 @@ class Group(Entry):
     def envelopes(self) -> list[Envelope]:
         """In order."""
         return self._segment.envelopes
+
+    def take_out(self, which: Sequence[bool]) -> list[Entry]:
+        """Take out these members: they end by themselves, and the others are the group."""
+        segment, members = self._segment, self.members()
+        left = [index for index, out in enumerate(which) if not out]
+        self._segment = kept = Segment(
+            segment.submission,
+            [segment.envelopes[index] for index in left],
+            [segment.wires[index] for index in left],
+            alone=True,
+            group=True,
+            attempts=self.attempts,
+        )
+        self.envelope, self.wires = kept.envelopes[0], kept.wires
+        self.count, self.size = kept.count, kept.size
+        return [member for member, out in zip(members, which, strict=True) if out]
 
     def members(self) -> list[Entry]:
         """One entry for each envelope, to settle it by itself."""
@@ -212,7 +230,7 @@ def segments_of(
         return []
     if atomic:
         return _by_aggregate(submission, envelopes, wires)
-    if any(map(OPTIONS, envelopes)) or Alone in set(map(type, wires)):
+    if any(map(OPTIONS, envelopes)) or not ALONE.isdisjoint(map(type, wires)):
         return _by_options(submission, range(len(envelopes)), envelopes, wires)
     return [Segment(submission, list(envelopes), list(wires))]
 
@@ -240,10 +258,12 @@ def _by_options(
     wires: list[Wire],
 ) -> list[Segment]:
     """Separate what needs an answer of its own, for its options or its wire form, from the rest."""
+
+    def alone_at(index: int) -> bool:
+        return envelopes[index].options is not None or type(wires[index]) in ALONE
+
     return [
         Segment(submission, [envelopes[i] for i in chunk], [wires[i] for i in chunk], alone=alone)
-        for alone, group in groupby(
-            indices, key=lambda i: envelopes[i].options is not None or type(wires[i]) is Alone
-        )
+        for alone, group in groupby(indices, key=alone_at)
         for chunk in (list(group),)
     ]

@@ -101,9 +101,17 @@ class Settlements:
             self._keep(lane, Settled(member, outcome, own, refusal))
 
     def give_up(self, lane: LaneQueue, entries: Iterable[Entry]) -> None:
-        """End entries as unknown: their delivery timeout is over."""
+        """End entries at their delivery timeout: as unknown, or as rejected if the broker answered
+        every attempt and refused the message for its own sake.
+        """
         seconds = self._policy.delivery_timeout
         for entry in entries:
+            last = entry.last
+            if last is not None and last.own and not entry.in_doubt:
+                reason = f"{last.reason} (refused for {seconds:g} s, {entry.attempts} attempts)"
+                refusal = Refusal(Verdict.REJECT, reason, last.code)
+                self.settle(lane, entry, Outcome.REJECTED, refusal=refusal, answered=False)
+                continue
             refusal = self._unsettled(entry, f"within {seconds:g} s of its first failed attempt")
             self.settle(lane, entry, Outcome.UNKNOWN, refusal=refusal)
 

@@ -11,7 +11,7 @@ from math import inf
 from random import Random
 
 from ..envelope import Envelope, Outcome
-from ..publishing import Groups, Policy, Receipt, Refusal, Verdict
+from ..publishing import AskFirst, Groups, Policy, Receipt, Refusal, Verdict
 from ..publishing import Singles as SinglesOut
 from .clocks import Answers
 from .doubts import Doubts
@@ -177,7 +177,7 @@ class Singles:
     ) -> int:
         """Another attempt of these entries begins; returns its number."""
         for entry in entries:
-            entry.attempts += 1
+            entry.attempts += type(entry.wire) is not AskFirst  # it is asked for, not sent
         self._doubts.add_singles(envelopes)
         number = self._window.next_number
         self._sent[number] = _Sent(number, lane, entries, self._window.position, now)
@@ -257,6 +257,20 @@ class Singles:
         entry = self._answer(sent, index)
         if entry is not None:
             self._refuse(sent.lane, entry, refusal, now)
+
+    def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
+        """Envelopes of a group with a receipt are stored; the others go again, without them."""
+        sent = self._sent.get(number)
+        entry = self._answer(sent, index) if sent is not None else None
+        if sent is None or not isinstance(entry, Group):
+            return
+        known = [receipt is not None for receipt in receipts]
+        stored = entry.take_out(known)
+        entry.in_doubt = 0  # an unanswered attempt did not store it: it would have stored all
+        for member, receipt in zip(stored, filter(None, receipts), strict=True):
+            self._settlements.settle(sent.lane, member, Outcome.STORED, receipt)
+        self.retries += 1
+        sent.lane.make_ready_first(entry)
 
     def disconnected(self, refusal: Refusal, now: float) -> None:
         """What is in flight may be lost: it goes back to the front of its lane, in order."""

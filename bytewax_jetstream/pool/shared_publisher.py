@@ -160,13 +160,13 @@ class SharedPublisher:
         """Singles are stored."""
         self.dispatch.acked_many(acks, time.monotonic())
 
-    def batch_stored(self, number: int, count: int) -> None:
+    def batch_stored(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
         """The first messages of a batch are stored."""
-        self.dispatch.batch_stored(number, count, time.monotonic())
+        self.dispatch.batch_stored(number, count, time.monotonic(), duplicate=duplicate)
 
-    def batch_ended(self, number: int, count: int) -> None:
+    def batch_ended(self, number: int, count: int, stream: str | None = None) -> None:
         """A batch is over."""
-        self.dispatch.batch_ended(number, count, time.monotonic())
+        self.dispatch.batch_ended(number, count, time.monotonic(), stream)
 
     def batch_returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
         """A batch is over; the rest goes as singles."""
@@ -176,14 +176,17 @@ class SharedPublisher:
         """A message is not stored."""
         self.dispatch.refused(number, index, refusal, time.monotonic())
 
-    def refused_topic(self, topic: str, refusal: Refusal) -> None:
-        """Nothing on that topic is stored."""
-        for number, index in self.dispatch.in_flight_on(topic):
-            self.refused(number, index, refusal)
+    def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
+        """Some envelopes of a group are stored, the others go again."""
+        self.dispatch.group_known(number, index, receipts)
 
     def in_flight(self, number: int, index: int) -> Sequence[Envelope]:
         """What is awaited at an index."""
         return self.dispatch.in_flight_at(number, index)
+
+    def in_flight_on(self, topic: str) -> Sequence[tuple[int, int]]:
+        """What is awaited on a topic."""
+        return self.dispatch.in_flight_on(topic)
 
     def failed(self, reason: str) -> None:
         """Whatever is unsettled, or submitted from now on, becomes unknown."""

@@ -6,12 +6,13 @@ a `Receipt` or a `Refusal`.
 
 from .answers import Receipt, Refusal, Verdict
 from .outgoing import Alone, Append, Groups, Outgoing, Singles, Wire, indices_by_aggregate
-from .preparing import header_items, prepare_each, refuse_conflicts, utc
+from .preparing import AskFirst, header_items, prepare_each, refuse_conflicts, utc
 from .publisher import Policy, Publisher, PublisherEvents, Route
 
 __all__ = [
     "Alone",
     "Append",
+    "AskFirst",
     "Groups",
     "Outgoing",
     "Policy",

@@ -42,5 +42,9 @@ class Refusal(NamedTuple):
     reason: str
     code: int | None = None
     """The broker's own error code."""
+    own: bool = False
+    """Whether the broker refuses this message for its own sake. Then it is tried again until its
+    delivery timeout as others are, and is rejected, not unknown, if every attempt was answered."""
     looked_up: bool = False
-    """Whether no earlier attempt can have stored the envelope, also none that was not answered."""
+    """Whether the broker was asked for the event id and does not know it: no earlier attempt has
+    stored the envelope, also none that was not answered."""

@@ -8,7 +8,18 @@ from ..envelope import Envelope, Headers
 from ..errors import EnvelopeError
 from .outgoing import Wire
 
-__all__ = ["header_items", "prepare_each", "refuse_conflicts", "utc"]
+__all__ = ["AskFirst", "header_items", "prepare_each", "refuse_conflicts", "utc"]
+
+
+class AskFirst:
+    """Takes the place of a wire form: the envelope cannot be sent as it is, but an earlier run may
+    have stored it. So it goes as a single, and the publisher asks the broker for its event id.
+
+    :arg error: Why it cannot be sent: the reason of its rejection if its id is not known.
+    """
+
+    def __init__(self, error: EnvelopeError) -> None:
+        self.error = error
 
 
 def prepare_each(

@@ -79,12 +79,17 @@ class PublisherEvents(Protocol):
     def acked_many(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
         """The broker has stored single envelopes: number, index and receipt of each."""
 
-    def batch_stored(self, number: int, count: int) -> None:
-        """The broker has stored the first `count` messages of a batch, which goes on."""
+    def batch_stored(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+        """The broker has stored the first `count` messages of a batch, which goes on.
 
-    def batch_ended(self, number: int, count: int) -> None:
+        :arg duplicate: Whether it had those before that were not known to be stored.
+        """
+
+    def batch_ended(self, number: int, count: int, stream: str | None = None) -> None:
         """A batch is over with its first `count` messages stored: it is complete, or a message was
         refused, or the broker does not say why it ended.
+
+        :arg stream: The stream that stored them, if the broker names it.
         """
 
     def batch_returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
@@ -95,13 +100,18 @@ class PublisherEvents(Protocol):
     def refused(self, number: int, index: int, refusal: Refusal) -> None:
         """The broker has not stored the message at that index; of a batch, none from there on."""
 
-    def refused_topic(self, topic: str, refusal: Refusal) -> None:
-        """The broker stores nothing of what is in flight on that topic."""
+    def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
+        """The broker has stored some envelopes of a group before, those with a receipt, and now
+        nothing of it: the others go again, as a group of their own.
+        """
 
     def in_flight(self, number: int, index: int) -> Sequence[Envelope]:
-        """The envelope still awaited at that index of singles, or all of a group; empty when none
-        is.
+        """The envelope still awaited at that index of singles or of a batch, or all of a group;
+        empty when none is.
         """
+
+    def in_flight_on(self, topic: str) -> Sequence[tuple[int, int]]:
+        """Number and index of all that is awaited on a topic."""
 
     def failed(self, reason: str) -> None:
         """The publisher cannot go on: whatever is unsettled becomes unknown."""

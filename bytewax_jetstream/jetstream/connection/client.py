@@ -214,6 +214,11 @@ class SingleUseClient(Client):
         return cast(asyncio.WriteTransport, private)
 
     @property
+    def domain(self) -> str | None:
+        """The JetStream domain of the server."""
+        return self._server_info.get("domain")
+
+    @property
     def is_clustered(self) -> bool:
         """Whether the server is one of a cluster."""
         return bool(self._server_info.get("cluster"))

@@ -110,6 +110,8 @@ class Connection:
         followed by a new connection at once. Otherwise what is sent may be the cause, and the pause
         before the next connection grows.
         """
+        self.domain: str | None = None
+        """The JetStream domain of the server, if it has one."""
         self.reconnects = 0
         self.requests = 0
         self.writes = 0
@@ -476,6 +478,7 @@ class Connection:
         self.is_clustered = client.is_clustered
         self.proved_useful = False
         self._control_lines.met(client.server_id)
+        self.domain = client.domain
         self._client = client
 
     async def _connect_at_last(self) -> SingleUseClient:

@@ -13,6 +13,7 @@ from ...publishing import Refusal, Verdict
 
 __all__ = [
     "DUPLICATE_IN_GROUP",
+    "IN_PROCESS",
     "NO_BATCH_PUBLISH",
     "NO_MESSAGE_FOUND",
     "RETRY_CODES",
@@ -23,7 +24,11 @@ __all__ = [
     "UNKNOWN_BATCH",
     "WRONG_LAST_SEQUENCE",
     "classify",
+    "error_in",
 ]
+
+CODES = range(10_000, 11_000)
+"""The numbers of the server's own errors: 10002 to 10227 in nats-server 2.15; later ones go on."""
 
 RETRY_CODES = {
     # Limits and resources: somebody may make room before the delivery timeout.
@@ -64,6 +69,9 @@ STORE_FAILED = 10077
 """The stream is full, closing, or cannot take a message of this size: only the description says
 which ("maximum bytes exceeded", "store is closed", "message too large").
 """
+IN_PROCESS = 10158
+"""Duplicate message id is in process: a replicated stream knows the id, and the message may still
+be lost."""
 
 WRONG_LAST_SEQUENCE = {
     10071: "wrong last sequence: {seq}",
@@ -92,24 +100,67 @@ ROLLUP_FAILED = 10111
 """The server rejects the value of `Nats-Rollup`. It checks that only after the message id."""
 
 
-def classify(error: Mapping[str, Any]) -> Refusal:
+def error_in(answer: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The error in an answer, or None if there is none.
+
+    Anybody who subscribes to a topic can answer its messages. So an error counts only in the form
+    in which the server writes it, with a number of its own.
+
+    :raises ValueError: when it is an error of somebody else.
+    """
+    error = answer.get("error")
+    if error is None:
+        return None
+    code = error.get("err_code") if isinstance(error, dict) else None
+    if type(code) is not int or code not in CODES or type(error.get("code")) is not int:
+        raise ValueError("an error that is not the server's")
+    return error  # type: ignore[no-any-return]
+
+
+def classify(
+    error: Mapping[str, Any], stream: str | None = None, config: Mapping[str, Any] | None = None
+) -> Refusal:
     """What an error reply means for its message: tried again, rejected, or the end of the run.
 
     :arg error: As the server writes it: `err_code`, the HTTP-like `code`, and `description`.
+    :arg stream: The stream that answered, if that is known.
+    :arg config: Its configuration, if that is known.
     """
-    code, status, description = (
-        error.get("err_code", 0),
-        error.get("code", 0),
-        str(error.get("description")),
-    )
+    code, status, description = error["err_code"], error["code"], str(error.get("description"))
     reason = f"the server refused it: {description} ({code})"
     if code in STOP_CODES:
         return Refusal(Verdict.STOP, f"{reason}: {STOP_CODES[code]}, then run again", code)
     if code == STORE_FAILED:
-        full_or_closing = "exceeded" in description or "closed" in description
-        passes = full_or_closing and "message size" not in description
-        verdict = Verdict.RETRY if passes else Verdict.REJECT
-        return Refusal(verdict, f"{reason}: make room in the stream or raise its limits", code)
+        return _store_failed(reason, description, stream, config)
     if code in RETRY_CODES or status == 429 or status >= 500:
         return Refusal(Verdict.RETRY, reason, code)
     return Refusal(Verdict.REJECT, reason, code)
+
+
+def _store_failed(
+    reason: str, description: str, stream: str | None, config: Mapping[str, Any] | None
+) -> Refusal:
+    """What the catch-all code means; see `STORE_FAILED`."""
+    if "per subject" in description:
+        # Only this subject is full (`discard_new_per_subject`): the others go on. Without an age
+        # limit nothing but a hand that deletes messages makes room.
+        stays = (
+            config is not None
+            and config.get("retention", "limits") == "limits"
+            and not config.get("max_age")
+            and not config.get("allow_msg_ttl")
+        )
+        verdict = Verdict.REJECT if stays else Verdict.RETRY
+        advice = (
+            f"raise max_msgs_per_subject of stream {stream or 'that covers it'}, or delete what is "
+            "stored on the subject"
+        )
+        return Refusal(verdict, f"{reason}: {advice}", STORE_FAILED, own=True)
+    if "message size" in description or "too large" in description:
+        return Refusal(Verdict.REJECT, f"{reason}: shorten or split the message", STORE_FAILED)
+    if "exceeded" in description:
+        advice = "make room in the stream or raise its limits"
+        return Refusal(Verdict.RETRY, f"{reason}: {advice}", STORE_FAILED)
+    if "closed" in description:
+        return Refusal(Verdict.RETRY, f"{reason}: check the server's log", STORE_FAILED)
+    return Refusal(Verdict.REJECT, f"{reason}: check the server's log", STORE_FAILED)

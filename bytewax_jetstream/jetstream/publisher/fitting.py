@@ -11,7 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from ...envelope import Envelope
-from ...publishing import Append, Groups, Outgoing, PublisherEvents, Refusal, Singles, Verdict, Wire
+from ...publishing import (
+    Append,
+    AskFirst,
+    Groups,
+    Outgoing,
+    PublisherEvents,
+    Refusal,
+    Singles,
+    Verdict,
+    Wire,
+)
 from ..connection import DEFAULT_CONTROL_LINE, Connection
 from .groups import LINES
 
@@ -80,6 +90,8 @@ class Fitting:
             return self._sift_groups(outgoing)
         wires: list[Wire] = list(outgoing.wires)
         for index, (envelope, wire) in enumerate(zip(outgoing.envelopes, wires, strict=True)):
+            if type(wire) is AskFirst:
+                continue  # it is not sent
             refusal = self._misfit(envelope.topic, outgoing.number, index, cast(bytes, wire))
             if refusal is not None:
                 wires[index] = None

@@ -1,20 +1,25 @@
-"""`LookUps`: whether a refused envelope was stored by an earlier attempt, asked of the stream.
+"""`LookUps`: whether a refused envelope was stored by an earlier attempt, asked of the server.
 
-Two refusals do not prove that nothing is stored, after a lost ack or on a replay:
+A refusal does not prove that nothing is stored, after a lost ack or on a replay:
 
 - Wrong last sequence. The server checks it before the event id. Say an envelope expects 7 and is
   stored as 8, but its ack is lost. Then the second attempt is refused, because the last sequence is
   8: its own.
+- A limit that was lowered since. Some servers look at the size of a message before its id.
 - A duplicate id in a group. The server does not say which ids it knows: all of them if an earlier
   attempt stored the group, or some that were stored otherwise.
+
+So the ids are asked for (see `questions`), those of all refused envelopes at once. Known is stored;
+unknown is refused. Without an answer the envelope is sent again, until its delivery timeout.
+
+An expected sequence is also compared with the stream: after the duplicate window, the message that
+is in the way may still be this very one.
 """
 
 import asyncio
 import base64
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from ...envelope import Envelope
 from ...errors import ConnectError
@@ -24,28 +29,41 @@ from ..connection import Connection, JetStreamApiError
 from .encoding import message_id
 from .error_codes import (
     DUPLICATE_IN_GROUP,
+    IN_PROCESS,
     NO_MESSAGE_FOUND,
-    ROLLUP_FAILED,
     WRONG_LAST_SEQUENCE,
     classify,
 )
+from .questions import NO_ANSWER, UNKNOWN_ID, Known, Questions
 
-__all__ = ["LookUps"]
+__all__ = ["LookUps", "known_sequence"]
+
+AT_ONCE = 500
+"""Messages of streams that are asked for at the same time."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Doubt:
+def known_sequence(known: Known) -> int | None:
+    """The stream sequence of a known id; None when the id is not known, or nothing was said."""
+    return None if isinstance(known, str) or "error" in known else int(known["seq"])
+
+
+class _LookUp(NamedTuple):
     number: int
-    index: int
+    at: int
     stream: str
     refusal: Refusal
+    envelopes: Sequence[Envelope]
 
 
 class LookUps:
-    """Looks refused envelopes up, one after the other, and reports them as stored or refused."""
+    """Looks refused envelopes up, and reports them as stored or refused."""
 
     def __init__(
-        self, connection: Connection, settings: JetStreamSettings, events: PublisherEvents
+        self,
+        connection: Connection,
+        settings: JetStreamSettings,
+        events: PublisherEvents,
+        questions: Questions,
     ) -> None:
         self._connection = connection
         self._dedupe = settings.dedupe
@@ -54,53 +72,99 @@ class LookUps:
         envelope is sent again, refused again, and looked up from the start.
         """
         self._events = events
-        self._doubts: deque[_Doubt] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._questions = questions
+        self._asked_for: set[tuple[int, int]] = set()
+        """Number and index of what is looked up. Of a group the server may refuse several messages:
+        the first refusal says why, the others only that the group is incomplete."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(AT_ONCE)
 
-    def take(self, number: int, index: int, stream: object, refusal: Refusal) -> bool:
-        """Start to look an envelope up, if its refusal is one of the two; returns whether it is. If
-        so, the result is reported from here.
+    def take(self, number: int, index: int, stream: str, refusal: Refusal) -> bool:
+        """Start to look a single or a group up, if its refusal leaves a doubt; returns whether it
+        does. If so, the result is reported from here.
         """
-        grouped = len(self._events.in_flight(number, index)) > 1
-        # Of a group the server checks the ids first. So a wrong last sequence in a group does not
-        # come from an earlier attempt that stored the group.
-        codes = {DUPLICATE_IN_GROUP} if grouped else WRONG_LAST_SEQUENCE.keys()
-        if refusal.code not in codes or not isinstance(stream, str):
+        if (number, index) in self._asked_for:
+            return True
+        envelopes = self._events.in_flight(number, index)
+        if not envelopes or refusal.verdict is not Verdict.REJECT:
             return False
-        self._doubts.append(_Doubt(number, index, stream, refusal))
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._look())
-        return True
+        look_up = _LookUp(number, index, stream, refusal, envelopes)
+        if self._dedupe:
+            self._asked_for.add((number, index))
+            self._questions.ask(envelopes, lambda known: self._asked(look_up, known))
+            return True
+        # Of a group the server checks the ids first, and without `dedupe` there are none.
+        if len(envelopes) == 1 and refusal.code in WRONG_LAST_SEQUENCE:
+            self._read_stream(look_up)
+            return True
+        return False
+
+    def disconnected(self) -> None:
+        """What is asked for is not answered, and what was refused is sent again."""
+        self._asked_for.clear()
 
     def close(self) -> None:
         """Stop looking up: what is not reported yet never will be."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
 
-    async def _look(self) -> None:
-        while self._doubts:
-            doubt = self._doubts.popleft()
-            envelopes = self._events.in_flight(doubt.number, doubt.index)
-            if not envelopes:
-                continue  # settled, or sent again, in the meantime
-            try:
-                if doubt.refusal.code == DUPLICATE_IN_GROUP:
-                    found = await self._group(doubt, envelopes)
-                else:
-                    found = await self._own_message(doubt, envelopes[0])
-            except (ConnectError, JetStreamApiError) as error:
-                reason = _in_doubt(doubt.refusal, error)
-                found = Refusal(Verdict.GIVE_UP, reason, doubt.refusal.code)
-            if isinstance(found, Receipt):
-                self._events.acked(doubt.number, doubt.index, found)
-            else:
-                self._events.refused(doubt.number, doubt.index, found)
-            self._events.process()
+    def _asked(self, look_up: _LookUp, known: Sequence[Known]) -> None:
+        """Report what the ids say of an envelope, or of a group."""
+        refusal, number, index = look_up.refusal, look_up.number, look_up.at
+        self._asked_for.discard((number, index))
+        answers = [each for each in known if not isinstance(each, str)]
+        sequences = list(map(known_sequence, known))
+        retry = _why_again(refusal, known)
+        if retry is not None:
+            self._events.refused(number, index, retry)
+        elif any("error" in each for each in answers):
+            self._events.refused(number, index, refusal)  # the server does not say
+        elif UNKNOWN_ID not in known:
+            self._store(look_up, [each for each in sequences if each is not None])
+        elif answers:
+            receipts = [
+                Receipt(look_up.stream, None, sequence, True) if sequence is not None else None
+                for sequence in sequences
+            ]
+            self._events.group_known(number, index, receipts)
+        elif refusal.code == DUPLICATE_IN_GROUP:
+            # The ids have left the duplicate window since the refusal; or one id is in it twice.
+            ids = {envelope.event_id for envelope in look_up.envelopes}
+            passed = len(ids) == len(look_up.envelopes)
+            verdict = Verdict.RETRY if passed else Verdict.REJECT
+            self._events.refused(number, index, refusal._replace(verdict=verdict))
+        elif refusal.code in WRONG_LAST_SEQUENCE and len(known) == 1:
+            self._read_stream(look_up)
+        else:
+            self._events.refused(number, index, refusal._replace(looked_up=True))
 
-    async def _own_message(self, doubt: _Doubt, envelope: Envelope) -> Receipt | Refusal:
+    def _store(self, look_up: _LookUp, sequences: list[int]) -> None:
+        """All ids are known: each message is stored."""
+        last, several = sequences[-1], len(sequences)
+        together = sequences == list(range(last + 1 - several, last + 1))
+        receipt = Receipt(look_up.stream, None, last if together else None, True)
+        self._events.acked(look_up.number, look_up.at, receipt)
+
+    def _read_stream(self, look_up: _LookUp) -> None:
+        task = asyncio.get_running_loop().create_task(self._compare(look_up))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _compare(self, look_up: _LookUp) -> None:
+        async with self._room:
+            found = await self._own_message(look_up, look_up.envelopes[0])
+        if isinstance(found, Receipt):
+            self._events.acked(look_up.number, look_up.at, found)
+        else:
+            self._events.refused(look_up.number, look_up.at, found)
+        self._events.process()
+
+    async def _own_message(self, look_up: _LookUp, envelope: Envelope) -> Receipt | Refusal:
         """A receipt if the first message after the expected last one has this envelope's id."""
         options = envelope.options
         assert options is not None, "a wrong last sequence needs an expected one"
+        # Without `dedupe` an earlier attempt can have been stored and removed since.
+        refused = look_up.refusal._replace(looked_up=self._dedupe)
         if options.expected_last_sequence is not None:
             body: dict[str, object] = {"seq": options.expected_last_sequence + 1}
         else:
@@ -110,62 +174,46 @@ class LookUps:
             }
         try:
             answer = await self._connection.request(
-                f"STREAM.MSG.GET.{doubt.stream}", body, self._seconds
+                f"STREAM.MSG.GET.{look_up.stream}", body, self._seconds
             )
+            message = answer["message"]
+            headers = base64.b64decode(message.get("hdrs", ""))
+            if b"\r\n" + message_id(envelope.event_id, dedupe=self._dedupe) in headers:
+                return Receipt(look_up.stream, None, int(message["seq"]), True)
         except JetStreamApiError as error:
-            if error.code == NO_MESSAGE_FOUND:
-                return doubt.refusal
-            raise
-        message = answer["message"]
-        headers = base64.b64decode(message.get("hdrs", ""))
-        if b"\r\n" + message_id(envelope.event_id, dedupe=self._dedupe) in headers:
-            return Receipt(doubt.stream, None, int(message["seq"]), True)
-        return doubt.refusal
-
-    async def _group(self, doubt: _Doubt, envelopes: Sequence[Envelope]) -> Receipt | Refusal:
-        """A receipt if the server knows all ids of the group.
-
-        If it knows only some, the group can never be stored. If it knows none any more, the group
-        is tried again.
-        """
-        try:
-            answers = await asyncio.gather(*map(self._ask_for, envelopes))
-        except ConnectError as error:  # asking changed nothing, so it can be asked again
-            reason = _in_doubt(doubt.refusal, error)
-            return Refusal(Verdict.RETRY, reason, DUPLICATE_IN_GROUP)
-        unknown = [answer["error"] for answer in answers if "error" in answer]
-        for error_reply in unknown:
-            if error_reply.get("err_code") != ROLLUP_FAILED:  # for example: the id is in process
-                return classify(error_reply)
-        if not unknown:
-            last = answers[-1]["seq"]
-            together = [answer["seq"] for answer in answers] == list(
-                range(last + 1 - len(answers), last + 1)
-            )
-            return Receipt(doubt.stream, None, last if together else None, True)
-        if len(unknown) == len({envelope.event_id for envelope in envelopes}):
-            # The ids have left the duplicate window since the refusal.
-            return doubt.refusal._replace(verdict=Verdict.RETRY)
-        known = len(answers) - len(unknown)
-        reason = (
-            f"{doubt.refusal.reason}; {known} of the {len(answers)} envelopes of its group were "
-            "stored before, the others were not"
-        )
-        return doubt.refusal._replace(reason=reason)
-
-    async def _ask_for(self, envelope: Envelope) -> dict[str, Any]:
-        """Ask the server whether it knows an event id, with a message that it never stores.
-
-        The message carries the id and an invalid `Nats-Rollup`. The server checks the id first: a
-        known id is answered as a duplicate, an unknown one with an error about the rollup (tried
-        with single servers and clusters in `tests/integration/jetstream/test_groups.py`).
-        """
-        line = message_id(envelope.event_id).partition(b"\r\n")[0].decode()
-        name, _, value = line.partition(": ")
-        return await self._connection.ask(
-            envelope.topic, {name: value, "Nats-Rollup": "none"}, self._seconds
-        )
+            if error.code != NO_MESSAGE_FOUND:
+                return _again(look_up.refusal, str(error))
+        except ConnectError as error:
+            forbidden = error.subject is not None and error.seconds is None
+            if forbidden and self._dedupe:
+                return refused  # this user may not read the stream, and the id is not known
+            if forbidden:
+                reason = _unsaid(look_up.refusal, str(error))
+                return Refusal(Verdict.GIVE_UP, reason, look_up.refusal.code)
+            return _again(look_up.refusal, str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            return _again(look_up.refusal, f"malformed answer ({error})")
+        return refused
 
 
-def _in_doubt(refusal: Refusal, error: Exception) -> str:
-    return f"{refusal.reason}; the server could not say whether it was stored before: {error}"
+def _why_again(refusal: Refusal, known: Sequence[Known]) -> Refusal | None:
+    """Why an envelope is sent again, if its id was not found out; None if it was."""
+    if NO_ANSWER in known:
+        return _again(refusal, "it did not answer")
+    for each in known:
+        if isinstance(each, str) or "error" not in each:
+            continue
+        said = classify(each["error"])
+        if said.code == IN_PROCESS:
+            return said
+        if said.verdict is not Verdict.REJECT:
+            return _again(refusal, said.reason)
+    return None
+
+
+def _again(refusal: Refusal, why: str) -> Refusal:
+    return Refusal(Verdict.RETRY, _unsaid(refusal, why), refusal.code)
+
+
+def _unsaid(refusal: Refusal, why: str) -> str:
+    return f"{refusal.reason}; the server could not say whether it was stored before: {why}"

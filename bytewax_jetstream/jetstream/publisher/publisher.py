@@ -14,7 +14,7 @@ Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.
 import json
 import logging
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from itertools import chain, count, repeat
 from typing import Any, cast
@@ -24,6 +24,7 @@ from ...errors import EnvelopeError, StreamError
 from ...publishing import (
     Alone,
     Append,
+    AskFirst,
     Groups,
     Outgoing,
     Policy,
@@ -39,11 +40,14 @@ from ...publishing import (
 from ...settings import JetStreamSettings
 from ..connection import DENIED_PUBLISH, Connection, JetStreamApiError
 from ..streams import REMEDY
+from .denials import Denials
 from .encoding import encode, encode_all
-from .error_codes import NO_BATCH_PUBLISH, TOO_MANY_BATCHES, UNKNOWN_BATCH, classify
+from .error_codes import NO_BATCH_PUBLISH, TOO_MANY_BATCHES, UNKNOWN_BATCH, classify, error_in
 from .fitting import Fitting
 from .groups import group_frames, reject_impossible
-from .look_ups import LookUps
+from .look_ups import LookUps, known_sequence
+from .questions import NO_ANSWER, UNKNOWN_ID, Known, Questions
+from .replays import Replays
 from .topics import Topics
 
 __all__ = ["JetStreamPublisher"]
@@ -59,12 +63,15 @@ MAX_SEND = 512
 FLOW_INTERVAL = 500
 """Messages after which the server sends a flow ack; it allows no more."""
 
-PUB_ACK = rb'(\{"stream":\s?"([^"\\]+)",\s?"seq":\s?(\d+)(,\s?"duplicate":\s?true)?\})'
+PUB_ACK = rb'(\{"stream":\s?"([^"\\]+)",%s\s?"seq":\s?(\d+)(,\s?"duplicate":\s?true)?\})'
+ANY_DOMAIN = rb'(?:\s?"domain":\s?"[^"\\]*",)?'
 NEVER = re.compile(rb"(?!)").match
 
 START, APPEND, COMMIT = 0, 1, 3
 """Operations of the batch protocol: the first message, another one, and the commit without a
 message of its own."""
+QUESTION = b"q"
+"""The token of a reply subject by which answers to questions are told from others."""
 BATCH_SUFFIX = b"$FI"
 """The last token of a reply subject of the batch protocol."""
 STARTED = b"1.%d.%s" % (START, BATCH_SUFFIX)
@@ -97,10 +104,14 @@ class JetStreamPublisher:
         """Matches a PubAck with its message line, as the server writes it."""
         self._batch_prefix = b""
         """How the batch ids of this publisher begin; the server knows a batch by nothing else."""
-        self._denied_topics: set[str] = set()
-        """Topics that the server denied in the current read."""
-        self._forbidden: set[str] = set()
-        """Those that it denied on this connection: they would end every batch."""
+        self._questions: Questions
+        self._replays: Replays
+        self._denials: Denials
+        self._refused_in_batch: dict[int, int | None] = {}
+        """Batches with a refused message whose id is asked for: how many messages were stored when
+        the batch ended, None while it has not."""
+        self._has_rival = False
+        """Whether a stream of another JetStream domain answers on our topics, too."""
 
     @property
     def identity(self) -> Hashable:
@@ -132,21 +143,30 @@ class JetStreamPublisher:
         self._connection = Connection(
             self._settings,
             on_up=self._up,
-            on_down=events.disconnected,
+            on_down=self._down,
             on_read=self._read,
             on_denied=self._denied,
             take_bulk=self._take_acks,
         )
         self._topics = Topics(self._connection, self._settings)
-        self._look_ups = LookUps(self._connection, self._settings, events)
+        self._questions = Questions(
+            self._connection.write, self._settings.pool.ack_timeout / 2, events.process
+        )
+        self._look_ups = LookUps(self._connection, self._settings, events, self._questions)
+        self._replays = Replays(events, self._questions, self._write_append)
+        self._denials = Denials(events)
         self._fitting = Fitting(self._connection, events, self._refuse_misfit)
         await self._connection.open()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode() + b"."
+        self._questions.inbox = self._inbox + QUESTION + b"."
         self._fitting.inbox = len(self._inbox)
         self._batch_prefix = inbox.rpartition(".")[2].encode()[-40:] + b"-"
+        domain = self._settings.domain
+        expected = ANY_DOMAIN if domain is None else rb'\s?"domain":\s?%s,' % _json(domain)
         self._ack = re.compile(
-            rb"MSG %s(\d+)\.(\d+) \d+ (\d+)\r\n%s\r\n" % (re.escape(self._inbox), PUB_ACK)
+            rb"MSG %s(\d+)\.(\d+) \d+ (\d+)\r\n%s\r\n"
+            % (re.escape(self._inbox), PUB_ACK % expected)
         ).match
         await self._connection.subscribe(f"{inbox}.>", self._answered)
         if self._settings.atomic and not self._connection.takes_groups:
@@ -182,7 +202,9 @@ class JetStreamPublisher:
 
     def route(self, topic: str) -> Route | None:
         """The stream that takes batches of a topic."""
-        if topic in self._forbidden or not self._fitting.takes_batches(topic):
+        if topic in self._denials.forbidden or self._is_elsewhere():
+            return None
+        if not self._fitting.takes_batches(topic):
             return None
         return self._topics.route(topic)
 
@@ -194,14 +216,19 @@ class JetStreamPublisher:
                 return
             outgoing = fitting
         if isinstance(outgoing, Append):
-            self._send_append(outgoing)
+            if outgoing.topics:
+                self._denials.sent(outgoing.number, outgoing.first, outgoing.topics, batch=True)
+            dedupe = self._settings.dedupe
+            if not dedupe or not self._replays.take(outgoing, self.route(outgoing.topic)):
+                self._write_append(outgoing)
             return
-        inbox, number = self._inbox, outgoing.number
+        inbox, number, denials = self._inbox, outgoing.number, self._denials
         frames: list[bytes] = []
         if isinstance(outgoing, Groups):
             for index, (group, wires) in enumerate(
                 zip(outgoing.envelopes, outgoing.wires, strict=True)
             ):
+                denials.sent(number, index, {envelope.topic for envelope in group})
                 frames += group_frames(
                     [envelope.topic for envelope in group],
                     cast(list[bytes], wires),
@@ -209,13 +236,19 @@ class JetStreamPublisher:
                     batch=b"%s%d-%d" % (self._batch_prefix, number, index),
                 )
         else:
+            denials.sent(number, 0, [envelope.topic for envelope in outgoing.envelopes])
             for index, (envelope, wire) in enumerate(
                 zip(outgoing.envelopes, outgoing.wires, strict=True)
             ):
                 if wire is None:
                     continue
+                if type(wire) is AskFirst:
+                    self._ask_first(number, index, envelope, wire)
+                    continue
                 topic = envelope.topic.encode()
-                frames.append(b"HPUB %s %s%d.%d%s" % (topic, inbox, number, index, wire))
+                frame = b"HPUB %s %s%d.%d%s" % (topic, inbox, number, index, wire)
+                if not denials or not denials.park(envelope.topic, number, index, frame):
+                    frames.append(frame)
         self._connection.write(b"".join(frames))
 
     def flush_hint(self) -> float:
@@ -231,6 +264,7 @@ class JetStreamPublisher:
         if self._started:
             self._topics.close()
             self._look_ups.close()
+            self._questions.forget()
         await self._connection.close()
 
     def statistics(self) -> dict[str, int]:
@@ -244,22 +278,42 @@ class JetStreamPublisher:
             "streams_without_batches": self._topics.without_batches,
         }
 
-    def _prepare(self, envelope: Envelope) -> bytes:
+    def _prepare(self, envelope: Envelope) -> bytes | AskFirst:
+        settings, limit = self._settings, self._fitting.max_payload
         self._topics.check(envelope.topic)
-        return encode(
-            envelope,
-            self._fitting.max_payload,
-            dedupe=self._settings.dedupe,
-            takes_ttl=self._connection.takes_ttl,
-        )
+        try:
+            return encode(
+                envelope, limit, dedupe=settings.dedupe, takes_ttl=self._connection.takes_ttl
+            )
+        except EnvelopeError as error:
+            # An earlier run may have stored it, if the limit was higher then.
+            if error.limit == limit and settings.dedupe and not settings.atomic:
+                return AskFirst(error)
+            raise
 
-    def _send_append(self, append: Append) -> None:
+    def _ask_first(self, number: int, index: int, envelope: Envelope, wire: AskFirst) -> None:
+        """Look up an envelope that is too large now."""
+        stream = self._topics.stream_of(envelope.topic) or ""
+        refusal = Refusal(Verdict.REJECT, str(wire.error))
+        self._look_ups.take(number, index, stream, refusal)
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the streams are in another JetStream domain than the server. Then a stream there
+        may answer as well, and a flow ack does not say which one it is of: no batches.
+        """
+        asked, here = self._settings.domain, self._connection.domain
+        return asked is not None and asked != here
+
+    def _write_append(self, append: Append, unsent: int = 0) -> None:
         """Write messages of a batch, and its commit where the append is the last.
+
+        :arg unsent: How many messages of the batch the server is not sent, before all others.
 
         A message is `HPUB <topic> <inbox><batch id>.500.fail.<sequence>.<operation>.$FI` and its
         wire form. Its sequence in the batch counts from 1, one more than its index.
         """
         number, topic, first, topics, wires, last = append
+        first -= unsent
         starts = {each: b"HPUB %s " % each.encode() for each in set(topics)}
         reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch_prefix, number, FLOW_INTERVAL)
         ends = (
@@ -282,29 +336,34 @@ class JetStreamPublisher:
     # What the connection reports
 
     def _up(self) -> None:
-        self._forbidden.clear()
+        self._denials.connected()
         if self._started:
             self._topics.connected()
             self._events.connected()
 
     def _read(self) -> None:
         """All messages of one read were handled."""
-        self._refuse_denied()
+        if self._denials and (parked := self._denials.act()):
+            self._connection.write(parked)
         self._events.process()
+
+    def _down(self, reason: str) -> None:
+        if self._started:
+            self._forget()
+        self._events.disconnected(reason)
+
+    def _forget(self) -> None:
+        """Nothing that was asked is answered."""
+        self._questions.forget()
+        self._look_ups.disconnected()
+        self._replays.disconnected()
+        self._refused_in_batch.clear()
 
     def _denied(self, message: str) -> None:
         """The server drops messages it does not let us publish, and names only the subject."""
         denied = DENIED_PUBLISH(message)
         if denied is not None and self._started:
-            self._denied_topics.add(denied.group(1))
-
-    def _refuse_denied(self) -> None:
-        """Refuse what is in flight on denied topics: once per topic, not per denial."""
-        while self._denied_topics:
-            topic = self._denied_topics.pop()
-            self._forbidden.add(topic)
-            reason = f"this user may not publish on {topic}: allow it, then publish again"
-            self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
+            self._denials.denied(denied.group(1))
 
     # Answers
 
@@ -335,18 +394,19 @@ class JetStreamPublisher:
             self._connection.proved_useful = True
         is_batch = tokens[-1] == BATCH_SUFFIX
         nobody = not payload and header is not None and header.startswith(b"NATS/1.0 503")
-        if is_batch:
-            self._refuse_denied()  # what was denied came before, and may be why a batch ended
         report: Callable[[], None] | None
         try:
             if is_batch:
                 number = int(tokens[0][len(self._batch_prefix) :])
                 index = int(tokens[3]) - 1
                 report = (
-                    partial(self._events.batch_ended, number, 0)
+                    partial(self._batch_ended, number, 0)
                     if nobody
                     else self._answer_to_batch(number, index, json.loads(payload))
                 )
+            elif tokens[0] == QUESTION:
+                number, index = map(int, tokens[1:])
+                report = None if nobody else self._answer_to_question(number, index, payload)
             else:
                 number, index = map(int, tokens)
                 report = (
@@ -375,62 +435,137 @@ class JetStreamPublisher:
         self, number: int, index: int, answer: dict[str, Any]
     ) -> Callable[[], None] | None:
         """What the server says of a single, or a group, as the report to make."""
-        events = self._events
-        if error := answer.get("error"):
-            return partial(self._refused, number, index, answer.get("stream"), classify(error))
-        sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
+        events, name = self._events, str(answer["stream"])
+        if error := error_in(answer):
+            return None if self._has_rival else partial(self._refused, number, index, name, error)
+        sequence, stream = answer["seq"], self._topics.stream(name.encode())
         if type(sequence) is not int:
             raise ValueError("the sequence is missing")
         envelopes = events.in_flight(number, index)
         if envelopes and answer.get("count", 1) != len(envelopes):
             raise ValueError("it counts another number of messages than was sent")
-        if stream is None:
+        if stream is None or not self._is_ours(answer):
             return None
         receipt = Receipt(stream, None, sequence, bool(answer.get("duplicate")))
         return partial(events.acked, number, index, receipt)
 
+    def _answer_to_question(
+        self, number: int, index: int, payload: bytes
+    ) -> Callable[[], None] | None:
+        """Whether the server knows an event id."""
+        answer = json.loads(payload)
+        if error_in(answer) is None:
+            if type(answer["seq"]) is not int:
+                raise ValueError("the sequence is missing")
+            if self._topics.stream(str(answer["stream"]).encode()) is None:
+                return None
+            if not self._is_ours(answer):
+                return None
+        elif self._has_rival:
+            return None
+        return partial(self._questions.answered, number, index, answer)
+
+    def _is_ours(self, answer: dict[str, Any]) -> bool:
+        """Whether an ack is of the JetStream domain of the settings. An error does not name its
+        domain: once another domain has answered, errors are not believed, and the ack decides.
+        """
+        domain = self._settings.domain
+        if domain is None or answer.get("domain") == domain:
+            return True
+        if not self._has_rival:
+            self._has_rival = True
+            log.warning(
+                "ignored an ack of stream %r in JetStream domain %r, and any later one: the "
+                "settings name domain %r. Give one of the streams other subjects",
+                answer.get("stream"), answer.get("domain"), domain,
+            )  # fmt: skip
+        return False
+
     def _answer_to_batch(
         self, number: int, index: int, answer: dict[str, Any]
     ) -> Callable[[], None] | None:
-        """What the server says of a batch, as the report to make."""
-        events, kind, error = self._events, answer.get("type"), answer.get("error")
+        """What the server says of a batch, as the report to make.
+
+        It counts from 1, and only what it was sent.
+        """
+        kind, error, unsent = answer.get("type"), error_in(answer), self._replays.offset(number)
         if kind == "ack":
-            return partial(events.batch_stored, number, int(answer["seq"]))
+            return partial(self._replays.stored, number, int(answer["seq"]) + unsent)
         if kind == "gap":
             return None  # the end that follows says how many were stored
         if error is None:
-            if self._topics.stream(answer["stream"].encode()) is None:
+            stream = self._topics.stream(str(answer["stream"]).encode())
+            if stream is None or not self._is_ours(answer):
                 return None
-            stored = int(answer["count"])
+            stored = int(answer["count"]) + unsent
             if answer.get("duplicate"):
-                # A batch whose first id is known ends at once. Probably all are known, so each is
-                # sent as a single, to learn which.
-                return partial(events.batch_returned, number, stored, duplicate=True)
-            return partial(events.batch_ended, number, stored)
-        code, refusal = error.get("err_code", 0), classify(error)
+                # The batch has one message, which is known.
+                return partial(self._batch_returned, number, stored, duplicate=True)
+            if answer["seq"] == 0:
+                self._replays.known_at_end(stream)
+            return partial(self._batch_ended, number, stored, stream)
+        code = error["err_code"]
         if kind == "err":
-            return partial(events.refused, number, int(answer["seq"]) - 1, refusal)
+            return partial(self._refused_of_batch, number, int(answer["seq"]) - 1 + unsent, error)
         if code == UNKNOWN_BATCH:
-            return partial(events.batch_ended, number, 0)
+            return partial(self._batch_ended, number, unsent)
         if code in NO_BATCH_PUBLISH:
-            stream = answer.get("stream") or "of this account"
-            return partial(self._takes_no_batches, number, stream, refusal.reason)
+            name = str(answer.get("stream") or "of this account")
+            return partial(self._takes_no_batches, number, name, classify(error).reason)
         if code == TOO_MANY_BATCHES:
-            return partial(events.batch_returned, number, 0)
-        return partial(events.refused, number, index, refusal)
+            return partial(self._batch_returned, number, unsent)
+        return partial(self._refused_of_batch, number, index + unsent, error)
+
+    def _batch_ended(self, number: int, count: int, stream: str | None = None) -> None:
+        if number in self._refused_in_batch:
+            self._refused_in_batch[number] = count  # first it is asked for what was refused
+            return
+        self._replays.ended(number, count)
+        self._denials.batch_ends(number, count)
+        self._events.batch_ended(number, count, stream)
+
+    def _batch_returned(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+        self._replays.ended(number, count)
+        self._denials.batch_ends(number, count)
+        self._events.batch_returned(number, count, duplicate=duplicate)
 
     def _takes_no_batches(self, number: int, stream: str, reason: str) -> None:
         self._topics.takes_no_batches(stream, reason)
-        self._events.batch_returned(number, 0)
+        self._batch_returned(number, self._replays.offset(number))
 
     def _refuse_misfit(self, number: int, index: int, envelope: Envelope, refusal: Refusal) -> None:
         stream = self._topics.stream_of(envelope.topic) or ""
         if not self._look_ups.take(number, index, stream, refusal):
             self._events.refused(number, index, refusal)
 
-    def _refused(self, number: int, index: int, stream: object, refusal: Refusal) -> None:
+    def _refused(self, number: int, index: int, stream: str, error: Mapping[str, Any]) -> None:
+        refusal = classify(error, stream, self._topics.config(stream))
         if not self._look_ups.take(number, index, stream, refusal):
             self._events.refused(number, index, refusal)
+
+    def _refused_of_batch(self, number: int, index: int, error: Mapping[str, Any]) -> None:
+        """A message of a batch is refused. Before it is rejected, its id is asked for: a server may
+        look at a limit, which was lowered since, before it looks at the id.
+        """
+        envelopes = self._events.in_flight(number, index)
+        stream = self._topics.stream_of(envelopes[0].topic) if envelopes else None
+        refusal = classify(error, stream, self._topics.config(stream))
+        if refusal.verdict is not Verdict.REJECT or not envelopes or not self._settings.dedupe:
+            self._events.refused(number, index, refusal)
+        elif number not in self._refused_in_batch:
+            self._refused_in_batch[number] = None
+            self._questions.ask(envelopes, partial(self._looked_up, number, index, refusal))
+
+    def _looked_up(self, number: int, index: int, refusal: Refusal, known: Sequence[Known]) -> None:
+        """The id of a refused message of a batch was asked for."""
+        if known[0] == UNKNOWN_ID:
+            refusal = refusal._replace(looked_up=True)
+        elif known[0] == NO_ANSWER or known_sequence(known[0]) is not None:
+            refusal = refusal._replace(verdict=Verdict.RETRY)  # as a single it gets its own answer
+        self._events.refused(number, index, refusal)
+        count = self._refused_in_batch.pop(number, None)
+        if count is not None:
+            self._batch_ended(number, count)
 
     def _nobody_listens(self, number: int, index: int) -> None:
         """No stream covers the topic, or its leader is being elected: only a look at the streams
@@ -449,3 +584,8 @@ class JetStreamPublisher:
             )
             refusal = Refusal(Verdict.RETRY, reason, 503)
         self._events.refused(number, index, refusal)
+
+
+def _json(value: str) -> bytes:
+    """A value as it stands in the server's JSON, for a pattern."""
+    return re.escape(json.dumps(value).encode())

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from ...errors import ConnectError, EnvelopeError
 from ...publishing import Route
@@ -91,6 +93,10 @@ class Topics:
         """The stream that stores a topic, if it is known."""
         covered = self._coverage.of(topic) if self._coverage is not None else None
         return covered.stream if covered is not None else None
+
+    def config(self, stream: str | None) -> Mapping[str, Any] | None:
+        """The configuration of a stream as it was when last listed, if it is known."""
+        return self._coverage.configs.get(stream or "") if self._coverage is not None else None
 
     def is_gone(self, topic: str) -> bool:
         """Whether no stream covers a topic, and has not for longer than the ack timeout: that is

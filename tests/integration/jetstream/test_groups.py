@@ -165,7 +165,7 @@ def test_unmet_expectation_at_any_index_rejects_the_group(
 
 @pytest.mark.parametrize("servers", ["nats_server", "cluster"])
 @pytest.mark.parametrize("known", [slice(0, 6), slice(0, 1), slice(2, 4), slice(5, 6)], ids=str)
-def test_replayed_group_is_a_duplicate_if_all_ids_are_known_and_else_rejected(
+def test_replayed_group_has_duplicates_and_its_rest_is_stored_as_a_group(
     request: pytest.FixtureRequest, servers: str, known: slice
 ) -> None:
     server = request.getfixturevalue(servers)
@@ -179,26 +179,35 @@ def test_replayed_group_is_a_duplicate_if_all_ids_are_known_and_else_rejected(
         for envelope in batch[known]:
             settle(lane, [envelope])
         results = settle(lane, batch)
-        # The look-up leaves nothing behind that would stop the others from being stored as singles.
-        alone: dict[str, PublishResult] = {}
-        for envelope in batch:
-            alone |= settle(lane, [envelope])
 
-    if known == slice(0, 6):
-        assert {(r.outcome, r.duplicate) for r in results.values()} == {(Outcome.STORED, True)}
-        assert [results[each.event_id].sequence for each in batch] == [1, 2, 3, 4, 5, 6]
-    else:
-        number = known.stop - known.start
-        assert _outcomes(results) == {Outcome.REJECTED}
-        assert (
-            f"{number} of the 6 envelopes of its group were stored before, the others were not"
-            in str(results["e-0"].reason)
-        )
-    assert _outcomes(alone) == {Outcome.STORED}
-    assert {id_ for id_, result in alone.items() if result.duplicate} == {
+    assert _outcomes(results) == {Outcome.STORED}
+    assert {id_ for id_, result in results.items() if result.duplicate} == {
         each.event_id for each in batch[known]
     }
-    assert len(stored(server.url, stream)) == 6
+    found = stored(server.url, stream)
+    order = [*batch[known], *(each for each in batch if each not in batch[known])]
+    assert [message.payload for message in found] == [each.payload for each in order]
+    assert [results[each.event_id].sequence for each in order] == [1, 2, 3, 4, 5, 6]
+    rest = {message.headers.get("Nats-Batch-Id") for message in found[len(batch[known]) :]}
+    assert len(rest) <= 1, "the rest was not stored as one group"
+
+
+def test_refused_rest_of_a_replayed_group_leaves_its_known_envelopes_stored(
+    nats_server: NatsServer,
+) -> None:
+    make_stream(nats_server.url, "REST", "rest", allow_atomic=True, max_msg_size=400)
+    batch = envelopes(6, "rest", aggregates=1)
+    batch[4] = batch[4]._replace(payload=LARGE)
+    with opened(_settings(nats_server.url)) as (_, lane):
+        settle(lane, batch[:1])
+        results = settle(lane, batch)
+
+        assert lane.stop_reason is None
+    assert [results[each.event_id].outcome for each in batch] == [
+        Outcome.STORED,
+        *[Outcome.REJECTED] * 5,
+    ]
+    assert message_ids(nats_server.url, "REST") == ["e-0"]
 
 
 def test_the_same_id_twice_in_a_group_is_rejected(nats_server: NatsServer) -> None:

@@ -15,6 +15,7 @@ from bytewax_jetstream.jetstream.publisher.error_codes import (
     UNKNOWN_BATCH,
     WRONG_LAST_SEQUENCE,
     classify,
+    error_in,
 )
 from bytewax_jetstream.publishing import Refusal, Verdict
 
@@ -98,25 +99,50 @@ def test_code_in_no_table_rejects_the_message(code: int, status: int, descriptio
 
 
 @pytest.mark.parametrize(
-    ("description", "verdict"),
+    ("description", "verdict", "advice"),
     [
-        ("maximum messages exceeded", Verdict.RETRY),
-        ("maximum bytes exceeded", Verdict.RETRY),
-        ("maximum messages per subject exceeded", Verdict.RETRY),
-        ("store is closed", Verdict.RETRY),
-        ("message too large", Verdict.REJECT),
-        ("maximum message size exceeded", Verdict.REJECT),
-        ("something new", Verdict.REJECT),
+        ("maximum messages exceeded", Verdict.RETRY, "make room in the stream or raise its limits"),
+        ("maximum bytes exceeded", Verdict.RETRY, "make room in the stream or raise its limits"),
+        ("store is closed", Verdict.RETRY, "check the server's log"),
+        ("message too large", Verdict.REJECT, "shorten or split the message"),
+        ("maximum message size exceeded", Verdict.REJECT, "shorten or split the message"),
+        ("something new", Verdict.REJECT, "check the server's log"),
     ],
 )
-def test_store_failed_is_told_apart_by_its_description(description: str, verdict: Verdict) -> None:
+def test_store_failed_is_told_apart_by_its_description(
+    description: str, verdict: Verdict, advice: str
+) -> None:
     refusal = refusal_of(STORE_FAILED, 503, description)
 
     assert refusal == Refusal(
-        verdict,
-        f"the server refused it: {description} (10077): "
-        "make room in the stream or raise its limits",
-        10077,
+        verdict, f"the server refused it: {description} (10077): {advice}", 10077
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "verdict"),
+    [
+        ({"retention": "limits"}, Verdict.REJECT),
+        ({}, Verdict.REJECT),
+        ({"retention": "limits", "max_age": 60_000_000_000}, Verdict.RETRY),
+        ({"retention": "limits", "allow_msg_ttl": True}, Verdict.RETRY),
+        ({"retention": "workqueue"}, Verdict.RETRY),
+        ({"retention": "interest"}, Verdict.RETRY),
+        (None, Verdict.RETRY),
+    ],
+)
+def test_full_subject_is_refused_for_good_only_when_nothing_makes_room(
+    config: dict[str, Any] | None, verdict: Verdict
+) -> None:
+    description = "maximum messages per subject exceeded"
+    error = {"code": 503, "err_code": STORE_FAILED, "description": description}
+
+    refusal = classify(error, "ORDERS", config)
+
+    assert (refusal.verdict, refusal.own) == (verdict, True)
+    assert refusal.reason == (
+        f"the server refused it: {description} (10077): raise max_msgs_per_subject of stream "
+        "ORDERS, or delete what is stored on the subject"
     )
 
 
@@ -143,62 +169,40 @@ def test_unknown_code_is_retried_only_when_its_status_says_it_may_pass(
 
 
 @pytest.mark.parametrize(
-    ("error", "refusal"),
-    [
-        (
-            {"code": 400, "description": "no"},
-            Refusal(Verdict.REJECT, "the server refused it: no (0)", 0),
-        ),
-        (
-            {"code": 503, "description": "no"},
-            Refusal(Verdict.RETRY, "the server refused it: no (0)", 0),
-        ),
-        (
-            {"code": 400, "err_code": 10054},
-            Refusal(Verdict.REJECT, "the server refused it: None (10054)", 10054),
-        ),
-        (
-            {"err_code": 10109, "description": None},
-            Refusal(
-                Verdict.STOP,
-                "the server refused it: None (10109): publish to another stream, then run again",
-                10109,
-            ),
-        ),
-        (
-            {"err_code": 10077},
-            Refusal(
-                Verdict.REJECT,
-                "the server refused it: None (10077): make room in the stream or raise its limits",
-                10077,
-            ),
-        ),
-        (
-            {"err_code": 10054, "description": {"text": "no"}},
-            Refusal(Verdict.REJECT, "the server refused it: {'text': 'no'} (10054)", 10054),
-        ),
-        ({"unrelated": 1}, Refusal(Verdict.REJECT, "the server refused it: None (0)", 0)),
-    ],
-)
-def test_error_with_missing_fields_is_classified_by_what_it_has(
-    error: dict[str, Any], refusal: Refusal
-) -> None:
-    assert classify(error) == refusal
-
-
-@pytest.mark.parametrize(
     "error",
     [
+        "no",
+        7,
+        [],
+        {},
+        {"unrelated": 1},
+        {"code": 400, "description": "no"},
+        {"code": 503, "description": "no"},
         {"code": "503", "err_code": 10054, "description": "no"},
         {"code": None, "err_code": 10054, "description": "no"},
+        {"err_code": 10109, "description": "no"},
+        {"code": 400, "err_code": "10054", "description": "no"},
+        {"code": 400, "err_code": True, "description": "no"},
+        {"code": 400, "err_code": 10054.0, "description": "no"},
+        {"code": 400, "err_code": 400, "description": "no"},
+        {"code": 400, "err_code": 1, "description": "no"},
         {"code": 400, "err_code": [10109], "description": "no"},
         {"code": 400, "err_code": {}, "description": "no"},
     ],
 )
-def test_error_with_malformed_codes_is_not_classified(error: dict[str, Any]) -> None:
-    """The publisher ignores the reply, and the ack timeout decides."""
-    with pytest.raises(TypeError):
-        classify(error)
+def test_error_of_somebody_else_is_not_believed(error: object) -> None:
+    with pytest.raises(ValueError, match="an error that is not the server's"):
+        error_in({"error": error, "stream": "ORDERS"})
+
+
+def test_error_of_the_server_is_told_from_an_ack() -> None:
+    error = {"code": 400, "err_code": 10054, "description": {"text": "no"}}
+
+    assert error_in({"error": error}) == error
+    assert error_in({"stream": "ORDERS", "seq": 1}) is None
+    assert classify(error) == Refusal(
+        Verdict.REJECT, "the server refused it: {'text': 'no'} (10054)", 10054
+    )
 
 
 def test_no_code_has_two_meanings() -> None:
