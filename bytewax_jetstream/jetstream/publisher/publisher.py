@@ -518,7 +518,8 @@ class JetStreamPublisher:
 
     def _batch_ended(self, number: int, count: int, stream: str | None = None) -> None:
         if number in self._refused_in_batch:
-            self._refused_in_batch[number] = count  # first it is asked for what was refused
+            # First it is asked for what was refused. Messages behind it say less: unknown batch.
+            self._refused_in_batch[number] = max(count, self._refused_in_batch[number] or 0)
             return
         self._replays.ended(number, count)
         self._denials.batch_ends(number, count)
