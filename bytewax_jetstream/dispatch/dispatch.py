@@ -199,10 +199,16 @@ class Dispatch:
         self._singles.acked_many(acks, now)
 
     def batch_stored(
-        self, number: int, count: int, now: float, *, duplicate: bool | None = None
+        self,
+        number: int,
+        count: int,
+        now: float,
+        stream: str | None = None,
+        *,
+        duplicate: bool | None = None,
     ) -> None:
         """The broker stored the first messages of a batch, which goes on."""
-        self._batches.stored(number, count, now, duplicate=duplicate)
+        self._batches.stored(number, count, now, duplicate=duplicate, stream=stream)
 
     def batch_ended(self, number: int, count: int, now: float, stream: str | None = None) -> None:
         """A batch is over: complete, at a refusal, or for an unknown reason."""

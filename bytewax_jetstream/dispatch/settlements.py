@@ -104,30 +104,33 @@ class Settlements:
         """End entries at their delivery timeout: as unknown, or as rejected if the broker answered
         every attempt and refused the message for its own sake.
         """
-        seconds = self._policy.delivery_timeout
+        when = f"within {self._policy.delivery_timeout:g} s of its first failed attempt"
         for entry in entries:
-            last = entry.last
-            if last is not None and last.own and not entry.in_doubt:
-                reason = f"{last.reason} (refused for {seconds:g} s, {entry.attempts} attempts)"
-                refusal = Refusal(Verdict.REJECT, reason, last.code)
-                self.settle(lane, entry, Outcome.REJECTED, refusal=refusal, answered=False)
-                continue
-            refusal = self._unsettled(entry, f"within {seconds:g} s of its first failed attempt")
-            self.settle(lane, entry, Outcome.UNKNOWN, refusal=refusal)
+            self._end_unsettled(lane, entry, when)
 
     def abandon(
         self, lane: LaneQueue, entries: Iterable[Entry], refusal: Refusal | None = None
     ) -> None:
         """End entries as unknown: they will not be sent any more, or not be answered.
 
-        :arg refusal: Why; by default, because the broker has settled nothing for too long.
+        :arg refusal: Why; by default, because the broker has settled nothing for too long. Then
+            they end as at their delivery timeout.
         """
-        seconds = self._policy.delivery_timeout
+        when = f"while the broker settled nothing for {self._policy.delivery_timeout:g} s"
         for entry in entries:
-            why = refusal or self._unsettled(
-                entry, f"while the broker settled nothing for {seconds:g} s"
-            )
-            self.settle(lane, entry, Outcome.UNKNOWN, refusal=why)
+            if refusal is not None:
+                self.settle(lane, entry, Outcome.UNKNOWN, refusal=refusal)
+            else:
+                self._end_unsettled(lane, entry, when)
+
+    def _end_unsettled(self, lane: LaneQueue, entry: Entry, when: str) -> None:
+        last = entry.last
+        if last is None or not last.own or entry.in_doubt:
+            self.settle(lane, entry, Outcome.UNKNOWN, refusal=self._unsettled(entry, when))
+            return
+        reason = f"{last.reason} (refused at each of {entry.attempts} attempts)"
+        refusal = Refusal(Verdict.REJECT, reason, last.code)
+        self.settle(lane, entry, Outcome.REJECTED, refusal=refusal, answered=False)
 
     def take(self) -> list[tuple[LaneQueue, list[Settlement]]]:
         """What was settled since the last call, by lane, in the order of settlement."""

@@ -362,6 +362,9 @@ class Singles:
 
     def abandon(self, lanes: Set[LaneQueue], refusal: Refusal | None) -> None:
         """Settle all singles of these lanes as unknown, and forget them."""
+        for sent in self._sent.values():
+            for awaited in sent.unanswered():
+                awaited.in_doubt += sent.lane in lanes  # this attempt will not be answered
         for lane, entry in list(self.unsettled(lanes)):
             self._settlements.abandon(lane, [entry], refusal)
         for lane in lanes:

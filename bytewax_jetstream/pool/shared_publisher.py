@@ -160,9 +160,11 @@ class SharedPublisher:
         """Singles are stored."""
         self.dispatch.acked_many(acks, time.monotonic())
 
-    def batch_stored(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+    def batch_stored(
+        self, number: int, count: int, stream: str | None = None, *, duplicate: bool | None = None
+    ) -> None:
         """The first messages of a batch are stored."""
-        self.dispatch.batch_stored(number, count, time.monotonic(), duplicate=duplicate)
+        self.dispatch.batch_stored(number, count, time.monotonic(), stream, duplicate=duplicate)
 
     def batch_ended(self, number: int, count: int, stream: str | None = None) -> None:
         """A batch is over."""

@@ -79,9 +79,12 @@ class PublisherEvents(Protocol):
     def acked_many(self, acks: Sequence[tuple[int, int, Receipt]]) -> None:
         """The broker has stored single envelopes: number, index and receipt of each."""
 
-    def batch_stored(self, number: int, count: int, *, duplicate: bool | None = None) -> None:
+    def batch_stored(
+        self, number: int, count: int, stream: str | None = None, *, duplicate: bool | None = None
+    ) -> None:
         """The broker has stored the first `count` messages of a batch, which goes on.
 
+        :arg stream: The stream that stored them, if the broker names it.
         :arg duplicate: Whether it had those before that were not known to be stored.
         """
 

@@ -145,9 +145,9 @@ def stored(url: str, stream: str, **credentials: Any) -> list[Stored]:
                 raise
 
 
-def message_ids(url: str, stream: str) -> list[str]:
+def message_ids(url: str, stream: str, **credentials: Any) -> list[str]:
     """The message ids of a stream, by sequence."""
-    return [message.headers["Nats-Msg-Id"] for message in stored(url, stream)]
+    return [message.headers["Nats-Msg-Id"] for message in stored(url, stream, **credentials)]
 
 
 def audit(url: str, stream: str, wanted: Iterable[Envelope]) -> Audit:

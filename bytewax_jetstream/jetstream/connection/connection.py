@@ -204,7 +204,7 @@ class Connection:
     def write(self, data: bytes) -> None:
         """Write protocol bytes; if the connection is lost (`on_down`), they may be lost too."""
         client = self._client
-        if client is not None:
+        if client is not None and data:
             client.raw_write(data)
             self.writes += 1
             self.bytes_written += len(data)

@@ -11,6 +11,7 @@ window allows.
 Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.go`.
 """
 
+import asyncio
 import json
 import logging
 import re
@@ -67,6 +68,9 @@ PUB_ACK = rb'(\{"stream":\s?"([^"\\]+)",%s\s?"seq":\s?(\d+)(,\s?"duplicate":\s?t
 ANY_DOMAIN = rb'(?:\s?"domain":\s?"[^"\\]*",)?'
 NEVER = re.compile(rb"(?!)").match
 
+DENIALS_PAUSE = 0.02
+"""Seconds between two looks at what was denied."""
+
 START, APPEND, COMMIT = 0, 1, 3
 """Operations of the batch protocol: the first message, another one, and the commit without a
 message of its own."""
@@ -107,6 +111,7 @@ class JetStreamPublisher:
         self._questions: Questions
         self._replays: Replays
         self._denials: Denials
+        self._look_at_denials: asyncio.TimerHandle | None = None
         self._refused_in_batch: dict[int, int | None] = {}
         """Batches with a refused message whose id is asked for: how many messages were stored when
         the batch ended, None while it has not."""
@@ -153,7 +158,7 @@ class JetStreamPublisher:
             self._connection.write, self._settings.pool.ack_timeout / 2, events.process
         )
         self._look_ups = LookUps(self._connection, self._settings, events, self._questions)
-        self._replays = Replays(events, self._questions, self._write_append)
+        self._replays = Replays(events, self._questions, self._write_append, self._topics.stream_of)
         self._denials = Denials(events)
         self._fitting = Fitting(self._connection, events, self._refuse_misfit)
         await self._connection.open()
@@ -265,6 +270,8 @@ class JetStreamPublisher:
             self._topics.close()
             self._look_ups.close()
             self._questions.forget()
+            if self._look_at_denials is not None:
+                self._look_at_denials.cancel()
         await self._connection.close()
 
     def statistics(self) -> dict[str, int]:
@@ -343,8 +350,19 @@ class JetStreamPublisher:
 
     def _read(self) -> None:
         """All messages of one read were handled."""
-        if self._denials and (parked := self._denials.act()):
-            self._connection.write(parked)
+        if self._denials and self._look_at_denials is None:
+            self._act_on_denials()
+        self._events.process()
+
+    def _act_on_denials(self) -> None:
+        self._connection.write(self._denials.act())
+        if self._denials:  # not all is clear; it costs too much to look after each read
+            loop = asyncio.get_running_loop()
+            self._look_at_denials = loop.call_later(DENIALS_PAUSE, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look_at_denials = None
+        self._act_on_denials()
         self._events.process()
 
     def _down(self, reason: str) -> None:
@@ -362,8 +380,11 @@ class JetStreamPublisher:
     def _denied(self, message: str) -> None:
         """The server drops messages it does not let us publish, and names only the subject."""
         denied = DENIED_PUBLISH(message)
-        if denied is not None and self._started:
-            self._denials.denied(denied.group(1))
+        if denied is None or not self._started:
+            return
+        topic = denied.group(1)
+        if not self._questions.denied(topic):
+            self._denials.denied(topic)
 
     # Answers
 
@@ -463,6 +484,9 @@ class JetStreamPublisher:
                 return None
         elif self._has_rival:
             return None
+        topic = self._questions.topic(number, index)
+        if topic is not None:
+            self._topics.answered(topic, str(answer["stream"]))
         return partial(self._questions.answered, number, index, answer)
 
     def _is_ours(self, answer: dict[str, Any]) -> bool:
@@ -488,7 +512,8 @@ class JetStreamPublisher:
 
         It counts from 1, and only what it was sent.
         """
-        kind, error, unsent = answer.get("type"), error_in(answer), self._replays.offset(number)
+        events, unsent = self._events, self._replays.offset(number)
+        kind, error = answer.get("type"), error_in(answer)
         if kind == "ack":
             return partial(self._replays.stored, number, int(answer["seq"]) + unsent)
         if kind == "gap":
@@ -501,16 +526,18 @@ class JetStreamPublisher:
             if answer.get("duplicate"):
                 # The batch has one message, which is known.
                 return partial(self._batch_returned, number, stored, duplicate=True)
+            first = events.in_flight(number, self._replays.offset(number))
+            if first:
+                self._topics.answered(first[0].topic, stream)
             if answer["seq"] == 0:
                 self._replays.known_at_end(stream)
             return partial(self._batch_ended, number, stored, stream)
-        code = error["err_code"]
+        code, name = error["err_code"], "" if kind == "err" else str(answer["stream"])
         if kind == "err":
             return partial(self._refused_of_batch, number, int(answer["seq"]) - 1 + unsent, error)
         if code == UNKNOWN_BATCH:
             return partial(self._batch_ended, number, unsent)
         if code in NO_BATCH_PUBLISH:
-            name = str(answer.get("stream") or "of this account")
             return partial(self._takes_no_batches, number, name, classify(error).reason)
         if code == TOO_MANY_BATCHES:
             return partial(self._batch_returned, number, unsent)

@@ -82,6 +82,22 @@ class Questions:
         if not asked.missing:
             self._end(number, asked)
 
+    def topic(self, number: int, index: int) -> str | None:
+        """The topic on which a question was asked, if it is not answered."""
+        asked = self._asked.get(number)
+        return asked.envelopes[index].topic if asked and index in asked.missing else None
+
+    def denied(self, topic: str) -> bool:
+        """The server has dropped a message on a topic; returns whether it was a question."""
+        for number, asked in self._asked.items():
+            for index in asked.missing:
+                if asked.envelopes[index].topic == topic:
+                    asked.missing.discard(index)
+                    if not asked.missing:
+                        self._end(number, asked)
+                    return True
+        return False
+
     def forget(self) -> None:
         """Nobody waits for the answers any more: the connection is lost, or closed."""
         for asked in self._asked.values():

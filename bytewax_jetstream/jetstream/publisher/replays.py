@@ -34,10 +34,12 @@ MOST = 1_000
 class _Held:
     """A batch whose ids are asked for."""
 
-    __slots__ = ("appends", "duplicates", "known", "offset", "route", "started", "stored")
+    __slots__ = ("appends", "duplicates", "known", "offset", "route", "started", "stored", "topic")
 
-    def __init__(self, route: str) -> None:
+    def __init__(self, route: str, topic: str) -> None:
         self.route = route
+        self.topic = topic
+        """Of the first message."""
         self.appends: deque[tuple[Append, list[Known] | None]] = deque()
         """What waits for its answers, in order, each with the answers when they are in."""
         self.duplicates: list[bool | None] = []
@@ -56,6 +58,7 @@ class Replays:
     """The batches of one publisher that began while their ids were asked for.
 
     :arg write: Writes an append of a batch whose first so many messages were not sent.
+    :arg stream_of: The stream that stores a topic, as the answers say.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class Replays:
         events: PublisherEvents,
         questions: Questions,
         write: Callable[[Append, int], None],
+        stream_of: Callable[[str], str | None],
     ) -> None:
         self._events = events
         self._questions = questions
         self._write = write
+        self._stream_of = stream_of
         self._new: set[str] = set()
         """Streams that are not asked: what goes there was not stored before."""
         self._held: dict[int, _Held] = {}
@@ -78,7 +83,7 @@ class Replays:
             due = append.first == 0 and route is not None and not route.fresh
             if not due or route is None or route.name in self._new:
                 return False
-            held = self._held[append.number] = _Held(route.name)
+            held = self._held[append.number] = _Held(route.name, append.topic)
             if len(self._held) > MOST:
                 del self._held[next(iter(self._held))]
         held.appends.append((append, None))
@@ -99,7 +104,8 @@ class Replays:
         said = held.duplicates[held.stored : count]
         for duplicate, some in groupby(said):
             held.stored += len(list(some))
-            self._events.batch_stored(number, held.stored, duplicate=duplicate)
+            stream = self._stream_of(held.topic)
+            self._events.batch_stored(number, held.stored, stream, duplicate=duplicate)
 
     def ended(self, number: int, count: int) -> None:
         """A batch is over: what of it is stored is reported here, the end is not."""

@@ -34,6 +34,8 @@ class Topics:
         self.checked: set[str] = set()
         """Topics that may be published on."""
         self._routes: dict[str, Route | None] = {}
+        self._elsewhere: dict[str, str] = {}
+        """Streams that answer on a topic although another one covers it."""
         self._singles_only: dict[str, str] = {}
         """Streams that take no batches, each with the reason."""
         self._uncovered_since: dict[str, float] = {}
@@ -91,8 +93,21 @@ class Topics:
 
     def stream_of(self, topic: str) -> str | None:
         """The stream that stores a topic, if it is known."""
-        covered = self._coverage.of(topic) if self._coverage is not None else None
+        elsewhere = self._elsewhere.get(topic)
+        if elsewhere is not None or self._coverage is None:
+            return elsewhere
+        covered = self._coverage.of(topic)
         return covered.stream if covered is not None else None
+
+    def answered(self, topic: str, stream: str) -> None:
+        """A stream has answered on a topic: another one than covers it, if the account maps the
+        subject, or the stream was replaced.
+        """
+        if self._coverage is not None and stream != self.stream_of(topic):
+            if len(self._elsewhere) >= KNOWN_TOPICS:
+                self._elsewhere.clear()
+            self._elsewhere[topic] = stream
+            self._routes.pop(topic, None)
 
     def config(self, stream: str | None) -> Mapping[str, Any] | None:
         """The configuration of a stream as it was when last listed, if it is known."""
@@ -163,21 +178,22 @@ class Topics:
             t: at for t, at in self._uncovered_since.items() if coverage.lacks(t)
         }
         self._streams.clear()
+        self._elsewhere.clear()
         self._routes.clear()
 
     def _new_route(self, topic: str) -> Route | None:
         if self._coverage is None:
             return None
-        covered = self._coverage.of(topic)
-        if covered is None or covered.stream in self._singles_only:
+        stream = self.stream_of(topic)
+        config = self.config(stream)
+        if stream is None or config is None or stream in self._singles_only:
             return None
-        config = self._coverage.configs[covered.stream]
         if not self._connection.takes_batches:
-            self.takes_no_batches(covered.stream, "batches need nats-server 2.14")
+            self.takes_no_batches(stream, "batches need nats-server 2.14")
             return None
         if not config.get("allow_batched"):
             self.takes_no_batches(
-                covered.stream,
+                stream,
                 "its allow_batched is off; stream_strategy=create_or_update turns it on for a "
                 "declared stream",
             )
@@ -187,7 +203,7 @@ class Topics:
         # duplicates.
         several = config.get("num_replicas", 1) > 1 or self._connection.is_clustered
         return Route(
-            covered.stream,
+            stream,
             several and self._settings.dedupe,
-            covered.stream in self._coverage.created,
+            stream in self._coverage.created,
         )

@@ -166,12 +166,32 @@ def test_user_without_the_jetstream_api_can_publish_when_the_check_is_skipped(
     assert {result.outcome for result in results} == {Outcome.STORED}
 
 
-def test_an_unmet_expectation_that_cannot_be_looked_up_is_unknown(guarded: NatsServer) -> None:
+def test_an_unmet_expectation_is_looked_up_without_the_right_to_read_the_stream(
+    guarded: NatsServer,
+) -> None:
+    expecting = Envelope(
+        "open.x", b"", event_id="e", options=PublishOptions(expected_last_sequence=1)
+    )
+    settings = _as("plain", guarded, stream_strategy="skip")
+    publish(settings, *envelopes(1, "open.x"))
+
+    first = publish(settings, expecting)["e"]
+    again = publish(settings, expecting)["e"]
+    other = publish(settings, expecting._replace(event_id="other"))["other"]
+
+    assert (first.outcome, first.duplicate) == (Outcome.STORED, False)
+    assert (again.outcome, again.duplicate, again.sequence) == (Outcome.STORED, True, 2)
+    assert (other.outcome, other.code) == (Outcome.REJECTED, 10071)
+
+
+def test_an_unmet_expectation_without_ids_that_cannot_be_looked_up_is_unknown(
+    guarded: NatsServer,
+) -> None:
     # Its own earlier attempt may be what fails the expectation, and this user may not look that up.
     expecting = Envelope(
         "open.x", b"", event_id="e", options=PublishOptions(expected_last_sequence=0)
     )
-    settings = _as("plain", guarded, stream_strategy="skip")
+    settings = _as("plain", guarded, stream_strategy="skip", dedupe=False)
     publish(settings, *envelopes(1, "open.x"))
 
     result = publish(settings, expecting)["e"]
