@@ -92,6 +92,11 @@ class PublishOptions(NamedTuple):
     """Store only if the stream's last sequence is this one."""
     expected_last_subject_sequence: int | None = None
     """Store only if the last sequence of this envelope's topic is this one."""
+    group: str | None = None
+    """Only with `atomic=True`: neighbours of one aggregate are stored all or none if they have the
+    same name here, instead of all that are submitted together. Name a group after its cause, such
+    as an order, and emit it in one batch: then it is the same at every replay, wherever the source
+    cuts its batches."""
 
 
 class Envelope(NamedTuple):

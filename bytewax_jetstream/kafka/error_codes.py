@@ -19,7 +19,9 @@ UNKNOWN_PARTITION = KafkaError._UNKNOWN_PARTITION  # noqa: SLF001  # the library
 REJECT_CODES = {
     # The message is too large, alone or with its batch.
     KafkaError.MSG_SIZE_TOO_LARGE: (
-        "split the message, or raise max_message_bytes and the topic's max.message.bytes"
+        "split the message, or raise max_message_bytes and the topic's max.message.bytes; if the "
+        "message is smaller than that, its request was too large: lower batch_bytes to the topic's "
+        "max.message.bytes"
     ),
     KafkaError.INVALID_MSG_SIZE: "split the message",
     KafkaError.RECORD_LIST_TOO_LARGE: "lower batch_bytes",  # larger than a segment of the topic

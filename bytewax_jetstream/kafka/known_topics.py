@@ -13,7 +13,7 @@ from ..errors import ConnectError, EnvelopeError, TopicError
 from ..publishing import PublisherEvents, Refusal, Verdict
 from ..settings import KafkaSettings
 from .encoding import check_topic
-from .topics import REMEDY, Topic, TopicAdmin, ensure_topics
+from .topics import CLEANUP, REMEDY, Topic, TopicAdmin, ensure_topics
 
 __all__ = ["KnownTopics"]
 
@@ -41,6 +41,8 @@ class KnownTopics:
     ) -> None:
         self.found: dict[str, Topic] = {}
         """Topics that may be published to."""
+        self.compacted: set[str] = set()
+        """Topics that refuse a whole request if one message in it has no key."""
         self.look_ups = 0
         self._settings = settings
         self._send = send
@@ -67,9 +69,9 @@ class KnownTopics:
         self._events = events
         if self._settings.topic_strategy != "skip":
             self._admin = admin = await asyncio.to_thread(TopicAdmin, self._settings)
-            self.found.update(
-                await asyncio.to_thread(ensure_topics, admin, self._settings, deadline)
-            )
+            found = await asyncio.to_thread(ensure_topics, admin, self._settings, deadline)
+            for name, topic in found.items():
+                self._add(name, topic)
 
     def close(self) -> None:
         """Look up nothing more."""
@@ -92,6 +94,12 @@ class KnownTopics:
         until, reason = self._refused.get(topic, (0.0, ""))
         if reason and time.monotonic() < until:
             raise EnvelopeError(reason, field="topic", topic=topic)
+
+    def refusal_of(self, envelope: Envelope) -> str | None:
+        """Why its topic refuses an envelope that is valid elsewhere, or None."""
+        if envelope.aggregate_id is None and envelope.topic in self.compacted:
+            return f"topic {envelope.topic} is compacted and needs a key: give it an aggregate id"
+        return None
 
     def park(self, topic: str, number: int, index: int) -> None:
         """Keep a message until its topic is looked up."""
@@ -131,11 +139,18 @@ class KnownTopics:
                     topic.weakness(name, self._settings.batch_bytes) if topic is not None else None
                 )
                 if topic is not None and weakness is None:
-                    self.found[name] = topic
+                    self._add(name, topic)
                     self._send_parked(name)
                 elif name in reasons:
                     self._reject_parked(name, weakness or reasons[name])
             self._on_looked_up()
+
+    def _add(self, name: str, topic: Topic) -> None:
+        self.found[name] = topic
+        if "compact" in topic.config.get(CLEANUP, ""):
+            self.compacted.add(name)
+        else:
+            self.compacted.discard(name)
 
     def _send_parked(self, name: str) -> None:
         for number, index in self._parked.pop(name):

@@ -11,6 +11,7 @@ Three callers serve reports, that is, let librdkafka call back with the reports 
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -38,9 +39,14 @@ INDEX_BITS = 10
 INDEX_MASK = (1 << INDEX_BITS) - 1
 
 DeliveryCallback = Callable[[KafkaError | None, Message], None]
-Failure = tuple[int, int, int, str]
+RETRY_BACKOFF = 0.1
+"""Seconds after which librdkafka tries a request again at the earliest, by its default."""
+SUPPRESSED = 30.0
+"""Seconds for which librdkafka does not repeat the same error of a connection."""
+
+Failure = tuple[int, int, int, str, float]
 """What librdkafka says of a message it gave up on: number of its send, index in it, error code and
-description.
+description, and the seconds since it was handed over.
 """
 
 
@@ -82,6 +88,7 @@ class Client:
         """The last error of a connection; librdkafka reconnects by itself."""
         self.report = _report_type(self.acks.append, self.failures.append)
         """Makes the callback for one message's report, from its `place_of`."""
+        self._last_error_at = float("-inf")
         self._on_reports, self._on_failure = on_reports, on_failure
         self._told = False
         self._queued = 0
@@ -139,6 +146,16 @@ class Client:
         self._told = False
         return _cut(self.acks), _cut(self.failures)
 
+    def may_have_retried(self, seconds: float) -> bool:
+        """Whether a message that was handed over so many seconds ago may have been sent more than
+        once, so that an attempt before the last may have stored it.
+
+        librdkafka does not say. It sends a message again when the connection broke, which it
+        reports, and after a pause.
+        """
+        since_error = time.monotonic() - self._last_error_at
+        return seconds >= RETRY_BACKOFF and since_error < seconds + SUPPRESSED
+
     def close(self, seconds: float) -> int:
         """End the threads within that time, and drop every message without a report: it may be
         stored or not. Returns how many those were.
@@ -191,6 +208,7 @@ class Client:
 
     def _on_error(self, error: KafkaError) -> None:
         self.last_error = error
+        self._last_error_at = time.monotonic()
 
 
 def _report_type(
@@ -215,7 +233,8 @@ def _report_type(
                 receipt = cast(Receipt, (None, message.partition(), message.offset(), None))
                 stored((self >> INDEX_BITS, self & INDEX_MASK, receipt))
             else:
-                failed((self >> INDEX_BITS, self & INDEX_MASK, error.code(), error.str()))
+                seconds = message.latency() or 0.0
+                failed((self >> INDEX_BITS, self & INDEX_MASK, error.code(), error.str(), seconds))
 
     return Report
 

@@ -79,6 +79,10 @@ class KafkaPublisher:
         self._backlog: deque[tuple[int, int, Record]] = deque()
         """Messages that librdkafka had no room for, in order."""
         self._retry: asyncio.TimerHandle | None = None
+        self._first: dict[str, tuple[int, int]] = {}
+        """Number and index of the first message on each topic that is not refused, as far as is
+        known."""
+        self._has_failed = False
         self._counts = dict.fromkeys(("queue_full", "hand_overs"), 0)
 
     @property
@@ -128,7 +132,8 @@ class KafkaPublisher:
 
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
         """Check envelopes; encode those that cannot be sent as they are, None for the others."""
-        if are_plain(envelopes, self._topics.found.keys()):
+        topics = self._topics
+        if are_plain(envelopes, topics.found.keys()) and not topics.compacted:
             return [None] * len(envelopes)
         return prepare_each(self._prepare, envelopes)
 
@@ -149,6 +154,9 @@ class KafkaPublisher:
         )
         first = place_of(number, 0)
         wires = cast(list[Record | None], outgoing.wires)
+        if not self._first.keys() >= {envelope.topic for envelope in outgoing.envelopes}:
+            for index, envelope in enumerate(outgoing.envelopes):
+                self._first.setdefault(envelope.topic, (number, index))
         for index, (envelope, wire) in enumerate(zip(outgoing.envelopes, wires, strict=True)):
             if wire is not None or envelope.topic not in topics or self._backlog:
                 self._send_one(number, index, wire or encode(envelope))
@@ -217,7 +225,11 @@ class KafkaPublisher:
             known = False
         if not known:
             self._topics.check(envelope.topic)
-        return None if is_plain(envelope) else encode(envelope)
+        wire = None if is_plain(envelope) else encode(envelope)
+        reason = self._topics.refusal_of(envelope)
+        if reason is not None:
+            raise EnvelopeError(reason, field="aggregate_id", topic=envelope.topic)
+        return wire
 
     def _let_go(self, client: Client) -> int:
         """End the library's threads; returns how many messages had no report. Blocks."""
@@ -283,7 +295,11 @@ class KafkaPublisher:
                 self._not_taken(number, index, wire, error)
 
     def _send_found(self, number: int, index: int, envelope: Envelope) -> None:
-        self._send_one(number, index, encode(envelope))
+        reason = self._topics.refusal_of(envelope)
+        if reason is None:
+            self._send_one(number, index, encode(envelope))
+        else:
+            self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
 
     def _not_taken(self, number: int, index: int, wire: Record, error: Exception) -> None:
         """Librdkafka has refused a message, or has no room for it."""
@@ -296,10 +312,12 @@ class KafkaPublisher:
                     RETRY_SECONDS, self._send_backlog
                 )
         elif found.fatal():
-            self._events.failed(
-                f"the Kafka producer has failed ({found.str()}): check the brokers, then start the "
-                "flow again"
-            )
+            if not self._has_failed:  # once, not for each message
+                self._has_failed = True
+                self._events.failed(
+                    f"the Kafka producer has failed ({found.str()}): check the brokers, then start "
+                    "the flow again"
+                )
         else:
             self._events.refused(
                 number, index, self._classify(found.code(), found.str(), number, index)
@@ -334,9 +352,40 @@ class KafkaPublisher:
         if acks:
             self._counts["hand_overs"] += 1
             self._events.acked_many(acks)
-        for number, index, code, text in failures:
-            self._events.refused(number, index, self._classify(code, text, number, index))
+        for number, index, code, text, seconds in failures:
+            refusal = self._classify(code, text, number, index)
+            # An answer of a broker (codes from 0) is that to the last attempt.
+            may_be_stored = code >= 0 and self._client.may_have_retried(seconds)
+            if may_be_stored and refusal.verdict is not Verdict.GIVE_UP:
+                refusal = _in_doubt(refusal, "an earlier attempt was not answered")
+            self._events.refused(number, index, refusal)
 
     def _classify(self, code: int, text: str, number: int, index: int) -> Refusal:
         envelope = next(iter(self._events.in_flight(number, index)), None)
-        return classify(code, text, envelope, checked=self._topics.are_checked)
+        refusal = classify(code, text, envelope, checked=self._topics.are_checked)
+        if envelope is None:
+            return refusal
+        if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            return self._denied(envelope.topic, (number, index), refusal)
+        if code == KafkaError.INVALID_RECORD and envelope.aggregate_id is None:
+            self._topics.compacted.add(envelope.topic)  # its configuration could not be read
+        known = self._topics.are_checked and envelope.topic in self._topics.found
+        if code == KafkaError.MSG_SIZE_TOO_LARGE and known:
+            self._topics.look_up_again(envelope.topic)  # its limit may have been lowered
+        return refusal
+
+    def _denied(self, topic: str, at: tuple[int, int], refusal: Refusal) -> Refusal:
+        """This user may not write to a topic. If it could before, a dataflow must not dead-letter
+        the rest of its input: then the message is unknown.
+        """
+        first = self._first.get(topic)
+        if first is None or first == at or self._events.in_flight(*first):
+            if first == at:
+                del self._first[topic]
+            return refusal
+        return _in_doubt(refusal, "this user could write to the topic before")
+
+
+def _in_doubt(refusal: Refusal, why: str) -> Refusal:
+    reason = f"{refusal.reason}; but {why}, so it may be stored"
+    return Refusal(Verdict.GIVE_UP, reason, refusal.code)

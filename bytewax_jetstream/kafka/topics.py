@@ -26,7 +26,7 @@ from ..settings import KafkaSettings, KafkaTopicSettings
 from .config import connection
 from .producer import error_of
 
-__all__ = ["REMEDY", "Topic", "TopicAdmin", "ensure_topics"]
+__all__ = ["CLEANUP", "REMEDY", "Topic", "TopicAdmin", "ensure_topics"]
 
 REMEDY = "create it, or declare a KafkaTopicSettings for it with topic_strategy=create"
 PAUSE = 0.05

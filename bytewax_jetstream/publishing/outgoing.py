@@ -6,7 +6,7 @@ Each send has a number of its own; answers name that number and an index.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ..envelope import Envelope
+from ..envelope import Envelope, PublishOptions
 
 __all__ = ["Alone", "Append", "Groups", "Outgoing", "Singles", "Wire", "indices_by_aggregate"]
 
@@ -65,12 +65,23 @@ def indices_by_aggregate(envelopes: Iterable[Envelope]) -> list[list[int]]:
     """The indices of each aggregate's envelopes, ordered by each aggregate's first envelope.
 
     An envelope without an aggregate stands alone. Example: aggregates `a, b, a, None` give
-    `[[0, 2], [1], [3]]`.
+    `[[0, 2], [1], [3]]`. An aggregate is cut where the name of its envelopes' group changes:
+    aggregates `a, a, a` with the groups `x, x, y` give `[[0, 1], [2]]`.
     """
-    groups: dict[str | int, list[int]] = {}
+    groups: list[list[int]] = []
+    last: dict[str, tuple[str | None, list[int]]] = {}
     for index, envelope in enumerate(envelopes):
-        aggregate = envelope.aggregate_id
+        aggregate, options = envelope.aggregate_id, envelope.options
         # An id that is not a str makes only its own envelope bad, which is found elsewhere.
-        key = aggregate if isinstance(aggregate, str) else index
-        groups.setdefault(key, []).append(index)
-    return list(groups.values())
+        if not isinstance(aggregate, str):
+            groups.append([index])
+            continue
+        name = options.group if isinstance(options, PublishOptions) else None
+        name = name if isinstance(name, str) else None
+        before, group = last.get(aggregate, (None, None))
+        if group is None or before != name:
+            group = []
+            groups.append(group)
+            last[aggregate] = name, group
+        group.append(index)
+    return groups

@@ -7,16 +7,35 @@ Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ...envelope import Envelope
+from ...envelope import Envelope, PublishOptions
 from ...errors import EnvelopeError
 from ...publishing import indices_by_aggregate
 
-__all__ = ["group_frames", "reject_impossible"]
+__all__ = ["check_group", "group_frames", "reject_impossible"]
 
 MOST = 1_000
 """Envelopes of a group; the server takes no larger atomic batch."""
 LINES = 160
 """Most bytes that the three batch headers add to a message."""
+
+
+def check_group(options: object, *, atomic: bool) -> None:
+    """Check the name of an envelope's group, if it has one.
+
+    :raises EnvelopeError: when it is not a name, or the settings do not store groups.
+    """
+    name = options.group if isinstance(options, PublishOptions) else None
+    if name is None:
+        return
+    if not isinstance(name, str) or not name:
+        raise EnvelopeError(
+            f"invalid group {name!r:.80}: give a str that is not empty", field="options"
+        )
+    if not atomic:
+        raise EnvelopeError(
+            f"group {name!r:.80} needs atomic=True in the settings: set it, or leave the group out",
+            field="options",
+        )
 
 
 def reject_impossible(

@@ -45,7 +45,7 @@ from .denials import Denials
 from .encoding import encode, encode_all
 from .error_codes import NO_BATCH_PUBLISH, TOO_MANY_BATCHES, UNKNOWN_BATCH, classify, error_in
 from .fitting import Fitting
-from .groups import group_frames, reject_impossible
+from .groups import check_group, group_frames, reject_impossible
 from .look_ups import LookUps, known_sequence
 from .questions import NO_ANSWER, UNKNOWN_ID, Known, Questions
 from .replays import Replays
@@ -288,6 +288,7 @@ class JetStreamPublisher:
     def _prepare(self, envelope: Envelope) -> bytes | AskFirst:
         settings, limit = self._settings, self._fitting.max_payload
         self._topics.check(envelope.topic)
+        check_group(envelope.options, atomic=settings.atomic)
         try:
             return encode(
                 envelope, limit, dedupe=settings.dedupe, takes_ttl=self._connection.takes_ttl

@@ -192,6 +192,48 @@ def test_replayed_group_has_duplicates_and_its_rest_is_stored_as_a_group(
     assert len(rest) <= 1, "the rest was not stored as one group"
 
 
+def test_named_group_is_the_same_however_the_source_cuts_its_batches(
+    nats_server: NatsServer,
+) -> None:
+    make_stream(nats_server.url, "NAMED", "named", allow_atomic=True)
+    batch = [
+        each._replace(options=PublishOptions(group=f"order-{number // 3}"))
+        for number, each in enumerate(envelopes(12, "named", aggregates=1))
+    ]
+    with opened(_settings(nats_server.url)) as (_, lane):
+        first = settle(lane, batch[:9])
+        again = settle(lane, batch[3:])
+
+    assert _outcomes(first | again) == {Outcome.STORED}
+    assert {id_ for id_, each in again.items() if each.duplicate} == {f"e-{n}" for n in range(3, 9)}
+    found = stored(nats_server.url, "NAMED")
+    assert [message.payload for message in found] == [each.payload for each in batch]
+    groups = [message.headers["Nats-Batch-Id"] for message in found]
+    assert [groups.count(name) for name in dict.fromkeys(groups)] == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("group", "atomic", "words"),
+    [
+        ("order-1", False, "group 'order-1' needs atomic=True in the settings"),
+        ("", True, "invalid group '': give a str that is not empty"),
+        (7, True, "invalid group 7: give a str that is not empty"),
+    ],
+)
+def test_bad_group_is_rejected_with_what_to_do(
+    nats_server: NatsServer, group: Any, atomic: bool, words: str
+) -> None:
+    stream = f"BADGROUP{atomic}{group}".replace("-", "").upper()
+    make_stream(nats_server.url, stream, stream, allow_atomic=True)
+    bad = Envelope(stream, b"", "bad", "a", options=PublishOptions(group=group))
+    with opened(jetstream(nats_server.url, atomic=atomic)) as (_, lane):
+        results = settle(lane, [bad, Envelope(stream, b"", "good", "b")])
+
+    assert results["good"].outcome is Outcome.STORED
+    assert results["bad"].outcome is Outcome.REJECTED
+    assert words in str(results["bad"].reason)
+
+
 def test_refused_rest_of_a_replayed_group_leaves_its_known_envelopes_stored(
     nats_server: NatsServer,
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from bytewax.errors import BytewaxRuntimeError
 from confluent_kafka.admin import (
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -113,14 +114,28 @@ def test_bad_envelope_is_rejected_with_what_to_do_and_the_others_are_stored(
     assert records(kafka_address, bad) == []
 
 
-def test_compacted_topic_rejects_only_envelopes_without_a_key(kafka_address: str) -> None:
-    topic = new_topic(kafka_address, cleanup_policy="compact")
-    keyless = Envelope(topic, b"0", event_id="keyless")
-    with opened(kafka(kafka_address)) as (_, lane):
-        assert settle(lane, [keyless])["keyless"].outcome is Outcome.REJECTED
-        results = settle(lane, envelopes(100, topic))
+@pytest.mark.parametrize("keyless", [{50}, {0, 99}, {3, 4, 70}], ids=str)
+@pytest.mark.parametrize("declared", [True, False])
+def test_compacted_topic_rejects_only_envelopes_without_a_key(
+    kafka_address: str, keyless: set[int], declared: bool
+) -> None:
+    topic = new_topic(kafka_address, cleanup_policy="compact", partitions=1)
+    batch = [
+        each._replace(aggregate_id=None) if number in keyless else each
+        for number, each in enumerate(envelopes(100, topic))
+    ]
+    with opened(kafka(kafka_address, topics=(topic,) if declared else ())) as (_, lane):
+        results = settle(lane, batch)
+        later = settle(lane, [each._replace(event_id=f"{each.event_id}-2") for each in batch])
 
-    assert {result.outcome for result in results.values()} == {Outcome.STORED}
+        assert lane.stop_reason is None
+    for some in (results, later):
+        rejected = [each for each in some.values() if each.outcome is not Outcome.STORED]
+        assert {each.event_id.removesuffix("-2") for each in rejected} == {
+            f"e-{number}" for number in keyless
+        }
+        assert {each.outcome for each in rejected} == {Outcome.REJECTED}
+        assert "is compacted and needs a key: give it an aggregate id" in str(rejected[0].reason)
 
 
 def test_topic_with_a_limit_below_the_batch_size_is_refused(
@@ -300,6 +315,39 @@ def test_a_topic_without_permission_is_rejected_and_the_others_are_stored(
     )
     assert len(records(guarded.internal, "open")) == len(fine)
     assert records(guarded.internal, "closed") == []
+
+
+def test_write_permission_taken_away_leaves_what_follows_unknown_and_stops(
+    guarded: KafkaServer,
+) -> None:
+    make_topic(guarded.internal, "taken")
+    admin = AdminClient({"bootstrap.servers": guarded.internal})
+    acls = [
+        AclBinding(
+            ResourceType.TOPIC, "taken", ResourcePatternType.LITERAL, "User:bob", "*", operation,
+            AclPermissionType.ALLOW,
+        )
+        for operation in (AclOperation.WRITE, AclOperation.DESCRIBE)
+    ]  # fmt: skip
+    for made in admin.create_acls(acls).values():
+        made.result(10)
+    with opened(_as("bob", "bob", guarded)) as (_, lane):
+        assert {each.outcome for each in settle(lane, envelopes(100, "taken")).values()} == {
+            Outcome.STORED
+        }
+        admin.delete_acls([_as_filter(acls[0])])[_as_filter(acls[0])].result(10)
+        results = settle(lane, envelopes(100, "taken", first=100))
+
+        assert lane.stop_reason is not None
+    assert {each.outcome for each in results.values()} == {Outcome.UNKNOWN}
+    assert "this user could write to the topic before" in str(results["e-100"].reason)
+
+
+def _as_filter(acl: AclBinding) -> AclBindingFilter:
+    return AclBindingFilter(
+        acl.restype, acl.name, acl.resource_pattern_type, acl.principal, acl.host, acl.operation,
+        acl.permission_type,
+    )  # fmt: skip
 
 
 def test_brokers_own_refusal_is_the_reason_when_topics_are_not_checked(

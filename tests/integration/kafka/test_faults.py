@@ -6,15 +6,27 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from bytewax.errors import BytewaxRuntimeError
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 
-from bytewax_jetstream.envelope import Outcome
+from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import PublishError, TopicError
 from bytewax_jetstream.kafka import config
 from bytewax_jetstream.kafka import producer as client
 from bytewax_jetstream.kafka.producer import Client
+from bytewax_jetstream.kafka.publisher import KafkaPublisher
+from bytewax_jetstream.pool.shared_publisher import SharedPublisher
+from bytewax_jetstream.publishing import Outgoing
 from bytewax_jetstream.settings import KafkaTopicSettings
 from bytewax_jetstream.testing import KafkaServer
 from tests.support.dataflows import (
@@ -147,6 +159,96 @@ def test_messages_with_lost_responses_are_retried_and_stored_once(
         assert pool.statistics()["unknown"] == 0
     assert proxy.answers.lost > 0
     assert audit(server.bootstrap, topic, batch) == FLAWLESS
+
+
+def test_stored_message_whose_retry_is_refused_is_not_rejected(
+    proxied: tuple[KafkaServer, Proxy],
+) -> None:
+    server, proxy = proxied
+    topic = new_topic(server.bootstrap, partitions=1)
+    large = Envelope(topic, b"1" * 5_000, "large", "a")
+    settings = kafka(f"127.0.0.1:{proxy.port}", topics=(topic,), ack_timeout=60)
+    with opened(settings) as (_, lane):
+        settle(lane, envelopes(10, topic))
+        proxy.answers.loses = lambda piece: True
+        lane.submit([large])
+        until(lambda: len(records(server.bootstrap, topic)) == 11)
+        _lower_limit(server.bootstrap, topic, 1_000)
+        proxy.cut_all()
+        proxy.answers.loses = lambda piece: False
+        (result,) = lane.flush()
+
+    assert result.outcome is Outcome.UNKNOWN
+    assert "but an earlier attempt was not answered, so it may be stored" in str(result.reason)
+
+
+def test_message_that_is_too_large_for_its_topic_is_rejected_with_what_to_do(
+    kafka_address: str,
+) -> None:
+    topic = new_topic(kafka_address, partitions=1)
+    with opened(kafka(kafka_address, topics=(topic,), linger=0.05)) as (_, lane):
+        settle(lane, envelopes(10, topic))
+        _lower_limit(kafka_address, topic, 3_000)
+        results = settle(lane, [*envelopes(100, topic, first=10)])
+        small = {each.outcome for each in results.values()}
+        large = settle(lane, [Envelope(topic, b"1" * 5_000, "large", "a")])["large"]
+
+        assert lane.stop_reason is None
+    assert large.outcome is Outcome.REJECTED
+    assert small <= {Outcome.STORED, Outcome.REJECTED}
+    for each in results.values():
+        assert each.reason is None or "batch_bytes" in each.reason
+    assert "batch_bytes" in str(large.reason)
+
+
+def _lower_limit(address: str, topic: str, limit: int) -> None:
+    admin = AdminClient({"bootstrap.servers": address})
+    entry = ConfigEntry(
+        "max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET
+    )
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin.incremental_alter_configs([resource])[resource].result(20)
+    until(lambda: _limit(admin, topic) == str(limit))
+
+
+def _limit(admin: AdminClient, topic: str) -> str:
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    return str(admin.describe_configs([resource])[resource].result(20)["max.message.bytes"].value)
+
+
+def test_a_producer_that_fails_is_reported_once(
+    kafka_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = new_topic(kafka_address)
+    told: list[str] = []
+
+    def failed(self: SharedPublisher, reason: str) -> None:
+        told.append(reason)
+        self.abandon(reason)
+
+    monkeypatch.setattr(SharedPublisher, "failed", failed)
+    with opened(kafka(kafka_address, topics=(topic,))) as (_, lane):
+        settle(lane, envelopes(1, topic))
+
+        def produce(*_: Any) -> None:
+            raise KafkaException(KafkaError(KafkaError._FATAL, "gone", fatal=True))
+
+        monkeypatch.setattr(KafkaPublisher, "send", _sending_with(produce))
+        results = settle(lane, envelopes(100, topic, first=1))
+
+    assert {each.outcome for each in results.values()} == {Outcome.UNKNOWN}
+    assert len(told) == 1
+
+
+def _sending_with(produce: Callable[..., None]) -> Callable[..., None]:
+    send = KafkaPublisher.send
+
+    def sending(self: KafkaPublisher, outgoing: Outgoing) -> None:
+        assert self._client is not None
+        self._client.produce = produce
+        send(self, outgoing)
+
+    return sending
 
 
 def test_connections_reset_again_and_again_lose_nothing(proxied: tuple[KafkaServer, Proxy]) -> None:
