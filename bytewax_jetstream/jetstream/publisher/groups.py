@@ -24,7 +24,7 @@ def check_group(options: object, *, atomic: bool) -> None:
 
     :raises EnvelopeError: when it is not a name, or the settings do not store groups.
     """
-    name = options.group if isinstance(options, PublishOptions) else None
+    name: object = options.group if isinstance(options, PublishOptions) else None
     if name is None:
         return
     if not isinstance(name, str) or not name:
