@@ -227,7 +227,8 @@ class Checkpoint(NamedTuple):
     stored: int
     """How many of the epoch's envelopes are stored, duplicates included."""
     duplicates: int
-    """How many of the stored envelopes the broker had before."""
+    """How many of the stored envelopes the broker had before, at least: of some in batches it does
+    not say."""
     rejected: int
     last_event_id: str
     """The event id of the envelope that was settled last."""

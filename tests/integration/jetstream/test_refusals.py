@@ -201,8 +201,8 @@ def test_stored_envelope_is_not_rejected_when_the_servers_max_payload_was_lowere
     tmp_path: Path,
 ) -> None:
     large = [
-        each._replace(payload=b"%d" % int(each.payload) * 40_000)
-        for each in envelopes(10, "lowered.x", first=1, aggregates=3)
+        each._replace(payload=b"%d" % number * 40_000)
+        for number, each in enumerate(envelopes(10, "lowered.x", first=1, aggregates=3), start=1)
     ]
     with NatsServer(store_dir=tmp_path) as server:
         make_stream(server.url, "LOWERED", "lowered.>", allow_batched=True)
