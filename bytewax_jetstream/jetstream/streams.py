@@ -47,12 +47,15 @@ class Coverage:
         configs: Mapping[str, Mapping[str, Any]],
         silent: Iterable[str] = (),
         created: Iterable[str] = (),
+        empty: Iterable[str] = (),
     ) -> None:
         self.configs = configs
         self.silent = frozenset(silent)
         """Streams without a leader whose subjects are not known: each may store any topic."""
         self.created = frozenset(created)
         """Streams that were created here, so that no earlier run has messages on their way."""
+        self.empty = frozenset(empty)
+        """Streams in which nothing was ever stored when they were listed."""
         self._exact: dict[str, Covered] = {}
         self._patterns: list[tuple[tuple[str, ...], Covered]] = []
         for name, config in configs.items():
@@ -124,18 +127,25 @@ async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
     """
     configs: dict[str, Mapping[str, Any]] = {}
     silent: set[str] = set()
+    empty: set[str] = set()
     offset = 0
     while True:
         page = await api.request("STREAM.LIST", {"offset": offset})
         streams, missing = page.get("streams") or (), page.get("missing") or ()
         configs.update((stream["config"]["name"], stream["config"]) for stream in streams)
+        empty.update(
+            stream["config"]["name"]
+            for stream in streams
+            if stream.get("state", {}).get("last_seq") == 0
+        )
         silent.update(missing)
         offset += len(streams) + len(missing)
         if not (streams or missing) or offset >= page.get("total", 0):
             break
     if known is not None:
         configs.update((name, known.configs[name]) for name in silent & known.configs.keys())
-    return Coverage(configs, silent - configs.keys(), known.created if known is not None else ())
+    created = known.created if known is not None else ()
+    return Coverage(configs, silent - configs.keys(), created, empty)
 
 
 async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | None:

@@ -223,8 +223,10 @@ class JetStreamPublisher:
         if isinstance(outgoing, Append):
             if outgoing.topics:
                 self._denials.sent(outgoing.number, outgoing.first, outgoing.topics, batch=True)
-            dedupe = self._settings.dedupe
-            if not dedupe or not self._replays.take(outgoing, self.route(outgoing.topic)):
+            route = self.route(outgoing.topic) if self._settings.dedupe else None
+            if route is not None and self._topics.was_empty(route.name):
+                route = None  # no earlier run has stored anything there
+            if not self._replays.take(outgoing, route):
                 self._write_append(outgoing)
             return
         inbox, number, denials = self._inbox, outgoing.number, self._denials
@@ -295,7 +297,9 @@ class JetStreamPublisher:
             )
         except EnvelopeError as error:
             # An earlier run may have stored it, if the limit was higher then.
-            if error.limit == limit and settings.dedupe and not settings.atomic:
+            known = settings.dedupe and not settings.atomic
+            empty = self._topics.was_empty(self._topics.stream_of(envelope.topic))
+            if known and error.limit == limit and not empty:
                 return AskFirst(error)
             raise
 

@@ -119,7 +119,6 @@ class Replays:
 
     def disconnected(self) -> None:
         """What is held is not sent, because it is tried again."""
-        self._new.clear()
         self._held = {number: held for number, held in self._held.items() if held.started}
         for held in self._held.values():
             held.appends.clear()

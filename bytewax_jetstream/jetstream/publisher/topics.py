@@ -109,6 +109,10 @@ class Topics:
             self._elsewhere[topic] = stream
             self._routes.pop(topic, None)
 
+    def was_empty(self, stream: str | None) -> bool:
+        """Whether nothing was ever stored in a stream when it was last listed."""
+        return self._coverage is not None and stream in self._coverage.empty
+
     def config(self, stream: str | None) -> Mapping[str, Any] | None:
         """The configuration of a stream as it was when last listed, if it is known."""
         return self._coverage.configs.get(stream or "") if self._coverage is not None else None
