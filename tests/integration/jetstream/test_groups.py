@@ -76,7 +76,7 @@ def test_refused_group_stores_nothing_and_the_other_groups_are_stored(
     [
         (
             {"payload": "text"},
-            "envelope 'e-4' of the same group cannot be stored: the payload must be bytes, not str",
+            "envelope 'e-4' of the same group cannot be stored: the payload must be bytes or None, not str",
         ),
         (
             {"topic": "nowhere"},
