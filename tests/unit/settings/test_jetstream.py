@@ -194,7 +194,8 @@ def test_inbox_prefix_is_a_subject(prefix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "_INBOX.", "_INBOX.>", "_INBOX.*", ".x", "a..b", "a b", "$SYS", "a\nb", "x" * 256]
+    "prefix",
+    ["", "_INBOX.", "_INBOX.>", "_INBOX.*", ".x", "a..b", "a b", "$SYS", "a\nb", "x" * 256],
 )
 def test_inbox_prefix_that_is_no_subject_is_refused(prefix: str) -> None:
     assert "write a subject of at most 255 characters, without wildcards" in refusal(
