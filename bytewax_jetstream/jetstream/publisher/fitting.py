@@ -80,7 +80,9 @@ class Fitting:
             return self._sift_groups(outgoing)
         wires: list[Wire] = list(outgoing.wires)
         for index, (envelope, wire) in enumerate(zip(outgoing.envelopes, wires, strict=True)):
-            refusal = self._misfit(envelope.topic, outgoing.number, index, cast(bytes, wire))
+            if not isinstance(wire, bytes):
+                continue  # it is not sent as it is
+            refusal = self._misfit(envelope.topic, outgoing.number, index, wire)
             if refusal is not None:
                 wires[index] = None
                 self._report(outgoing.number, index, envelope, refusal)
