@@ -132,7 +132,7 @@ async def raw(trial: Trial) -> Tally:
         async def publish(envelope: Envelope, number: int) -> None:
             headers = headers_of(envelope, id_header)
             reply = f"{inbox}.{number}"
-            await client.publish(envelope.topic, envelope.payload, reply, headers)
+            await client.publish(envelope.topic, envelope.payload or b"", reply, headers)
 
         async def room(most: int) -> None:
             while written - tally.acked > most:
@@ -141,7 +141,7 @@ async def raw(trial: Trial) -> Tally:
 
         for envelope in load.warm_up():
             await client.jetstream().publish(
-                envelope.topic, envelope.payload, headers=headers_of(envelope, id_header)
+                envelope.topic, envelope.payload or b"", headers=headers_of(envelope, id_header)
             )
         await client.subscribe(f"{inbox}.*", cb=acked)
         await client.flush()
