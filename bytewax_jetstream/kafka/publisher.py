@@ -132,6 +132,10 @@ class KafkaPublisher:
             return [None] * len(envelopes)
         return prepare_each(self._prepare, envelopes)
 
+    def duplicate_window(self, topic: str) -> float | None:
+        """None: Kafka remembers no event ids."""
+        return None
+
     def route(self, topic: str) -> Route | None:
         """None: librdkafka forms its own batches."""
         return None
