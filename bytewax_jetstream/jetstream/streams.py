@@ -347,6 +347,7 @@ def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
         "max_msg_size": wanted.max_message_size,
         "max_age": _nanoseconds(wanted.max_age) if wanted.max_age is not None else None,
         "allow_msg_ttl": wanted.allow_message_ttl or None,
+        "allow_msg_schedules": wanted.allow_message_schedules or None,
         "allow_atomic": wanted.allow_atomic or None,
         # Only faster, so a stream without it is not weaker than the settings require.
         "allow_batched": (wanted.allow_batched and takes_batches) or None,
@@ -437,6 +438,10 @@ def _shortcomings(
             found["duplicate_window"] += f", and the stream's max_age of {age} allows no more"
     if wanted.allow_message_ttl and not config.get("allow_msg_ttl"):
         found["allow_msg_ttl"] = "allow_msg_ttl is off, the settings require it on"
+    if wanted.allow_message_schedules and not config.get("allow_msg_schedules"):
+        found["allow_msg_schedules"] = (
+            "allow_msg_schedules is off, the settings require it on (nats-server 2.12 or later)"
+        )
     if wanted.allow_atomic and not config.get("allow_atomic"):
         found["allow_atomic"] = (
             "allow_atomic is off, the settings require it on (nats-server 2.12 or later)"

@@ -25,7 +25,7 @@ from ..settings import KafkaSettings
 from .encoding import check_topic
 from .topics import REMEDY, Topic, TopicAdmin, ensure_topics
 
-__all__ = ["KnownTopics"]
+__all__ = ["NEVER_SENT", "KnownTopics"]
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ LOOK_UP_SECONDS = 2.0
 PAUSE_SHARE = 20
 LONGEST_PAUSE = 1.0
 """After a round of look-ups comes a pause, this many times as long as the round, but no longer."""
+
+NEVER_SENT = Refusal(Verdict.GIVE_UP, "it was given up before librdkafka got it")
 
 
 class _Parked(NamedTuple):
@@ -192,7 +194,7 @@ class KnownTopics:
     def _decide(self, name: str, parked: list[_Parked], found: Topic | str | None) -> None:
         if found is None:
             # Asked again; except for what is settled, because its delivery timeout is over.
-            waiting = [each for each in parked if self._events.in_flight(*each[:2])]
+            waiting = [each for each in parked if self._is_awaited(each)]
             if waiting:
                 self._parked[name] = waiting + self._parked.get(name, [])
             return
@@ -207,8 +209,17 @@ class KnownTopics:
         # What was parked meanwhile goes too, or what is sent from now on would overtake it.
         late = {each[:2] for each in self._parked.get(name, ())}
         for each in sorted(parked + self._parked.pop(name, []), key=lambda each: each[:2]):
-            for envelope in self._events.in_flight(*each[:2]):
+            if self._is_awaited(each):
+                (envelope,) = self._events.in_flight(*each[:2])
                 self._send_or_reject(envelope, each, found.partitions, is_late=each[:2] in late)
+
+    def _is_awaited(self, parked: _Parked) -> bool:
+        """Whether a message is still to be sent. If it was given up, its place is given back."""
+        number, index, _ = parked
+        if self._events.in_flight(number, index):
+            return True
+        self._events.refused(number, index, NEVER_SENT)
+        return False
 
     def _send_or_reject(
         self, envelope: Envelope, parked: _Parked, partitions: int | None, *, is_late: bool

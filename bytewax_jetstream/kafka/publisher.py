@@ -49,7 +49,7 @@ from .error_codes import (
     UNKNOWN_PARTITION,
     classify,
 )
-from .known_topics import KnownTopics
+from .known_topics import NEVER_SENT, KnownTopics
 from .producer import INDEX_BITS, PAUSE, Client, error_of, place_of
 
 __all__ = ["KafkaPublisher"]
@@ -338,6 +338,8 @@ class KafkaPublisher:
         for number, index, wire in waiting:
             if self._events.in_flight(number, index):  # its delivery timeout has not passed
                 self._send_one(number, index, wire)
+            else:
+                self._events.refused(number, index, NEVER_SENT)
         self._reported()
 
     def _refresh(self, topic: str, deadline: float) -> int | None:

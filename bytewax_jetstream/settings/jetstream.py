@@ -47,6 +47,8 @@ class StreamSettings(BaseModel):
     """
     allow_message_ttl: bool = False
     """Required by envelopes with `PublishOptions(ttl=…)`."""
+    allow_message_schedules: bool = False
+    """Required by envelopes with `PublishOptions(schedule=…)`; needs nats-server 2.12 or later."""
     allow_atomic: bool = False
     """Required by `JetStreamSettings(atomic=True)`; needs nats-server 2.12 or later."""
     allow_batched: bool = True

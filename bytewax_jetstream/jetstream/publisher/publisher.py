@@ -262,6 +262,9 @@ class JetStreamPublisher:
 
     def _prepare(self, envelope: Envelope) -> bytes:
         is_open = self._topics.check(envelope.topic)
+        scheduled = getattr(envelope.options, "schedule", None) is not None
+        if scheduled and not self._connection.takes_groups:  # an older server would ignore it
+            raise EnvelopeError("a schedule needs nats-server 2.12 or later", field="options")
         wire = encode(
             envelope,
             self._fitting.max_payload,

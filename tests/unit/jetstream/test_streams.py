@@ -212,6 +212,11 @@ def test_an_ordinary_stream_has_no_weakness() -> None:
             {"allow_message_ttl": True},
             "allow_msg_ttl is off, the settings require it on",
         ),
+        (
+            {},
+            {"allow_message_schedules": True},
+            ("allow_msg_schedules is off, the settings require it on (nats-server 2.12 or later)"),
+        ),
         ({"max_msgs": 10}, {"max_messages": 11}, "max_msgs is 10, the settings require 11"),
         ({"max_bytes": 10}, {"max_bytes": 11}, "max_bytes is 10, the settings require 11"),
         (
