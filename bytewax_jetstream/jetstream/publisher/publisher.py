@@ -14,7 +14,7 @@ Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.
 import json
 import logging
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import chain, count, repeat
 from typing import Any, cast
@@ -43,6 +43,7 @@ from .encoding import encode, encode_all
 from .error_codes import NO_BATCH_PUBLISH, TOO_MANY_BATCHES, UNKNOWN_BATCH, classify
 from .fitting import Fitting
 from .groups import group_frames, reject_impossible
+from .held import Held, Item
 from .look_ups import LookUps
 from .topics import Topics
 
@@ -91,6 +92,7 @@ class JetStreamPublisher:
         self._topics: Topics
         self._look_ups: LookUps
         self._fitting: Fitting
+        self._held: Held
         self._started = False
         self._inbox = b""
         self._ack = NEVER
@@ -132,12 +134,15 @@ class JetStreamPublisher:
         self._connection = Connection(
             self._settings,
             on_up=self._up,
-            on_down=events.disconnected,
+            on_down=self._down,
             on_read=self._read,
             on_denied=self._denied,
             take_bulk=self._take_acks,
         )
-        self._topics = Topics(self._connection, self._settings)
+        self._topics = Topics(self._connection, self._settings, events.process)
+        self._held = Held(
+            self._topics, events, self._write, patience=self._settings.pool.ack_timeout / 4
+        )
         self._look_ups = LookUps(self._connection, self._settings, events)
         self._fitting = Fitting(self._connection, events, self._refuse_misfit)
         await self._connection.open()
@@ -186,6 +191,10 @@ class JetStreamPublisher:
             return None
         return self._topics.route(topic)
 
+    def duplicate_window(self, topic: str) -> float | None:
+        """For how many seconds the stream of a topic remembers event ids."""
+        return self._topics.duplicate_window(topic)
+
     def send(self, outgoing: Outgoing) -> None:
         """Write it in one piece, except for what does not fit the limits any more."""
         if self._fitting.is_needed:
@@ -196,19 +205,17 @@ class JetStreamPublisher:
         if isinstance(outgoing, Append):
             self._send_append(outgoing)
             return
-        inbox, number = self._inbox, outgoing.number
-        frames: list[bytes] = []
+        number, checked = outgoing.number, self._topics.checked
         if isinstance(outgoing, Groups):
-            for index, (group, wires) in enumerate(
-                zip(outgoing.envelopes, outgoing.wires, strict=True)
-            ):
-                frames += group_frames(
-                    [envelope.topic for envelope in group],
-                    cast(list[bytes], wires),
-                    reply=b"%s%d.%d" % (inbox, number, index),
-                    batch=b"%s%d-%d" % (self._batch_prefix, number, index),
+            self._write_or_hold(
+                Item(number, index, group, cast(list[bytes], wires), grouped=True)
+                for index, (group, wires) in enumerate(
+                    zip(outgoing.envelopes, outgoing.wires, strict=True)
                 )
-        else:
+                if group
+            )
+        elif checked.issuperset([envelope[0] for envelope in outgoing.envelopes]):
+            inbox, frames = self._inbox, []
             for index, (envelope, wire) in enumerate(
                 zip(outgoing.envelopes, outgoing.wires, strict=True)
             ):
@@ -216,7 +223,15 @@ class JetStreamPublisher:
                     continue
                 topic = envelope.topic.encode()
                 frames.append(b"HPUB %s %s%d.%d%s" % (topic, inbox, number, index, wire))
-        self._connection.write(b"".join(frames))
+            self._connection.write(b"".join(frames))
+        else:
+            self._write_or_hold(
+                Item(number, index, [envelope], [cast(bytes, wire)], grouped=False)
+                for index, (envelope, wire) in enumerate(
+                    zip(outgoing.envelopes, outgoing.wires, strict=True)
+                )
+                if wire is not None
+            )
 
     def flush_hint(self) -> float:
         """Nothing ever lingers here."""
@@ -230,6 +245,7 @@ class JetStreamPublisher:
         """Let go of the connection within a bounded time."""
         if self._started:
             self._topics.close()
+            self._held.close()
             self._look_ups.close()
         await self._connection.close()
 
@@ -245,13 +261,43 @@ class JetStreamPublisher:
         }
 
     def _prepare(self, envelope: Envelope) -> bytes:
-        self._topics.check(envelope.topic)
-        return encode(
+        is_open = self._topics.check(envelope.topic)
+        scheduled = getattr(envelope.options, "schedule", None) is not None
+        if scheduled and not self._connection.takes_groups:  # an older server would ignore it
+            raise EnvelopeError("a schedule needs nats-server 2.12 or later", field="options")
+        wire = encode(
             envelope,
             self._fitting.max_payload,
             dedupe=self._settings.dedupe,
             takes_ttl=self._connection.takes_ttl,
         )
+        return wire if is_open else self._held.stamped(wire)
+
+    def _write_or_hold(self, items: Iterable[Item]) -> None:
+        to_send = []
+        for item in items:
+            if all(self._topics.is_open(envelope.topic) for envelope in item.envelopes):
+                to_send.append(item)
+            else:
+                self._held.hold(item)
+        self._write(to_send)
+
+    def _write(self, items: Iterable[Item]) -> None:
+        """Write singles and groups in one piece."""
+        frames: list[bytes] = []
+        for number, index, envelopes, wires, grouped in items:
+            if grouped:
+                frames += group_frames(
+                    [envelope.topic for envelope in envelopes],
+                    wires,
+                    reply=b"%s%d.%d" % (self._inbox, number, index),
+                    batch=b"%s%d-%d" % (self._batch_prefix, number, index),
+                )
+            else:
+                topic = envelopes[0].topic.encode()
+                frames.append(b"HPUB %s %s%d.%d%s" % (topic, self._inbox, number, index, wires[0]))
+        if frames:
+            self._connection.write(b"".join(frames))
 
     def _send_append(self, append: Append) -> None:
         """Write messages of a batch, and its commit where the append is the last.
@@ -287,6 +333,11 @@ class JetStreamPublisher:
             self._topics.connected()
             self._events.connected()
 
+    def _down(self, reason: str) -> None:
+        if self._started:
+            self._held.withdraw(reason)
+        self._events.disconnected(reason)
+
     def _read(self) -> None:
         """All messages of one read were handled."""
         self._refuse_denied()
@@ -305,11 +356,14 @@ class JetStreamPublisher:
             self._forbidden.add(topic)
             reason = f"this user may not publish on {topic}: allow it, then publish again"
             self._events.refused_topic(topic, Refusal(Verdict.REJECT, reason))
+            self._held.denied(topic)
 
     # Answers
 
     def _take_acks(self, data: bytes, at: int) -> int:
         """PubAcks come one after the other, one per message: read all in one go, one match each."""
+        if self._held.is_trying:
+            return at  # each ack by itself: one of them may be that of a trial
         acks: list[tuple[int, int, Receipt]] = []
         match, streams = self._ack, self._topics
         while (ack := match(data, at)) is not None:
@@ -378,16 +432,19 @@ class JetStreamPublisher:
         events = self._events
         if error := answer.get("error"):
             return partial(self._refused, number, index, answer.get("stream"), classify(error))
-        sequence, stream = answer["seq"], self._topics.stream(answer["stream"].encode())
+        sequence, name = answer["seq"], answer["stream"]
+        stream = self._topics.stream(name.encode())
         if type(sequence) is not int:
             raise ValueError("the sequence is missing")
         envelopes = events.in_flight(number, index)
         if envelopes and answer.get("count", 1) != len(envelopes):
             raise ValueError("it counts another number of messages than was sent")
+        receipt = Receipt(name, None, sequence, bool(answer.get("duplicate")))
+        report = partial(self._acked, number, index, receipt)
         if stream is None:
-            return None
-        receipt = Receipt(stream, None, sequence, bool(answer.get("duplicate")))
-        return partial(events.acked, number, index, receipt)
+            topic = envelopes[0].topic if envelopes else None
+            return partial(self._topics.when_listed, name, topic, report)
+        return report
 
     def _answer_to_batch(
         self, number: int, index: int, answer: dict[str, Any]
@@ -399,14 +456,17 @@ class JetStreamPublisher:
         if kind == "gap":
             return None  # the end that follows says how many were stored
         if error is None:
-            if self._topics.stream(answer["stream"].encode()) is None:
-                return None
-            stored = int(answer["count"])
-            if answer.get("duplicate"):
-                # A batch whose first id is known ends at once. Probably all are known, so each is
-                # sent as a single, to learn which.
-                return partial(events.batch_returned, number, stored, duplicate=True)
-            return partial(events.batch_ended, number, stored)
+            name, stored = answer["stream"], int(answer["count"])
+            # A batch whose first id is known ends at once. Probably all are known, so each is
+            # sent as a single, to learn which.
+            report = (
+                partial(events.batch_returned, number, stored, duplicate=True)
+                if answer.get("duplicate")
+                else partial(events.batch_ended, number, stored)
+            )
+            if self._topics.stream(name.encode()) is None:
+                return partial(self._topics.when_listed, name, None, report)
+            return report
         code, refusal = error.get("err_code", 0), classify(error)
         if kind == "err":
             return partial(events.refused, number, int(answer["seq"]) - 1, refusal)
@@ -428,7 +488,12 @@ class JetStreamPublisher:
         if not self._look_ups.take(number, index, stream, refusal):
             self._events.refused(number, index, refusal)
 
+    def _acked(self, number: int, index: int, receipt: Receipt) -> None:
+        self._held.answered(number, index)
+        self._events.acked(number, index, receipt)
+
     def _refused(self, number: int, index: int, stream: object, refusal: Refusal) -> None:
+        self._held.answered(number, index)
         if not self._look_ups.take(number, index, stream, refusal):
             self._events.refused(number, index, refusal)
 
@@ -437,7 +502,7 @@ class JetStreamPublisher:
         can tell.
         """
         envelopes = self._events.in_flight(number, index)
-        if not envelopes:
+        if not envelopes or self._held.nobody_listens(number, index):
             return
         topic = envelopes[0].topic
         if self._topics.is_gone(topic):

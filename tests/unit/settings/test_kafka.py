@@ -57,6 +57,11 @@ def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
             "acks, retries in add_config would break a guarantee",
         ),
         ({"add_config": {"error_cb": "x"}}, "error_cb in add_config would break a guarantee"),
+        (
+            {"add_config": {"partitioner": "random"}},
+            "partitioner 'random' in add_config would break the order of an aggregate",
+        ),
+        ({"add_config": {"partitioner": "murmur3"}}, "use one of consistent, consistent_random,"),
         ({"topic_settings": ({"name": "a b"},)}, "String should match pattern"),
         (
             {"topic_settings": ({"name": "a", "replicas": 1, "min_insync_replicas": 2},)},
