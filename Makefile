@@ -63,7 +63,7 @@ MEASURE := $(BIN)/bytewax-jetstream bench --check --rounds 5
 
 results: $(STAMP) ## measure everything again that the pages show
 	$(MEASURE) --scenarios low,medium,high,extreme --json $(RESULTS)/report.json --plot $(RESULTS)/report.svg
-	$(MEASURE) --scenarios sustained --strategies sync,async,pool,batch,lean,flow --json $(RESULTS)/sustained.json
+	$(MEASURE) --scenarios sustained --strategies sync,async,raw,pool,batch,lean,flow --json $(RESULTS)/sustained.json
 	$(MEASURE) --scenarios low,medium,high,extreme,sustained,million --strategies flow --json $(RESULTS)/growth.json
 	$(MEASURE) --scenarios paced --brokers jetstream,kafka --strategies sync,async,batch,flow --json $(RESULTS)/paced.json
 	$(MEASURE) --scenarios extreme --strategies sync,batch --ack-workers 1,2,4,48 --json $(RESULTS)/workers.json

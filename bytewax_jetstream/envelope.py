@@ -92,6 +92,16 @@ class PublishOptions(NamedTuple):
     """Store only if the stream's last sequence is this one."""
     expected_last_subject_sequence: int | None = None
     """Store only if the last sequence of this envelope's topic is this one."""
+    schedule: datetime | str | None = None
+    """When the stream shall publish the message (header `Nats-Schedule`, nats-server 2.12): once at
+    a time with a time zone, or again and again, as `@every 5m`, `@hourly` or six cron fields say.
+    Until then it is kept under this envelope's topic, where it replaces whatever is stored: give
+    each schedule a topic of its own. What is published has your headers, and no event id.
+    """
+    schedule_target: str | None = None
+    """The topic on which it is published then; the same stream must cover it."""
+    schedule_ttl: timedelta | None = None
+    """How long the stream keeps what it publishes: whole seconds, at least 1."""
     group: str | None = None
     """Only with `atomic=True`: neighbours of one aggregate are stored all or none if they have the
     same name here, instead of all that are submitted together. Name a group after its cause, such

@@ -45,6 +45,8 @@ class Broker(Protocol):
     """A broker that was started for the run, or one that is there already."""
 
     url: str
+    place: str
+    """The stream, and the beginning of the topics, of this run alone."""
 
     def prepare(self, case: Case, run: str) -> None:
         """Make what a round is stored in or reads from."""
@@ -55,7 +57,7 @@ class Broker(Protocol):
     def count(self, case: Case, run: str) -> Stored:
         """How much of a round is stored, read back over a connection of its own."""
 
-    def clear(self, case: Case) -> None:
+    def clear(self) -> None:
         """Delete the messages of the round."""
 
     def versions(self) -> dict[str, str]:

@@ -34,6 +34,7 @@ STRATEGIES = {
         "sync": "nats-py's publish, each awaited before the next",
         "task": "nats-py's publish, a task per message",
         "async": "nats-py's publish_async, as documented",
+        "raw": "nats-py's publish, with a reply subject of our own whose acks are only counted",
         "pool": "our pool, on a stream without batching: one PubAck per message",
         "batch": "our pool, on a stream that allows batching",
         "lean": "a hand-written fast-ingest loop: the upper limit",
@@ -57,7 +58,7 @@ CAPPED = {"before": 10_000, "sync": 10_000, "task": 10_000}
 NEVER_PACED = frozenset({"lean", "source", "pull"})
 """A batch of one message would be a plain publish, and reading has no rate."""
 WITH_ACK_WORKERS = frozenset({"pool", "batch", "flow"})
-WITH_MAX_PENDING = frozenset({"async", "pool", "batch", "flow"})
+WITH_MAX_PENDING = frozenset({"async", "raw", "pool", "batch", "flow"})
 
 
 class Case(NamedTuple):

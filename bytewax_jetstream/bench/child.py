@@ -1,7 +1,7 @@
 """The child process that measures a case, round by round, and talks to its parent in JSON.
 
 parent                         child
-{"case": …, "url": …}    ──►
+{"case": …, "url": …, "place": …} ─►
 {"run": …, "messages": …} ─►   connects, warms up
                          ◄──   {"state": "ready"}       the parent reads the broker's figures
 (an empty line)          ──►   publishes
@@ -44,16 +44,17 @@ def strategy_of(case: Case) -> Callable[[Trial], Tally]:
         "sync": nats_py.sync,
         "task": nats_py.task,
         "async": nats_py.publish_async,
+        "raw": nats_py.raw,
         "pull": nats_py.pull,
         "lean": lean.lean,
     }[case.strategy]
     return lambda trial: asyncio.run(coroutine(trial))
 
 
-def measure(case: Case, url: str, run: str, wait: Callable[[str], None]) -> dict[str, Any]:
+def measure(case: Case, url: str, load: Load, wait: Callable[[str], None]) -> dict[str, Any]:
     """Measure a round; when this returns, nothing of the round is left for the next one."""
     meter = Meter(wait, urlsplit(url if "://" in url else f"//{url}").port or 0)
-    tally = strategy_of(case)(Trial(case, url, Load(case, run), meter))
+    tally = strategy_of(case)(Trial(case, url, load, meter))
     return meter.figures(tally, case.messages)
 
 
@@ -72,12 +73,13 @@ def main() -> None:
             sys.exit(1)  # the parent is gone
 
     told = json.loads(sys.stdin.readline())
-    case, url = Case(**told["case"]), told["url"]
+    case, url, place = Case(**told["case"]), told["url"], told["place"]
     strategy_of(case)
     for line in iter(sys.stdin.readline, ""):
         try:
             told = json.loads(line)
-            say("done", **measure(case._replace(messages=told["messages"]), url, told["run"], wait))
+            counted = case._replace(messages=told["messages"])
+            say("done", **measure(counted, url, Load(counted, told["run"], place), wait))
         except Exception as error:
             say("failed", reason=" ".join(f"{type(error).__name__}: {error}".split()))
 

@@ -1,7 +1,6 @@
 """The JetStream server of a run, and what a second connection finds there."""
 
 import asyncio
-import contextlib
 import json
 import urllib.request
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ from ..errors import BenchError
 from ..testing import NatsServer
 from .brokers import Figures, Stored, process_cpu, tally_ids
 from .cases import READERS, Case
-from .load import ID_HEADERS, STREAM, TOPICS, Load
+from .load import ID_HEADERS, Load, new_place, topics_of
 from .strategies.lean import publish_all
 
 __all__ = ["JetStreamBroker"]
@@ -34,6 +33,9 @@ class JetStreamBroker:
     def __init__(self, url: str | None = None) -> None:
         self._server = NatsServer() if url is None else None
         self.url = url or ""
+        self.place = new_place()
+        self._made = False
+        """Whether the stream is there, and ours to delete."""
 
     def __enter__(self) -> Self:
         if self._server is not None:
@@ -49,6 +51,8 @@ class JetStreamBroker:
     ) -> None:
         if self._server is not None:
             self._server.close()
+        elif self._made:
+            self.clear()
 
     def prepare(self, case: Case, run: str) -> None:
         """Make the stream, with plain requests to the server; for a reader, fill it."""
@@ -57,16 +61,15 @@ class JetStreamBroker:
     async def _prepare(self, case: Case, run: str) -> None:
         async with self._connected() as client:
             config: dict[str, Any] = {
-                "name": STREAM,
-                "subjects": list(TOPICS),
+                "name": self.place,
+                "subjects": list(topics_of(self.place)),
                 "storage": case.storage,
                 "allow_batched": case.strategy in BATCHING,
             }
-            with contextlib.suppress(BenchError):  # an interrupted run may have left a stream
-                await _api(client, f"STREAM.DELETE.{STREAM}")
-            await _api(client, f"STREAM.CREATE.{STREAM}", config)
+            await _api(client, f"STREAM.CREATE.{self.place}", config)
+            self._made = True
         if case.strategy in READERS:
-            load = Load(case._replace(batch=500), run)
+            load = Load(case._replace(batch=500), run, self.place)
             await publish_all(self.url, case.ids, load.batches(), case.messages)
 
     def figures(self, *, first: bool) -> Figures:
@@ -99,12 +102,12 @@ class JetStreamBroker:
         """The event ids of all messages in the stream, in order, duplicates included."""
         id_header, event_ids = ID_HEADERS[case.ids], []
         async with self._connected() as client:
-            expected = (await _api(client, f"STREAM.INFO.{STREAM}"))["state"]["messages"]
+            expected = (await _api(client, f"STREAM.INFO.{self.place}"))["state"]["messages"]
             consumer = await _api(
                 client,
-                f"CONSUMER.CREATE.{STREAM}",
+                f"CONSUMER.CREATE.{self.place}",
                 {
-                    "stream_name": STREAM,
+                    "stream_name": self.place,
                     "config": {"ack_policy": "none", "headers_only": True, "mem_storage": True},
                 },
             )
@@ -118,7 +121,7 @@ class JetStreamBroker:
 
             inbox = client.new_inbox()
             await client.subscribe(inbox, cb=take)
-            subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{consumer['name']}"
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.place}.{consumer['name']}"
             while wanted < expected:
                 read.clear()
                 more = min(FETCH, expected - wanted)
@@ -133,13 +136,14 @@ class JetStreamBroker:
                     ) from None
         return event_ids
 
-    def clear(self, case: Case) -> None:
+    def clear(self) -> None:
         """Delete the stream."""
         asyncio.run(self._clear())
+        self._made = False
 
     async def _clear(self) -> None:
         async with self._connected() as client:
-            await _api(client, f"STREAM.DELETE.{STREAM}")
+            await _api(client, f"STREAM.DELETE.{self.place}")
 
     def versions(self) -> dict[str, str]:
         """The server's version."""

@@ -1,12 +1,13 @@
 """The Kafka broker of a run, and what a second connection finds there."""
 
+import time
 from concurrent.futures import Future
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
 import confluent_kafka
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -15,11 +16,12 @@ from ..testing import KafkaServer
 from ..testing.kafka_jars import VERSION
 from .brokers import Figures, Stored, process_cpu, tally_ids
 from .cases import Case
-from .load import ID_HEADERS, TOPICS
+from .load import ID_HEADERS, new_place, topics_of
 
 __all__ = ["KafkaBroker"]
 
 SECONDS = 30.0
+PAUSE = 0.05
 AT_ONCE = 10_000
 
 
@@ -29,7 +31,11 @@ class KafkaBroker:
     def __init__(self, url: str | None = None) -> None:
         self.url = url or ""
         self._pid: int | None = None
-        self._ends = dict.fromkeys(TOPICS, 0)
+        self.place = new_place()
+        self._topics = topics_of(self.place)
+        self._made: list[str] = []
+        """The topics that are ours to delete."""
+        self._ends = dict.fromkeys(self._topics, 0)
         """The offset in each topic where the next round begins."""
         self._stack = ExitStack()
 
@@ -38,7 +44,11 @@ class KafkaBroker:
             server = self._stack.enter_context(KafkaServer())
             self.url, self._pid = server.bootstrap, server.pid
         self._admin = AdminClient({"bootstrap.servers": self.url})
-        self._create_topics()
+        try:
+            self._create_topics()
+        except BaseException:
+            self._close()
+            raise
         return self
 
     def __exit__(
@@ -47,13 +57,22 @@ class KafkaBroker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self._close()
+
+    def _close(self) -> None:
+        try:
+            if self._made and self._pid is None:
+                for deleted in self._admin.delete_topics(self._made).values():
+                    deleted.result(SECONDS)
+        finally:
+            self._made = []
+            self._stack.close()
 
     def prepare(self, case: Case, run: str) -> None:
         """Remember where the topics end; every round uses the same ones, as new ones are slow."""
         consumer = self._consumer()
         try:
-            self._ends = {topic: self._end(consumer, topic) for topic in TOPICS}
+            self._ends = {topic: self._end(consumer, topic) for topic in self._topics}
         finally:
             consumer.close()
 
@@ -82,10 +101,10 @@ class KafkaBroker:
             consumer.close()
         return tally_ids(event_ids, run)
 
-    def clear(self, case: Case) -> None:
+    def clear(self) -> None:
         """Let the broker delete the messages of the round."""
         futures: dict[TopicPartition, Future[Any]] = self._admin.delete_records(
-            [TopicPartition(topic, 0, confluent_kafka.OFFSET_END) for topic in TOPICS]
+            [TopicPartition(topic, 0, confluent_kafka.OFFSET_END) for topic in self._topics]
         )
         for deleted in futures.values():
             deleted.result(SECONDS)
@@ -98,15 +117,18 @@ class KafkaBroker:
         return found
 
     def _create_topics(self) -> None:
-        created = self._admin.create_topics([NewTopic(topic, 1) for topic in TOPICS])
+        created = self._admin.create_topics([NewTopic(topic, 1) for topic in self._topics])
+        refused: dict[str, KafkaException] = {}
         for topic, future in created.items():
             try:
                 future.result(SECONDS)
+                self._made.append(topic)
             except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise BenchError(
-                        f"topic {topic} cannot be created at {self.url}: {error}"
-                    ) from None
+                refused[topic] = error
+        for topic, refusal in refused.items():
+            raise BenchError(
+                f"topic {topic} cannot be created at {self.url}: {refusal.args[0].str()}"
+            )
 
     def _consumer(self) -> Consumer:
         return Consumer(
@@ -114,8 +136,15 @@ class KafkaBroker:
         )
 
     def _end(self, consumer: Consumer, topic: str) -> int:
-        _, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), SECONDS)
-        return int(end)
+        until = time.monotonic() + SECONDS
+        while True:
+            try:
+                _, end = consumer.get_watermark_offsets(TopicPartition(topic, 0), SECONDS)
+                return int(end)
+            except KafkaException as error:  # a topic that was just made has no leader yet
+                if time.monotonic() > until:
+                    raise BenchError(f"topic {topic} cannot be read: {error}") from None
+                time.sleep(PAUSE)
 
 
 def _event_id(message: Message) -> str:

@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,14 +35,32 @@ class Tally:
 
     def __init__(self) -> None:
         self.acked = 0
+        """Messages with a good answer, each counted once."""
+        self.repeated = 0
+        """Answers for a message that had one."""
         self.latencies = array("d")
-        """Seconds from submit to ack, of every message; of evenly spread ones where timing every
-        message would slow the strategy down.
+        """Seconds until the ack, of every message; of evenly spread ones where timing every message
+        would slow the strategy down. Our pool counts from the moment when it accepts a message.
         """
+        self.collected = array("d")
+        """Seconds from the hand-over of a message until the caller has its result, of evenly spread
+        ones; empty where the ack is the result.
+        """
+        self._seen = bytearray()
         self.tasks = 0
         """asyncio tasks at once, where the strategy makes one per message."""
         self.writes: int | None = None
         """Writes to the socket while the clock ran, where they can be counted."""
+
+    def answered(self, numbers: Iterable[int], messages: int) -> None:
+        """Count answers by the number of their message (0.2 us each)."""
+        seen = self._seen = self._seen or bytearray(messages)
+        for number in numbers:
+            if seen[number]:
+                self.repeated += 1
+            else:
+                seen[number] = 1
+                self.acked += 1
 
 
 class Meter:
@@ -102,7 +120,9 @@ class Meter:
             "msgs_per_s": round(messages / self._seconds, 1),
             "seconds": round(self._seconds, 6),
             "acked": tally.acked,
+            "repeated": tally.repeated,
             **latencies(tally.latencies),
+            **latencies(tally.collected or tally.latencies, "result"),
             "rss_initial_mb": self._initial["rss_mb"],
             "rss_peak_mb": self._peak["rss_mb"],
             "rss_final_mb": final["rss_mb"],
@@ -158,9 +178,9 @@ def percentile(ordered: "array[float]", share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def latencies(seconds: "array[float]") -> dict[str, float | None]:
+def latencies(seconds: "array[float]", of: str = "ack") -> dict[str, float | None]:
     """Mean, median, 99th percentile and maximum, in milliseconds; None without acks."""
-    names = ("ack_ms_mean", "ack_ms_p50", "ack_ms_p99", "ack_ms_max")
+    names = tuple(f"{of}_ms_{name}" for name in ("mean", "p50", "p99", "max"))
     if not seconds:
         return dict.fromkeys(names)
     ordered = array("d", sorted(seconds))

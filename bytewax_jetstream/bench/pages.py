@@ -6,6 +6,7 @@ A page keeps each number, and each table, between two comments:
     <!-- bench FILE median client_cpu_us_per_msg strategy=flow scenario=high -->…<!-- /bench -->
     <!-- bench FILE most threads_final broker=jetstream -->…<!-- /bench -->
     <!-- bench FILE ratio strategy=flow / strategy=sync scenario=high ids=msgid -->…<!-- /bench -->
+    <!-- bench FILE ratios strategy=flow / strategy=sync -->1.5 (1.2-1.9)<!-- /bench -->
 
 FILE is relative to the page. `fill` writes the text between the comments, and nothing else.
 """
@@ -19,6 +20,7 @@ from typing import Any
 from ..errors import BenchError
 from .figures import (
     Round,
+    Spread,
     median_text,
     number_text,
     ratios,
@@ -97,6 +99,15 @@ def _answer_most(results: dict[str, Any], words: list[str]) -> str:
 
 
 def _answer_ratio(results: dict[str, Any], words: list[str]) -> str:
+    return number_text(_ratio(results, words).median)
+
+
+def _answer_ratios(results: dict[str, Any], words: list[str]) -> str:
+    found = _ratio(results, words)
+    return f"{number_text(found.median)} ({number_text(found.low)}-{number_text(found.high)})"
+
+
+def _ratio(results: dict[str, Any], words: list[str]) -> Spread:
     bar = words.index("/")
     common = _conditions(words[bar + 2 :])
     above, below = (
@@ -107,7 +118,7 @@ def _answer_ratio(results: dict[str, Any], words: list[str]) -> str:
     found = spread(ratios(above, below, figure))
     if found is None:
         raise BenchError(f"no pair of rounds has {figure}")
-    return number_text(found.median)
+    return found
 
 
 def _answer_spread(results: dict[str, Any], words: list[str]) -> str:
@@ -124,6 +135,7 @@ _ANSWERS = {
     "median": _answer_median,
     "most": _answer_most,
     "ratio": _answer_ratio,
+    "ratios": _answer_ratios,
     "spread": _answer_spread,
     "table": _answer_table,
 }

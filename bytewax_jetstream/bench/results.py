@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from ..errors import BenchError
 from .figures import Round
 
-__all__ = ["about", "check", "installed_versions", "load", "machine", "save"]
+__all__ = ["about", "check", "commit", "installed_versions", "load", "machine", "save"]
 
+PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("bytewax-jetstream", "bytewax", "nats-py", "confluent-kafka")
 
 
@@ -40,13 +42,17 @@ def save(results: dict[str, Any], path: Path) -> None:
 
 
 def check(rounds: Iterable[Round]) -> list[str]:
-    """A sentence for each round that lost or duplicated a message."""
+    """A sentence for each round that lost or duplicated a message, or a result."""
     return [
         f"{entry['scenario']}, {entry['broker']} {entry['strategy']}, {entry['storage']}, "
         f"{entry['ids']}, round {entry['round']}: {entry['acked']} of {entry['messages']} "
-        f"acknowledged, {entry['found']} found, {entry['duplicates']} twice"
+        f"acknowledged, {entry['found']} found, {entry['duplicates']} twice, "
+        f"{entry.get('repeated', 0)} acknowledged again"
         for entry in rounds
-        if entry["success"] < 1 or entry["found"] != entry["messages"] or entry["duplicates"]
+        if entry["success"] < 1
+        or entry["found"] != entry["messages"]
+        or entry["duplicates"]
+        or entry.get("repeated")
     ]
 
 
@@ -54,10 +60,28 @@ def about(results: dict[str, Any]) -> str:
     """How and where a results file was made, in two lines."""
     machine, versions = results["machine"], results["versions"]
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
+    made = results.get("commit")
     return (
         f"`{results['command']}`\n\n"
-        f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gb']} GB; {software}."
+        f"{machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gb']} GB; {software}"
+        f"{f'; commit {made}' if made else ''}."
     )
+
+
+def commit() -> str | None:
+    """The commit of the package that is measured, `+` for a change since; None without one."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        done = subprocess.run(
+            command, cwd=PACKAGE, capture_output=True, text=True, check=True, timeout=10
+        )
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", "__init__.py"],
+            cwd=PACKAGE, capture_output=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def machine() -> dict[str, Any]:

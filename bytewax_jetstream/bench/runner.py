@@ -26,7 +26,7 @@ PRACTICE = 10_000
 class _Child:
     """The process of one case."""
 
-    def __init__(self, case: Case, url: str) -> None:
+    def __init__(self, case: Case, url: str, place: str) -> None:
         self._case = case
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bytewax_jetstream.bench.child"],
@@ -36,7 +36,7 @@ class _Child:
             bufsize=1,
             start_new_session=True,  # Ctrl-C reaches only us; the child ends with its stdin
         )
-        self._say(json.dumps({"case": case._asdict(), "url": url}))
+        self._say(json.dumps({"case": case._asdict(), "url": url, "place": place}))
 
     def begin(self, run: str, messages: int) -> None:
         self._say(json.dumps({"run": run, "messages": messages}))
@@ -99,8 +99,9 @@ def run(
     for group in groups:
         with ExitStack() as stack:
             children = [
-                (case, stack.enter_context(_Child(case, brokers[case.broker].url)))
+                (case, stack.enter_context(_Child(case, broker.url, broker.place)))
                 for case in group
+                for broker in (brokers[case.broker],)
             ]
             for number in range(rounds + 1):
                 for case, child in children:
@@ -127,7 +128,7 @@ def _round(case: Case, child: _Child, broker: Broker) -> dict[str, Any]:
     figures = child.expect("done")
     del figures["state"]
     stored = broker.count(case, run)
-    broker.clear(case)
+    broker.clear()
     found = min(figures["acked"], stored.found)
     return {
         **figures,

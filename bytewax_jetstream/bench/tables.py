@@ -20,7 +20,7 @@ from .figures import (
 
 __all__ = ["Table", "as_markdown", "tables"]
 
-BASES = ("before", "sync", "async", "lean", "confluent", "pull")
+BASES = ("before", "sync", "async", "raw", "lean", "confluent", "pull")
 """Strategies that get a column, where they ran: how many times as fast the others are."""
 ALWAYS_SHOWN = ("scenario", "payload_bytes", "batch", "strategy")
 DETAILS = {
@@ -93,6 +93,10 @@ def _line(
     line["ack p50 / p99 ms"] = (
         f"{median_text(own, 'ack_ms_p50')} / {median_text(own, 'ack_ms_p99')}"
     )
+    if any(entry.get("result_ms_p50") is not None for entry in rounds):
+        line["result p50 / p99 ms"] = (
+            f"{median_text(own, 'result_ms_p50')} / {median_text(own, 'result_ms_p99')}"
+        )
     line["client CPU us"] = median_text(own, "client_cpu_us_per_msg")
     line["server CPU us"] = median_text(own, "server_cpu_us_per_msg")
     line |= {name: median_text(own, figure) for name, figure in DETAILS.items() if figure}

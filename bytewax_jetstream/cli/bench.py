@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..bench.cases import BROKERS, SCENARIOS, STRATEGIES, Case, Choice, plan
 from ..bench.pages import fill
-from ..bench.results import about, check, installed_versions, load, machine, save
+from ..bench.results import about, check, commit, installed_versions, load, machine, save
 from ..bench.tables import Table, as_markdown, tables
 from ..errors import BenchError, JetStreamPipelineError
 
@@ -88,6 +88,7 @@ def _run(groups: list[list[Case]], options: argparse.Namespace) -> dict[str, Any
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions,
+        "commit": commit(),
         "rounds": rounds,
     }
 
@@ -200,7 +201,9 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
     group.add_argument(
-        "--check", action="store_true", help="fail when a round lost or duplicated a message"
+        "--check",
+        action="store_true",
+        help="fail when a round lost or repeated a message or a result",
     )
     group.add_argument(
         "--from", type=Path, dest="source", metavar="FILE",

@@ -72,6 +72,11 @@ class Batch:
         self.segments += segments
         self.count += messages
 
+    @property
+    def written(self) -> float:
+        """When the first message that is not known to be stored was sent, or one before it."""
+        return self._appends[0].written
+
     def position_of(self, index: int) -> int:
         """The position of a message that is not known to be stored, or of the last that is."""
         for append in reversed(self._appends):

@@ -477,8 +477,10 @@ class Batches:
             index, its_refusal = batch.refusal
             silent = batch.entries[: index - batch.stored]
             batch.entries[index - batch.stored].last = its_refusal
+        written = batch.written
         for entry in silent:
-            entry.unanswered(refusal)
+            until = self._singles.resend_until(entry.envelope.topic, written)
+            entry.unanswered(refusal, until)
         for entry in batch.entries:
             entry.fail(now, self._policy.delivery_timeout)
         topics = {entry.envelope.topic for entry in silent}

@@ -27,15 +27,17 @@ The rules:
    and everything unsettled on a connection without progress: see `clocks`.
 8. Behind an unknown message, nothing is sent of what its lane has accepted of its aggregate, until
    the caller has collected that result. It is unknown too.
-9. A replicated stream is given batches only of what cannot be in process there: see `doubts`.
+9. After an attempt that was not answered, a message is not sent again once its stream may have
+   forgotten its event id: it is unknown.
+10. A replicated stream is given batches only of what cannot be in process there: see `doubts`.
 
 Each piece of state has one owner, and the others call its methods:
 
     Dispatch      which lanes there are, whose turn it is      (here)
     LaneQueue     what waits in a lane, what is held back      lane_queue; rule 8
     Batches       batches in flight                            batches; rules 2 and 3, examples
-    Singles       singles in flight and backing off            singles; rules 4 to 7
-    Doubts        ids in process, streams in doubt             doubts; rule 9, an example
+    Singles       singles in flight and backing off            singles; rules 4 to 7, 9
+    Doubts        ids in process, streams in doubt             doubts; rule 10, an example
     Window        how much is in flight, what goes out next    window
     Settlements   what has ended                               settlements
     Answers       when silent attempts were renewed            clocks; rules 6 and 7
@@ -65,6 +67,8 @@ class Dispatch:
 
     :arg prepare: Makes of each envelope what the publisher sends, or an `EnvelopeError`.
     :arg route: Which route takes batches of a topic, if one does; may change its answer.
+    :arg duplicate_window: For how many seconds the stream of a topic remembers an event id; None
+        if it does not, or if that is not known.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Dispatch:
         prepare: Callable[[Sequence[Envelope]], list[Wire | EnvelopeError]],
         random: Random,
         route: Callable[[str], Route | None] = lambda topic: None,
+        duplicate_window: Callable[[str], float | None] = lambda topic: None,
     ) -> None:
         self._policy = policy
         self._prepare = prepare
@@ -94,7 +99,7 @@ class Dispatch:
         self._doubts = Doubts(route, policy.ack_timeout or 0.0)
         self._settlements = Settlements(policy, self._doubts)
         owners = policy, self._window, self._doubts, self._settlements, self._answers
-        self._singles = Singles(*owners, self._lanes.keys(), random)
+        self._singles = Singles(*owners, self._lanes.keys(), random, duplicate_window)
         self._batches = Batches(*owners, self._singles, route)
 
     def __repr__(self) -> str:

@@ -81,11 +81,15 @@ class Entry:
         if self._left is not None and self.expires == inf:
             self.expires = now + self._left
 
-    def unanswered(self, refusal: Refusal) -> None:
-        """The attempt gets no answer."""
+    def unanswered(self, refusal: Refusal, resend_until: float) -> None:
+        """The attempt gets no answer.
+
+        :arg resend_until: Until when the broker certainly knows its id from this attempt.
+        """
         # The broker's own word on an earlier attempt tells more than this silence.
         self.last = self.last or refusal
         self.in_doubt += 1
+        self.resend_until = min(self.resend_until, resend_until)
 
     def again(self) -> "Entry":
         """The same for another attempt: late answers to earlier ones no longer concern it."""

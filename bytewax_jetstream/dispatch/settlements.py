@@ -139,6 +139,16 @@ class Settlements:
         kept, self._kept = self._kept, {}
         return list(kept.items())
 
+    def forgotten(self, lane: LaneQueue, entries: Iterable[Entry]) -> None:
+        """End entries as unknown: the broker may not know their ids any more."""
+        for entry in entries:
+            reason = (
+                f"not sent again after {entry.attempts} attempts: one was not answered, and the "
+                "stream may have forgotten its event id since, so it could be stored twice: look "
+                "whether it is stored, and give the stream a longer duplicate_window"
+            )
+            self.settle(lane, entry, Outcome.UNKNOWN, refusal=Refusal(Verdict.GIVE_UP, reason))
+
     def not_sent(self, lane: LaneQueue, entries: Iterable[Entry]) -> None:
         """End entries as unknown: one before them in their aggregate is unknown."""
         for entry in entries:

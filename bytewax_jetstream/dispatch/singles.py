@@ -5,7 +5,7 @@ is ready or held belongs to its lane's queue; what is in flight or backing off, 
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import count, groupby
 from math import inf
 from random import Random
@@ -78,7 +78,9 @@ class Singles:
         answers: Answers,
         lanes: Set[LaneQueue],
         random: Random,
+        duplicate_window: Callable[[str], float | None] = lambda topic: None,
     ) -> None:
+        self._duplicate_window = duplicate_window
         self._policy = policy
         self._window = window
         self._doubts = doubts
@@ -149,8 +151,11 @@ class Singles:
         policy, window = self._policy, self._window
         room = min(policy.max_send, policy.window - window.messages)
         entries, overdue = lane.take_ready(room, policy.window_bytes - window.bytes, now)
-        if overdue:
-            self._give_up(lane, overdue)  # what follows them must not be sent in this turn
+        if overdue:  # what follows them must not be sent in this turn
+            self._give_up(lane, [entry for entry in overdue if entry.resend_until >= now])
+            forgotten = [entry for entry in overdue if entry.resend_until < now]
+            lane.leave(forgotten)
+            self._settlements.forgotten(lane, forgotten)
         if not self._policy.atomic:
             if entries:
                 self._send_singles(lane, entries, now)
@@ -377,6 +382,14 @@ class Singles:
         self._window.withdraw_numbers({sent.number for sent in sends})
         self._forget_settled()
 
+    def resend_until(self, topic: str, written: float) -> float:
+        """Until when an attempt that was not answered may be followed by another.
+
+        Later the broker may have forgotten its id, and would store it twice.
+        """
+        window = self._duplicate_window(topic)
+        return inf if window is None else written + window - self._policy.attempt_seconds
+
     # The end of an attempt
 
     @property
@@ -480,7 +493,8 @@ class Singles:
         """
         unanswered = [entry for entry in self._stop_awaiting(sent, indices) if not entry.done]
         for entry in unanswered:
-            entry.unanswered(refusal)
+            until = self.resend_until(entry.envelope.topic, sent.written)
+            entry.unanswered(refusal, until)
             entry.fail(now, self._policy.delivery_timeout)
         topics = {entry.envelope.topic for entry in unanswered}
         self._doubts.unanswered(topics, self._window.last_number)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
-from ..errors import StreamError
+from ..errors import ConnectError, StreamError
 from ..settings import JetStreamSettings, StreamSettings
 from .connection import JetStreamApiError
 
@@ -16,6 +16,7 @@ __all__ = ["Coverage", "covers", "ensure_streams", "read_coverage"]
 
 STREAM_NOT_FOUND = 10059
 STREAM_NAME_IN_USE = 10058
+EXPECTED_ANOTHER_STREAM = 10060
 
 STORAGE_STRENGTH = {"memory": 0, "file": 1}
 
@@ -30,6 +31,8 @@ class Api(Protocol):
         self, subject: str, body: dict[str, Any] | None = None, seconds: float | None = None
     ) -> dict[str, Any]: ...
 
+    async def ask(self, topic: str, headers: dict[str, str], seconds: float) -> Any: ...
+
 
 class Covered(NamedTuple):
     """The stream that stores a topic."""
@@ -37,10 +40,15 @@ class Covered(NamedTuple):
     stream: str
     weakness: str | None
     """Why publishing to the stream is not safe, or None."""
+    stops: bool = False
+    """Whether that is true of every message, so that the run stops instead of rejecting each."""
 
 
 class Coverage:
-    """Which stream stores which topic, by the subjects of all streams of the account."""
+    """Which stream stores which topic, by the subjects of all streams of the account.
+
+    :arg least_window: Seconds for which a stream must remember event ids; None if it need not.
+    """
 
     def __init__(
         self,
@@ -48,8 +56,14 @@ class Coverage:
         silent: Iterable[str] = (),
         created: Iterable[str] = (),
         empty: Iterable[str] = (),
+        *,
+        least_window: float | None = None,
+        consumers: Mapping[str, int] | None = None,
     ) -> None:
         self.configs = configs
+        self.least_window = least_window
+        self.consumers = consumers or {}
+        """How many consumers each stream has."""
         self.silent = frozenset(silent)
         """Streams without a leader whose subjects are not known: each may store any topic."""
         self.created = frozenset(created)
@@ -59,12 +73,23 @@ class Coverage:
         self._exact: dict[str, Covered] = {}
         self._patterns: list[tuple[tuple[str, ...], Covered]] = []
         for name, config in configs.items():
-            covered = Covered(name, weakness_of(config))
+            covered = self._covered(name, config)
             for subject in config.get("subjects") or ():
                 if "*" in subject or ">" in subject:
                     self._patterns.append((tuple(subject.split(".")), covered))
                 else:
                     self._exact[subject] = covered
+
+    def _covered(self, name: str, config: Mapping[str, Any]) -> Covered:
+        weakness = weakness_of(config)
+        if weakness is None and (short := short_window(config, self.least_window)) is not None:
+            return Covered(name, short, stops=True)
+        return Covered(name, weakness)
+
+    def window(self, stream: str) -> float | None:
+        """For how many seconds a stream remembers event ids; None if that is not known."""
+        window = self.configs.get(stream, {}).get("duplicate_window")
+        return window / 1e9 if window is not None else None
 
     def knows(self, stream: str) -> bool:
         """Whether a stream of that name exists."""
@@ -119,18 +144,38 @@ def weakness_of(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
+def short_window(config: Mapping[str, Any], least: float | None) -> str | None:
+    """Why a stream forgets event ids too soon for a retry, or None.
+
+    :arg least: Seconds for which it must remember them; None if it need not.
+    """
+    window = config.get("duplicate_window")
+    if least is None or window is None or window >= round(least * 1e9):
+        return None
+    return (
+        f"stream {config.get('name')} remembers event ids for {window / 1e9:g} s, and a retry may "
+        f"come {least:g} s after the first attempt and would be stored twice: raise its "
+        f"duplicate_window to at least {least:g} s, lower ack_timeout, or set dedupe=False"
+    )
+
+
+async def read_coverage(
+    api: Api, known: Coverage | None = None, seconds: float | None = None
+) -> Coverage:
     """List the account's streams, page by page.
 
     Of a stream without a leader a cluster lists only the name: then the configuration in `known`
     still holds.
+
+    :arg seconds: How long to wait for each page.
     """
     configs: dict[str, Mapping[str, Any]] = {}
+    consumers: dict[str, int] = {}
     silent: set[str] = set()
     empty: set[str] = set()
     offset = 0
     while True:
-        page = await api.request("STREAM.LIST", {"offset": offset})
+        page = await api.request("STREAM.LIST", {"offset": offset}, seconds)
         streams, missing = page.get("streams") or (), page.get("missing") or ()
         configs.update((stream["config"]["name"], stream["config"]) for stream in streams)
         empty.update(
@@ -138,14 +183,25 @@ async def read_coverage(api: Api, known: Coverage | None = None) -> Coverage:
             for stream in streams
             if stream.get("state", {}).get("last_seq") == 0
         )
+        consumers.update(
+            (stream["config"]["name"], stream["state"]["consumer_count"])
+            for stream in streams
+            if "consumer_count" in stream.get("state", ())
+        )
         silent.update(missing)
         offset += len(streams) + len(missing)
         if not (streams or missing) or offset >= page.get("total", 0):
             break
-    if known is not None:
-        configs.update((name, known.configs[name]) for name in silent & known.configs.keys())
-    created = known.created if known is not None else ()
-    return Coverage(configs, silent - configs.keys(), created, empty)
+    known = known or Coverage({})
+    configs.update((name, known.configs[name]) for name in silent & known.configs.keys())
+    return Coverage(
+        configs,
+        silent - configs.keys(),
+        known.created,
+        empty,
+        least_window=known.least_window,
+        consumers=consumers,
+    )
 
 
 async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | None:
@@ -158,19 +214,22 @@ async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | No
     if strategy == "skip":
         return None
     created = [
-        stream.name for stream in settings.streams if await _ensure_stream(api, stream, strategy)
+        stream.name
+        for stream in settings.streams
+        if await _ensure_stream(api, stream, strategy, settings)
     ]
-    coverage = await read_coverage(api, Coverage({}, created=created))
+    known = Coverage({}, created=created, least_window=settings.least_duplicate_window)
+    coverage = await read_coverage(api, known)
     for topic in settings.topics:
         covered = coverage.of(topic)
-        if covered is None:
+        if covered is None and not await _somebody_stores(api, topic, settings):
             silent = (
                 f" (no leader answers for {', '.join(sorted(coverage.silent))})"
                 if coverage.silent
                 else ""
             )
             raise StreamError(f"no stream covers topic {topic}{silent}: {REMEDY}", topic=topic)
-        if covered.weakness is not None:
+        if covered is not None and covered.weakness is not None:
             raise StreamError(
                 f"topic {topic}: {covered.weakness}",
                 stream=covered.stream,
@@ -180,15 +239,34 @@ async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | No
     return coverage
 
 
+async def _somebody_stores(api: Api, topic: str, settings: JetStreamSettings) -> bool:
+    """Whether a stream answers on a topic that no listed stream covers: the account may map the
+    topic to another one, or import it from another account.
+
+    Asked with a message that no stream stores, because it expects a stream of another name.
+    """
+    try:
+        answer = await api.ask(
+            topic, {"Nats-Expected-Stream": "..."}, min(2.0, settings.connect_timeout)
+        )
+    except (ConnectError, ValueError):  # nobody answers, or it is no answer of JetStream
+        return False
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return isinstance(error, dict) and error.get("err_code") == EXPECTED_ANOTHER_STREAM
+
+
 REMEDY = (
     "add it to the subjects of a stream, or declare a StreamSettings for it with "
     "stream_strategy=create"
 )
 
 
-async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> bool:
+async def _ensure_stream(
+    api: Api, wanted: StreamSettings, strategy: str, settings: JetStreamSettings
+) -> bool:
     """Create, update or check one stream; returns whether it was created."""
     created = False
+    least = settings.least_duplicate_window
     try:
         info = await api.request(f"STREAM.INFO.{wanted.name}")
     except JetStreamApiError as error:
@@ -207,7 +285,9 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> boo
         info = await _create(api, wanted)
         created = True
     config = info["config"]
-    if strategy == "create_or_update" and (changes := _changes(config, wanted, api.takes_batches)):
+    if strategy == "create_or_update" and (
+        changes := _changes(config, wanted, api.takes_batches, least)
+    ):
         try:
             info = await api.request(f"STREAM.UPDATE.{wanted.name}", {**config, **changes})
         except JetStreamApiError as error:
@@ -216,11 +296,11 @@ async def _ensure_stream(api: Api, wanted: StreamSettings, strategy: str) -> boo
                 f"stream {wanted.name} cannot be updated ({changed}): {error}; "
                 "change its StreamSettings, or the stream",
                 stream=wanted.name,
-                shortcomings=tuple(_shortcomings(config, wanted).values()),
+                shortcomings=tuple(_shortcomings(config, wanted, least).values()),
                 code=error.code,
             ) from None
         config = info["config"]
-    shortcomings = _shortcomings(config, wanted)
+    shortcomings = _shortcomings(config, wanted, least)
     if shortcomings:
         raise StreamError(
             f"stream {wanted.name} is weaker than the settings require: "
@@ -249,6 +329,15 @@ async def _create(api: Api, wanted: StreamSettings) -> dict[str, Any]:
         ) from None
 
 
+def _needs(wanted: StreamSettings, least_window: float) -> timedelta:
+    """For how long the stream must remember event ids: as the settings say, or long enough for a
+    retry, because nothing is sent again that may be forgotten by then.
+    """
+    if "duplicate_window" in wanted.model_fields_set:
+        return wanted.duplicate_window
+    return timedelta(seconds=least_window)
+
+
 def _nanoseconds(duration: timedelta) -> int:
     return round(duration.total_seconds() * 1e9)
 
@@ -268,6 +357,7 @@ def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
         "max_msg_size": wanted.max_message_size,
         "max_age": _nanoseconds(wanted.max_age) if wanted.max_age is not None else None,
         "allow_msg_ttl": wanted.allow_message_ttl or None,
+        "allow_msg_schedules": wanted.allow_message_schedules or None,
         "allow_atomic": wanted.allow_atomic or None,
         # Only faster, so a stream without it is not weaker than the settings require.
         "allow_batched": (wanted.allow_batched and takes_batches) or None,
@@ -276,7 +366,10 @@ def _as_json(wanted: StreamSettings, takes_batches: bool) -> dict[str, Any]:
 
 
 def _changes(
-    config: Mapping[str, Any], wanted: StreamSettings, takes_batches: bool
+    config: Mapping[str, Any],
+    wanted: StreamSettings,
+    takes_batches: bool,
+    least_window: float | None,
 ) -> dict[str, Any]:
     """The fields to change so that a stream is as strong as the settings require.
 
@@ -292,14 +385,27 @@ def _changes(
     asked["subjects"] = [
         subject for subject in have if not any(covers(new, subject) for new in missing)
     ] + missing
-    changes = {key: asked[key] for key in _shortcomings(config, wanted) if key in asked}
+    changes = {
+        key: asked[key] for key in _shortcomings(config, wanted, least_window) if key in asked
+    }
+    # The server refuses a window longer than the maximum age.
+    age = changes.get("max_age", config.get("max_age", 0)) or asked["duplicate_window"]
+    window = min(asked["duplicate_window"], age)
+    changes.pop("duplicate_window", None)
+    if least_window is not None and window > config.get("duplicate_window", 0):
+        changes["duplicate_window"] = window
     if asked.get("allow_batched") and not config.get("allow_batched"):
         changes["allow_batched"] = True
     return changes
 
 
-def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str, str]:
-    """Where a stream is weaker than the settings require: a sentence for each such field."""
+def _shortcomings(
+    config: Mapping[str, Any], wanted: StreamSettings, least_window: float | None
+) -> dict[str, str]:
+    """Where a stream is weaker than the settings require: a sentence for each such field.
+
+    :arg least_window: Seconds for which it must remember event ids; None if it need not.
+    """
     found = {}
     weakness = weakness_of(config)
     if weakness is not None:
@@ -332,13 +438,20 @@ def _shortcomings(config: Mapping[str, Any], wanted: StreamSettings) -> dict[str
             "discard is old, which drops stored messages when the stream is full; "
             "the settings require new"
         )
-    if config.get("duplicate_window", 0) < _nanoseconds(wanted.duplicate_window):
-        window = timedelta(microseconds=config.get("duplicate_window", 0) / 1000)
+    has_window = timedelta(microseconds=config.get("duplicate_window", 0) / 1000)
+    if least_window is not None and has_window < (needs := _needs(wanted, least_window)):
         found["duplicate_window"] = (
-            f"duplicate_window is {window}, the settings require {wanted.duplicate_window}"
+            f"duplicate_window is {has_window}, the settings require {needs}"
         )
+        age = timedelta(microseconds=config.get("max_age", 0) / 1000)
+        if timedelta(0) < age < needs:
+            found["duplicate_window"] += f", and the stream's max_age of {age} allows no more"
     if wanted.allow_message_ttl and not config.get("allow_msg_ttl"):
         found["allow_msg_ttl"] = "allow_msg_ttl is off, the settings require it on"
+    if wanted.allow_message_schedules and not config.get("allow_msg_schedules"):
+        found["allow_msg_schedules"] = (
+            "allow_msg_schedules is off, the settings require it on (nats-server 2.12 or later)"
+        )
     if wanted.allow_atomic and not config.get("allow_atomic"):
         found["allow_atomic"] = (
             "allow_atomic is off, the settings require it on (nats-server 2.12 or later)"

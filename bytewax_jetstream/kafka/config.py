@@ -64,6 +64,9 @@ def producer(settings: KafkaSettings) -> dict[str, Any]:
         "socket.timeout.ms": round(pool.ack_timeout * 1000) + 500,
         # Reconnect soon after a broker is back: by default it could take ten seconds.
         "reconnect.backoff.max.ms": 1000,
+        # As the Java client does: a key goes where another producer of the topic puts it, and an
+        # empty key is a key.
+        "partitioner": settings.partitioner,
         # A topic was checked before its first message, so an unknown one was deleted since.
         "topic.metadata.propagation.max.ms": min(10_000, round(pool.delivery_timeout * 500)),
     }

@@ -128,7 +128,7 @@ def encode(envelope: Envelope) -> Record:
     :raises EnvelopeError: with what is wrong and what to do.
     """
     topic, payload, event_id, aggregate_id, event_type, headers, partition, options, time = envelope
-    if type(event_id) is not str or not event_id:
+    if not issubclass(type(event_id), str) or not event_id:
         raise _bad_event_id(event_id)
     if payload is not None and type(payload) is not bytes:
         words = f"the payload must be bytes or None, not {type(payload).__name__}"

@@ -12,7 +12,14 @@ from ..envelope import Envelope
 from ..publishing import Refusal, Verdict
 from .topics import REMEDY
 
-__all__ = ["FINAL_AT_START", "REJECT_CODES", "STOP_CODES", "UNKNOWN_PARTITION", "classify"]
+__all__ = [
+    "FINAL_AT_START",
+    "GONE_CODES",
+    "REJECT_CODES",
+    "STOP_CODES",
+    "UNKNOWN_PARTITION",
+    "classify",
+]
 
 UNKNOWN_PARTITION = KafkaError._UNKNOWN_PARTITION  # noqa: SLF001  # the library's name for it
 
@@ -55,6 +62,20 @@ STOP_CODES = {
     KafkaError.INVALID_REQUIRED_ACKS: "use brokers of version 2.1 or later",
 }
 """Never, and other messages will fare the same."""
+GONE_CODES = frozenset(
+    {
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_TOPIC_ID,
+        UNKNOWN_PARTITION,
+        # While the producer lives, this is what librdkafka says of messages that waited for a
+        # partition which has been removed (`rd_kafka_toppar_destroy_final`).
+        KafkaError._DESTROY,  # noqa: SLF001
+    }
+)
+"""The topic, or the partition, is not there any more, as far as librdkafka knows: it is looked up
+before anything is refused.
+"""
 FINAL_AT_START = frozenset(
     {
         KafkaError.SASL_AUTHENTICATION_FAILED,

@@ -1,34 +1,60 @@
 """`KnownTopics`: which topics may be published to; messages wait here while a topic is looked up.
 
-A topic that is first seen after the start is looked up away from the pool's thread.
+A topic is looked up, away from the pool's thread,
+
+- when it is first seen after the start;
+- when a message names a partition that it did not have: partitions may have been added;
+- when librdkafka no longer finds the topic or a partition: it may have been deleted and made again,
+  or be about to be made; for the time of an ack timeout that is waited for.
+
+librdkafka looks for changes every five minutes only, so it is told to look, too. What waits for a
+topic is sent in the order in which it was sent first.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
+from math import inf
+from typing import NamedTuple
 
 from ..envelope import Envelope
-from ..errors import ConnectError, EnvelopeError, TopicError
+from ..errors import ConnectError, TopicError
 from ..publishing import PublisherEvents, Refusal, Verdict
 from ..settings import KafkaSettings
 from .encoding import check_topic
 from .topics import CLEANUP, REMEDY, Topic, TopicAdmin, ensure_topics
 
-__all__ = ["KnownTopics"]
+__all__ = ["NEVER_SENT", "KnownTopics"]
 
 log = logging.getLogger(__name__)
 
-FORGET_SECONDS = 1.0
-"""After how long a refused topic may be looked up again."""
 LOOK_UP_SECONDS = 2.0
 """How long to wait for a broker's answer about a topic, until it is asked again."""
+PAUSE_SHARE = 20
+LONGEST_PAUSE = 1.0
+"""After a round of look-ups comes a pause, this many times as long as the round, but no longer."""
+
+NEVER_SENT = Refusal(Verdict.GIVE_UP, "it was given up before librdkafka got it")
+
+
+class _Parked(NamedTuple):
+    """A message that waits for its topic's look-up."""
+
+    number: int
+    """Of its send."""
+    at: int
+    """Its index in it."""
+    refusal: Refusal | None
+    """What becomes of it if the topic is gone; None if it was not sent yet."""
 
 
 class KnownTopics:
     """Topics that were looked up, and the messages that wait for a look-up; for the pool's thread.
 
     :arg send: Called with number, index and envelope of a message whose topic was found.
+    :arg refresh: Has the producer look at a topic, by a deadline; returns how many partitions it
+        sees, 0 without the topic, None if no broker answered. Blocks; called on other threads.
     :arg on_looked_up: Called after each round of look-ups.
     """
 
@@ -37,6 +63,7 @@ class KnownTopics:
         settings: KafkaSettings,
         *,
         send: Callable[[int, int, Envelope], None],
+        refresh: Callable[[str, float], int | None],
         on_looked_up: Callable[[], None],
     ) -> None:
         self.found: dict[str, Topic] = {}
@@ -46,14 +73,18 @@ class KnownTopics:
         self.look_ups = 0
         self._settings = settings
         self._send = send
+        self._refresh = refresh
         self._on_looked_up = on_looked_up
         self._events: PublisherEvents
         self._admin: TopicAdmin | None = None
-        self._refused: dict[str, tuple[float, str]] = {}
-        """Topics that may not be published to: until when this is believed, and why."""
-        self._parked: dict[str, list[tuple[int, int]]] = {}
-        """Number and index of the messages that wait for their topic's look-up, in order."""
+        self._parked: dict[str, list[_Parked]] = {}
+        """By topic."""
+        self._stale: set[str] = set()
+        """Topics that the producer has to look at, too."""
+        self._missing_since: dict[str, float] = {}
+        """Topics that were there and are not: they may be about to be made again."""
         self._look_up: asyncio.Task[None] | None = None
+        self._next_round = 0.0
 
     @property
     def are_checked(self) -> bool:
@@ -83,17 +114,13 @@ class KnownTopics:
         self._admin = None
 
     def check(self, topic: str) -> None:
-        """Check a topic that is not among `found`: its form, and whether it was refused just now.
+        """Check the form of a topic that is not among `found`.
 
-        :raises EnvelopeError: when nothing may be published to it.
+        :raises EnvelopeError: when nothing can be published to it.
         """
         check_topic(topic)
         if self._admin is None:
-            self.found[topic] = Topic(None)
-            return
-        until, reason = self._refused.get(topic, (0.0, ""))
-        if reason and time.monotonic() < until:
-            raise EnvelopeError(reason, field="topic", topic=topic)
+            self.found[_plain(topic)] = Topic(None)
 
     def refusal_of(self, envelope: Envelope) -> str | None:
         """Why its topic refuses an envelope that is valid elsewhere, or None."""
@@ -103,69 +130,130 @@ class KnownTopics:
 
     def park(self, topic: str, number: int, index: int) -> None:
         """Keep a message until its topic is looked up."""
-        self._parked.setdefault(topic, []).append((number, index))
+        self._park(topic, _Parked(number, index, None))
+
+    def park_for_partition(self, topic: str, number: int, index: int) -> None:
+        """Keep a message for a partition that its topic did not have when it was last looked up."""
+        self._stale.add(_plain(topic))
+        self._park(topic, _Parked(number, index, None))
+
+    def park_failed(self, topic: str, number: int, index: int, refusal: Refusal) -> None:
+        """Keep a message that failed because its topic, or partition, was not there any more; and
+        everything that comes behind it on that topic.
+
+        :arg refusal: What becomes of it if there is no such topic.
+        """
+        self.found.pop(topic, None)
+        self._missing_since.setdefault(_plain(topic), time.monotonic())
+        self._stale.add(_plain(topic))
+        self._park(topic, _Parked(number, index, refusal))
+
+    def _park(self, topic: str, parked: _Parked) -> None:
+        self._parked.setdefault(_plain(topic), []).append(parked)
         if self._look_up is None or self._look_up.done():
             self._look_up = asyncio.get_running_loop().create_task(self._look_up_parked())
 
-    def look_up_again(self, topic: str) -> None:
-        """Forget a found topic, which may have more partitions by now; at most once a second."""
-        until, _ = self._refused.get(topic, (0.0, ""))
-        if until < time.monotonic():
-            self._refused[topic] = (time.monotonic() + FORGET_SECONDS, "")
-            del self.found[topic]
-
     async def _look_up_parked(self) -> None:
-        while self._parked and self._admin is not None:
-            names = list(self._parked)
+        while self._parked:
+            await asyncio.sleep(max(0.0, self._next_round - time.monotonic()))
+            rounds, self._parked = self._parked, {}
             self.look_ups += 1
-            deadline = time.monotonic() + min(LOOK_UP_SECONDS, self._settings.connect_timeout)
-            reasons: dict[str, str] = {}
-            found: dict[str, Topic] = {}
+            began = time.monotonic()
             # One request a topic, so that one that this user may not ask about harms no other.
-            for name in names:
+            for name, parked in rounds.items():
+                found: Topic | str | None
                 try:
-                    found |= await asyncio.to_thread(self._admin.describe, [name], deadline)
-                    reasons[name] = f"there is no topic {name}: {REMEDY}"
-                except TopicError as error:
-                    reasons[name] = str(error)
-                except ConnectError as error:
-                    log.warning(
-                        "a topic could not be looked up, and will be asked again: %s", error
-                    )
-                    self._forget_settled(name)
-            for name in names:
-                topic = found.get(name)
-                weakness = (
-                    topic.weakness(name, self._settings.batch_bytes) if topic is not None else None
-                )
-                if topic is not None and weakness is None:
-                    self._add(name, topic)
-                    self._send_parked(name)
-                elif name in reasons:
-                    self._reject_parked(name, weakness or reasons[name])
+                    found = await self._look(name)
+                except Exception as error:  # no message may wait for good
+                    log.exception("looking up topic %s failed", name)
+                    found = f"topic {name} cannot be looked up ({type(error).__name__}): report it"
+                self._decide(name, parked, found)
+            took = time.monotonic() - began
+            self._next_round = time.monotonic() + min(LONGEST_PAUSE, PAUSE_SHARE * took)
             self._on_looked_up()
+
+    async def _look(self, name: str) -> Topic | str | None:
+        """The topic, or why nothing may be published to it; None if no broker has answered."""
+        deadline = time.monotonic() + min(LOOK_UP_SECONDS, self._settings.connect_timeout)
+        topic: Topic | None = None
+        if self._admin is not None:
+            try:
+                topic = (await asyncio.to_thread(self._admin.describe, [name], deadline)).get(name)
+            except TopicError as error:
+                return str(error)
+            except ConnectError as error:
+                log.warning("a topic could not be looked up, and will be asked again: %s", error)
+                return None
+        if name in self._stale and (topic is not None or self._admin is None):
+            partitions = await asyncio.to_thread(self._refresh, name, deadline)
+            if partitions is None:
+                return None
+            if self._admin is None:
+                topic = Topic(partitions) if partitions else None
+            elif topic is not None and partitions != topic.partitions:
+                return None  # the brokers do not agree yet
+        if topic is None:
+            since = self._missing_since.get(name, -inf)
+            if time.monotonic() - since < self._settings.pool.ack_timeout:
+                return None
+            return f"there is no topic {name}: {REMEDY}"
+        return topic.weakness(name, self._settings.batch_bytes) or topic
+
+    def _decide(self, name: str, parked: list[_Parked], found: Topic | str | None) -> None:
+        if found is None:
+            # Asked again; except for what is settled, because its delivery timeout is over.
+            waiting = [each for each in parked if self._is_awaited(each)]
+            if waiting:
+                self._parked[name] = waiting + self._parked.get(name, [])
+            return
+        self._stale.discard(name)
+        self._missing_since.pop(name, None)
+        if isinstance(found, str):
+            for number, index, refusal in parked:
+                refused = refusal or Refusal(Verdict.REJECT, found)
+                self._events.refused(number, index, refused)
+            return
+        self._add(name, found if self._admin is not None else Topic(None))
+        # What was parked meanwhile goes too, or what is sent from now on would overtake it.
+        late = {each[:2] for each in self._parked.get(name, ())}
+        for each in sorted(parked + self._parked.pop(name, []), key=lambda each: each[:2]):
+            if self._is_awaited(each):
+                (envelope,) = self._events.in_flight(*each[:2])
+                self._send_or_reject(envelope, each, found.partitions, is_late=each[:2] in late)
 
     def _add(self, name: str, topic: Topic) -> None:
         self.found[name] = topic
+        if self._admin is None:
+            return  # nobody was asked for its configuration
         if "compact" in topic.config.get(CLEANUP, ""):
             self.compacted.add(name)
         else:
             self.compacted.discard(name)
 
-    def _send_parked(self, name: str) -> None:
-        for number, index in self._parked.pop(name):
-            for envelope in self._events.in_flight(number, index):
-                self._send(number, index, envelope)
+    def _is_awaited(self, parked: _Parked) -> bool:
+        """Whether a message is still to be sent. If it was given up, its place is given back."""
+        number, index, _ = parked
+        if self._events.in_flight(number, index):
+            return True
+        self._events.refused(number, index, NEVER_SENT)
+        return False
 
-    def _reject_parked(self, name: str, reason: str) -> None:
-        self._refused[name] = (time.monotonic() + FORGET_SECONDS, reason)
-        for number, index in self._parked.pop(name):
+    def _send_or_reject(
+        self, envelope: Envelope, parked: _Parked, partitions: int | None, *, is_late: bool
+    ) -> None:
+        topic, partition = envelope.topic, envelope.partition
+        number, index, _ = parked
+        if partitions is None or partition is None or partition < partitions:
+            self._send(number, index, envelope)
+        elif is_late:
+            self.park_for_partition(topic, number, index)
+        else:
+            reason = (
+                f"topic {topic} has no partition {partition}: give 0 to {partitions - 1}, or None"
+            )
             self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
 
-    def _forget_settled(self, name: str) -> None:
-        """Drop messages whose delivery timeout passed before a broker answered."""
-        self._parked[name] = [
-            parked for parked in self._parked[name] if self._events.in_flight(*parked)
-        ]
-        if not self._parked[name]:
-            del self._parked[name]
+
+def _plain(topic: str) -> str:
+    """The topic as a bare str: librdkafka takes no subclass, such as a member of a `StrEnum`."""
+    return str.__str__(topic)

@@ -124,6 +124,18 @@ class Client:
         """
         return self._producer.list_topics(timeout=seconds)
 
+    def partitions(self, topic: str, deadline: float) -> int | None:
+        """Have librdkafka look at a topic now, and not within five minutes; returns how many
+        partitions it has, 0 without the topic, None if no broker answers by the deadline. Blocks.
+        """
+        try:
+            found = self._producer.list_topics(topic, max(0.1, deadline - time.monotonic()))
+        except KafkaException as error:
+            log.debug("looking at topic %s: %r", topic, error)
+            return None
+        seen = found.topics.get(topic)
+        return len(seen.partitions) if seen is not None and seen.error is None else 0
+
     def serve(self) -> None:
         """Serve the reports that have arrived, without waiting."""
         self._guarded(self._producer.poll, 0)

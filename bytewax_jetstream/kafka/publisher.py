@@ -42,8 +42,14 @@ from .encoding import (
     is_plain,
     misdated,
 )
-from .error_codes import FINAL_AT_START, STOP_CODES, classify
-from .known_topics import KnownTopics
+from .error_codes import (
+    FINAL_AT_START,
+    GONE_CODES,
+    STOP_CODES,
+    UNKNOWN_PARTITION,
+    classify,
+)
+from .known_topics import NEVER_SENT, KnownTopics
 from .producer import INDEX_BITS, PAUSE, Client, error_of, place_of
 
 __all__ = ["KafkaPublisher"]
@@ -56,6 +62,8 @@ MAX_SEND = 1 << INDEX_BITS
 RETRY_SECONDS = 0.01
 """After how long messages that librdkafka had no room for are offered again."""
 CLOSE_SECONDS = 2.0
+FIRST = 0
+"""The partition of the empty key, where librdkafka would choose one at random: its CRC-32 is 0."""
 ATTEMPT = 1.0
 """Seconds of one attempt to reach a broker at the start; short, so that a refused password is
 reported at once.
@@ -75,7 +83,12 @@ class KafkaPublisher:
         self._settings = settings
         self._events: PublisherEvents
         self._client: Client | None = None
-        self._topics = KnownTopics(settings, send=self._send_found, on_looked_up=self._reported)
+        self._topics = KnownTopics(
+            settings,
+            send=self._send_found,
+            refresh=self._refresh,
+            on_looked_up=self._reported,
+        )
         self._backlog: deque[tuple[int, int, Record]] = deque()
         """Messages that librdkafka had no room for, in order."""
         self._retry: asyncio.TimerHandle | None = None
@@ -83,6 +96,8 @@ class KafkaPublisher:
         """Number and index of the first message on each topic that is not refused, as far as is
         known."""
         self._has_failed = False
+        self._spreads_empty_keys = settings.partitioner == "consistent_random"
+        """Whether librdkafka would put the empty key into any partition."""
         self._counts = dict.fromkeys(("queue_full", "hand_overs"), 0)
 
     @property
@@ -133,9 +148,16 @@ class KafkaPublisher:
     def prepare(self, envelopes: Sequence[Envelope]) -> list[Wire | EnvelopeError]:
         """Check envelopes; encode those that cannot be sent as they are, None for the others."""
         topics = self._topics
-        if are_plain(envelopes, topics.found.keys()) and not topics.compacted:
+        if are_plain(envelopes, topics.found.keys()) and not (
+            topics.compacted
+            or (self._spreads_empty_keys and any(each.aggregate_id == "" for each in envelopes))
+        ):
             return [None] * len(envelopes)
         return prepare_each(self._prepare, envelopes)
+
+    def duplicate_window(self, topic: str) -> float | None:
+        """None: Kafka remembers no event ids."""
+        return None
 
     def route(self, topic: str) -> Route | None:
         """None: librdkafka forms its own batches."""
@@ -225,11 +247,20 @@ class KafkaPublisher:
             known = False
         if not known:
             self._topics.check(envelope.topic)
-        wire = None if is_plain(envelope) else encode(envelope)
+        plain = is_plain(envelope) and not (
+            self._spreads_empty_keys and envelope.aggregate_id == ""
+        )
+        wire = None if plain else self._encode(envelope)
         reason = self._topics.refusal_of(envelope)
         if reason is not None:
             raise EnvelopeError(reason, field="aggregate_id", topic=envelope.topic)
         return wire
+
+    def _encode(self, envelope: Envelope) -> Record:
+        record = encode(envelope)
+        if self._spreads_empty_keys and record.key == b"" and record.partition == ANY:
+            return record._replace(partition=FIRST)
+        return record
 
     def _let_go(self, client: Client) -> int:
         """End the library's threads; returns how many messages had no report. Blocks."""
@@ -282,7 +313,7 @@ class KafkaPublisher:
         elif self._backlog:
             self._backlog.append((number, index, wire))
         elif topic.partitions is not None and wire.partition >= topic.partitions:
-            self._refuse_partition(number, index, wire, topic.partitions)
+            self._topics.park_for_partition(wire.topic, number, index)
         elif reason := misdated(wire, topic.config, time.time()):
             self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
         elif client is not None:
@@ -297,7 +328,7 @@ class KafkaPublisher:
     def _send_found(self, number: int, index: int, envelope: Envelope) -> None:
         reason = self._topics.refusal_of(envelope)
         if reason is None:
-            self._send_one(number, index, encode(envelope))
+            self._send_one(number, index, self._encode(envelope))
         else:
             self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
 
@@ -319,9 +350,7 @@ class KafkaPublisher:
                     "the flow again"
                 )
         else:
-            self._events.refused(
-                number, index, self._classify(found.code(), found.str(), number, index)
-            )
+            self._failed(number, index, found.code(), found.str())
 
     def _send_backlog(self) -> None:
         self._retry = None
@@ -329,15 +358,14 @@ class KafkaPublisher:
         for number, index, wire in waiting:
             if self._events.in_flight(number, index):  # its delivery timeout has not passed
                 self._send_one(number, index, wire)
+            else:
+                self._events.refused(number, index, NEVER_SENT)
         self._reported()
 
-    def _refuse_partition(self, number: int, index: int, wire: Record, partitions: int) -> None:
-        reason = (
-            f"topic {wire.topic} has no partition {wire.partition}: "
-            f"give 0 to {partitions - 1}, or None"
-        )
-        self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
-        self._topics.look_up_again(wire.topic)
+    def _refresh(self, topic: str, deadline: float) -> int | None:
+        """Have the producer look at a topic again; blocks."""
+        client = self._client
+        return client.partitions(topic, deadline) if client is not None else None
 
     # Reports
 
@@ -353,10 +381,22 @@ class KafkaPublisher:
             self._counts["hand_overs"] += 1
             self._events.acked_many(acks)
         for number, index, code, text, seconds in failures:
+            self._failed(number, index, code, text, seconds)
+
+    def _failed(self, number: int, index: int, code: int, text: str, seconds: float = 0.0) -> None:
+        """A message is refused; if its topic seems to be gone, the topic is looked up first."""
+        envelope = next(iter(self._events.in_flight(number, index)), None)
+        if code in GONE_CODES and envelope is not None:
+            # Even where librdkafka's own words are about its removed partition object.
+            words = "Unknown topic or partition" if code == KafkaError._DESTROY else text  # noqa: SLF001
+            gone = classify(UNKNOWN_PARTITION, words, None, checked=self._topics.are_checked)
+            self._topics.park_failed(envelope.topic, number, index, gone)
+        else:
             refusal = self._classify(code, text, number, index)
             # An answer of a broker (codes from 0) is that to the last attempt.
-            may_be_stored = code >= 0 and self._client.may_have_retried(seconds)
-            if may_be_stored and refusal.verdict is not Verdict.GIVE_UP:
+            client = self._client
+            retried = code >= 0 and client is not None and client.may_have_retried(seconds)
+            if retried and refusal.verdict is not Verdict.GIVE_UP:
                 refusal = _in_doubt(refusal, "an earlier attempt was not answered")
             self._events.refused(number, index, refusal)
 
@@ -369,9 +409,6 @@ class KafkaPublisher:
             return self._denied(envelope.topic, (number, index), refusal)
         if code == KafkaError.INVALID_RECORD and envelope.aggregate_id is None:
             self._topics.compacted.add(envelope.topic)  # its configuration could not be read
-        known = self._topics.are_checked and envelope.topic in self._topics.found
-        if code == KafkaError.MSG_SIZE_TOO_LARGE and known:
-            self._topics.look_up_again(envelope.topic)  # its limit may have been lowered
         return refusal
 
     def _denied(self, topic: str, at: tuple[int, int], refusal: Refusal) -> Refusal:

@@ -57,6 +57,8 @@ class Route(NamedTuple):
     """Whether it counts an id as stored that is only in process there, and may still be lost."""
     fresh: bool
     """Whether this publisher made it, so that no earlier run can have left anything in process."""
+    duplicate_window: float | None = None
+    """Seconds for which it remembers event ids; None where that is not known."""
 
 
 class PublisherEvents(Protocol):
@@ -152,6 +154,11 @@ class Publisher(Protocol):
 
     def route(self, topic: str) -> Route | None:
         """The route that takes batches of a topic; None if each message must go as a single."""
+
+    def duplicate_window(self, topic: str) -> float | None:
+        """For how many seconds a topic's stream remembers event ids, also of singles; None where
+        that is not known, or where the broker remembers none.
+        """
 
     def send(self, outgoing: Outgoing) -> None:
         """Write it; the answers come through the events."""

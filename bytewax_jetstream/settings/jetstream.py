@@ -18,6 +18,9 @@ __all__ = ["JetStreamSettings", "StreamSettings"]
 INBOX_PREFIX = re.compile(r"(?=.{1,255}\Z)(?!\$)[!-)+,\-/-=?-~]+(\.[!-)+,\-/-=?-~]+)*").fullmatch
 
 
+DUPLICATE_WINDOW = timedelta(minutes=2)
+
+
 class StreamSettings(BaseModel):
     """A JetStream stream as this flow needs it; for None, the server or the stream decides."""
 
@@ -33,14 +36,33 @@ class StreamSettings(BaseModel):
     max_bytes: Count | None = None
     max_message_size: Count | None = None
     max_age: timedelta | None = None
-    duplicate_window: timedelta = timedelta(minutes=2)
-    """How long the server remembers an event id; at least the delivery timeout."""
+    duplicate_window: timedelta = Field(
+        default_factory=lambda fields: min(
+            DUPLICATE_WINDOW, fields.get("max_age") or DUPLICATE_WINDOW
+        )
+    )
+    """How long the server remembers an event id: by default 2 minutes, or `max_age` if that is
+    shorter. A stream that is there may have a shorter one unless this is set. At least twice the
+    `ack_timeout`, unless `dedupe` is False.
+    """
     allow_message_ttl: bool = False
     """Required by envelopes with `PublishOptions(ttl=…)`."""
+    allow_message_schedules: bool = False
+    """Required by envelopes with `PublishOptions(schedule=…)`; needs nats-server 2.12 or later."""
     allow_atomic: bool = False
     """Required by `JetStreamSettings(atomic=True)`; needs nats-server 2.12 or later."""
     allow_batched: bool = True
     """Let the stream take batches, if the server can (nats-server 2.14 or later)."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.max_age and self.duplicate_window > self.max_age:
+            raise ValueError(
+                f"duplicate_window of stream {self.name} ({self.duplicate_window}) is above its "
+                f"max_age ({self.max_age}), which the server refuses: raise max_age, or leave "
+                "duplicate_window out"
+            )
+        return self
 
 
 class JetStreamSettings(Settings):
@@ -151,13 +173,14 @@ class JetStreamSettings(Settings):
             raise ValueError(
                 f"atomic needs allow_atomic on stream {', '.join(lacking)}: set it there too"
             )
-        window = timedelta(seconds=self.pool.delivery_timeout)
+        least = self.least_duplicate_window
         for stream in self.streams:
-            if stream.duplicate_window < window:
+            if least is not None and stream.duplicate_window < timedelta(seconds=least):
                 raise ValueError(
                     f"duplicate_window of stream {stream.name} ({stream.duplicate_window}) is "
-                    f"below the delivery timeout ({window}), so a late retry could be stored "
-                    "twice: raise the one or lower the other"
+                    f"below twice the ack timeout ({timedelta(seconds=least)}), so a retry could "
+                    "be stored twice: raise it (and max_age), lower ack_timeout, or set "
+                    "dedupe=False"
                 )
         return self
 
@@ -171,6 +194,13 @@ class JetStreamSettings(Settings):
             or any(files)
             or any(_scheme(s) == "tls" for s in self.servers)
         )
+
+    @property
+    def least_duplicate_window(self) -> float | None:
+        """Seconds for which every stream must remember event ids: a retry comes one ack timeout
+        after the first attempt, and may be an ack timeout on its way. None without `dedupe`.
+        """
+        return 2 * self.pool.ack_timeout if self.dedupe else None
 
     @property
     def js_prefix(self) -> str:

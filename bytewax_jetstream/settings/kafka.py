@@ -60,6 +60,15 @@ FIELD_OF = {
 VERIFIES_NAMES = "ssl.endpoint.identification.algorithm"
 NO = frozenset({"false", "f", "0", "none"})
 """How librdkafka writes that a verification is off."""
+PARTITIONERS = (
+    "consistent",
+    "consistent_random",
+    "fnv1a",
+    "fnv1a_random",
+    "murmur2",
+    "murmur2_random",
+)
+"""Those of librdkafka that look at the key, so that an aggregate stays in one partition."""
 
 
 class KafkaTopicSettings(BaseModel):
@@ -138,6 +147,10 @@ class KafkaSettings(Settings):
     add_config: dict[str, str | int | float | bool] = Field(default_factory=dict, repr=False)
     """Other properties of librdkafka by name. Those that a guarantee depends on are refused, and so
     are those that contradict the fields for TLS and authentication.
+
+    An aggregate id goes to the partition where Kafka's Java client puts that key (`partitioner`
+    `murmur2_random`). Where other producers of a topic use librdkafka's own default, set
+    `consistent_random`. A partitioner that ignores the key is refused.
     """
     pool: PoolSettings = Field(default_factory=PoolSettings)
 
@@ -174,6 +187,12 @@ class KafkaSettings(Settings):
             raise ValueError(
                 f"{', '.join(kept)} in add_config would break a guarantee of this package: use the "
                 "fields of KafkaSettings, or leave it out"
+            )
+        partitioner = config.get("partitioner", PARTITIONERS[0])
+        if partitioner not in PARTITIONERS:
+            raise ValueError(
+                f"partitioner {partitioner!r} in add_config would break the order of an aggregate, "
+                f"because it ignores the key: use one of {', '.join(PARTITIONERS)}"
             )
         return config
 
@@ -240,6 +259,11 @@ class KafkaSettings(Settings):
                 "stands for: leave it out and give tls_ca_file, or leave out tls and the tls_… "
                 "files and set security.protocol in add_config, too"
             )
+
+    @property
+    def partitioner(self) -> str:
+        """How a key is mapped to a partition, in librdkafka's words."""
+        return str(self.add_config.get("partitioner", "murmur2_random"))
 
     @property
     def wants_tls(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from bytewax_jetstream.bench.cases import STRATEGIES, Case
 from bytewax_jetstream.bench.jetstream_broker import JetStreamBroker
@@ -11,6 +12,11 @@ from bytewax_jetstream.bench.kafka_broker import KafkaBroker
 from bytewax_jetstream.bench.results import check
 from bytewax_jetstream.bench.runner import run
 from bytewax_jetstream.errors import BenchError
+from bytewax_jetstream.testing import NatsServer
+from tests.support.kafka import make_topic, records
+from tests.support.lanes import jetstream, kafka, publish
+from tests.support.streams import api, envelopes, make_stream, stored
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.alone
 
@@ -53,6 +59,7 @@ def test_a_strategy_stores_or_reads_every_message_and_leaves_nothing_behind(
 
     assert entry["acked"] == entry["found"] == MESSAGES
     assert entry["success"] == 1
+    assert entry["repeated"] == 0
     assert entry["msgs_per_s"] > 0
     assert entry["client_cpu_us_per_msg"] > 0
     assert entry["threads_final"] == entry["threads_initial"]
@@ -93,6 +100,48 @@ def test_every_kafka_strategy_stores_every_message_and_leaves_nothing_behind(
         entry["strategy"]: (entry["threads_initial"], entry["threads_final"]) for entry in measured
     }
     assert threads == dict.fromkeys(STRATEGIES["kafka"], (1, 1))
+
+
+def test_users_topics_and_streams_are_left_as_they_were(
+    kafka_address: str, nats_server: NatsServer
+) -> None:
+    for name in ("bench.0", "bench.1"):
+        make_topic(kafka_address, name, partitions=1)
+        publish(kafka(kafka_address), *envelopes(5, name))
+    make_stream(nats_server.url, "BYTEWAX_JETSTREAM_BENCH", "bench.0")
+    publish(jetstream(nats_server.url), *envelopes(5, "bench.0"))
+    before = _places(kafka_address, nats_server.url)
+
+    with KafkaBroker(kafka_address) as there, JetStreamBroker(nats_server.url) as here:
+        measured = run(
+            [[case("pool"), case("pool", broker="kafka", ids="header")]],
+            {"kafka": there, "jetstream": here},
+            rounds=1,
+        )
+        assert len(_places(kafka_address, nats_server.url) - before) == 5
+
+    assert check(measured) == []
+    until(lambda: _places(kafka_address, nats_server.url) == before)
+    assert [len(records(kafka_address, name)) for name in ("bench.0", "bench.1")] == [5, 5]
+    assert len(stored(nats_server.url, "BYTEWAX_JETSTREAM_BENCH")) == 5
+
+
+def test_topic_of_somebody_else_is_refused_and_kept(kafka_address: str) -> None:
+    broker = KafkaBroker(kafka_address)
+    make_topic(kafka_address, f"{broker.place}.3", partitions=1)
+    publish(kafka(kafka_address), *envelopes(5, f"{broker.place}.3"))
+
+    with pytest.raises(BenchError, match=rf"topic {broker.place}\.3 cannot be created at .*exists"):
+        broker.__enter__()
+
+    assert len(records(kafka_address, f"{broker.place}.3")) == 5
+    made = [f"{broker.place}.{number}" for number in (0, 1, 2, 4)]
+    until(lambda: not _places(kafka_address) & set(made))
+
+
+def _places(kafka_address: str, url: str | None = None) -> set[str]:
+    found = set(AdminClient({"bootstrap.servers": kafka_address}).list_topics(timeout=60).topics)
+    return found if url is None else found | set(api(url, "STREAM.NAMES")["streams"] or ())
 
 
 def test_paced_messages_and_ids_in_another_header_are_stored_too(broker: JetStreamBroker) -> None:

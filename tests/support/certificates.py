@@ -1,8 +1,9 @@
-"""Certificates for one test."""
+"""An authority, and the certificates that it issued for one test."""
 
 from pathlib import Path
 
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 __all__ = ["Certificates"]
 
@@ -23,12 +24,30 @@ class Certificates:
         """A certificate for these names, with its key."""
         path = self._folder / file
         issued = self._authority.issue_cert(*names)
-        issued.private_key_and_cert_chain_pem.write_to_path(str(path))
+        key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
+        # Java reads a key in this form only.
+        written = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        path.write_bytes(written + b"".join(pem.bytes() for pem in issued.cert_chain_pems))
         return path
 
     def block(self, more: str = "") -> str:
-        """A server's `tls` block."""
+        """A nats-server's `tls` block."""
         return (
             f'tls {{ cert_file: "{self.server}", key_file: "{self.server}", '
             f'ca_file: "{self.ca}", {more} }}'
         )
+
+    def listener(self, client_auth: str = "none") -> list[str]:
+        """A Kafka broker's properties for clients that speak TLS."""
+        name = "listener.name.client"
+        return [
+            f"{name}.ssl.keystore.type=PEM",
+            f"{name}.ssl.keystore.location={self.server}",
+            f"{name}.ssl.truststore.type=PEM",
+            f"{name}.ssl.truststore.location={self.ca}",
+            f"{name}.ssl.client.auth={client_auth}",
+        ]

@@ -76,11 +76,16 @@ class Driver:
         self,
         connected: bool = True,
         route: Callable[[str], Route | None] = lambda topic: None,
+        duplicate_window: Callable[[str], float | None] = lambda topic: None,
         **policy: Any,
     ) -> None:
         self.prepared: list[str] = []
         self.dispatch = Dispatch(
-            POLICY._replace(**policy), partial(prepare_each, self._prepare), Random(1), route
+            POLICY._replace(**policy),
+            partial(prepare_each, self._prepare),
+            Random(1),
+            route,
+            duplicate_window,
         )
         self.lane = self.new_lane()
         self.now = 0.0

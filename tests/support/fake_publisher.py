@@ -111,6 +111,10 @@ class FakePublisher:
         self.prepared.append(len(envelopes))
         return prepare_each(self._prepare, envelopes)
 
+    def duplicate_window(self, topic: str) -> float | None:
+        """None: not known."""
+        return None
+
     def route(self, topic: str) -> Route | None:
         return None
 

@@ -10,10 +10,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from bytewax_jetstream.envelope import Envelope
 from tests.support.streams import Audit
+from tests.support.waiting import PATIENCE
 
 __all__ = ["Record", "audit", "make_topic", "new_topic", "records"]
 
-SECONDS = 30.0
+SECONDS = PATIENCE
 _numbers = count(1)
 
 
@@ -23,8 +24,23 @@ class Record(NamedTuple):
     partition: int
     offset: int
     key: bytes | None
-    headers: dict[str, bytes]
-    payload: bytes
+    header_pairs: tuple[tuple[str, bytes | None], ...]
+    """In order; a name may come twice, and a value be null."""
+    value: bytes | None
+    """None is a tombstone."""
+
+    @property
+    def headers(self) -> dict[str, bytes]:
+        """The headers of a message that has each of them once, with a value."""
+        found = {name: value for name, value in self.header_pairs if value is not None}
+        assert len(found) == len(self.header_pairs), f"repeated or null: {self.header_pairs}"
+        return found
+
+    @property
+    def payload(self) -> bytes:
+        """The value of a message that is no tombstone."""
+        assert self.value is not None, f"a tombstone: {self}"
+        return self.value
 
 
 def new_topic(address: str, *, partitions: int = 4, replicas: int = 1, **config: str) -> str:
@@ -75,11 +91,9 @@ def records(address: str, topic: str, **config: str) -> list[Record]:
                 partition, offset = message.partition(), message.offset()
                 assert partition is not None
                 assert offset is not None
-                headers: dict[str, bytes] = dict(
-                    cast(list[tuple[str, bytes]], message.headers() or [])
-                )
+                headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
                 found.append(
-                    Record(partition, offset, message.key(), headers, message.value() or b"")
+                    Record(partition, offset, message.key(), tuple(headers), message.value())
                 )
                 if offset + 1 >= ends[partition]:
                     ends[partition] = 0

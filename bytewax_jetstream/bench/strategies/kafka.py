@@ -127,7 +127,8 @@ def confluent(trial: Trial) -> Tally:
         time.sleep(trial.load.seconds_until_due())
 
     def take() -> None:
-        tally.acked += len(results)
+        numbers = [trial.load.number_of(result[0]) for result in results]
+        tally.answered(numbers, trial.load.messages)
         tally.latencies.extend([result[-1] for result in results])
         results.clear()
 

@@ -25,8 +25,10 @@ __all__ = ["lean", "publish_all"]
 
 FLOW = 500
 """Messages per flow ack; the server grants no more."""
-WINDOW = 4 * FLOW
-"""Messages in flight: four flow acks, so that the server never has to wait for us."""
+WINDOW = 16 * FLOW
+"""Messages in flight. With four flow acks, as in results up to November 2026, the server waited for
+us: it was 1.1 to 1.3 times as slow.
+"""
 SECONDS = 30.0
 START, APPEND, COMMIT = 0, 1, 2
 

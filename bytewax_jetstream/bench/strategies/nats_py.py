@@ -9,14 +9,16 @@ from typing import Any
 
 import nats
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from ...envelope import Envelope
-from ..load import ID_HEADERS, STREAM
+from ...errors import BenchError
+from ..load import ID_HEADERS
 from ..meter import Tally, Trial
 
-__all__ = ["before", "publish_async", "pull", "sync", "task"]
+__all__ = ["before", "publish_async", "pull", "raw", "sync", "task"]
 
 MAX_PENDING = 4_000
 """nats-py's own default."""
@@ -106,6 +108,58 @@ async def publish_async(trial: Trial) -> Tally:
     return await _without_waiting(trial, look_up=False)
 
 
+async def raw(trial: Trial) -> Tally:
+    """Plain publishes that name a reply subject of ours: what is left of nats-py without a future
+    for each message.
+    """
+    tally, load = Tally(), trial.load
+    pending = trial.case.max_pending or MAX_PENDING
+    id_header, news, written = ID_HEADERS[trial.case.ids], asyncio.Event(), 0
+    every = max(1, load.messages // LATENCIES)
+    client = await nats.connect(trial.url)
+    try:
+        inbox = client.new_inbox()
+
+        async def acked(message: Msg) -> None:
+            number = int(message.subject.rpartition(".")[2])
+            if b'"error"' in message.data:
+                raise BenchError(f"message {number} was refused: {message.data!r}")
+            tally.answered((number,), load.messages)
+            if number % every == 0:
+                tally.latencies.append(time.perf_counter() - load.given_at(number))
+            news.set()
+
+        async def publish(envelope: Envelope, number: int) -> None:
+            headers = headers_of(envelope, id_header)
+            reply = f"{inbox}.{number}"
+            await client.publish(envelope.topic, envelope.payload or b"", reply, headers)
+
+        async def room(most: int) -> None:
+            while written - tally.acked > most:
+                news.clear()
+                await asyncio.wait_for(news.wait(), COMPLETE_SECONDS)
+
+        for envelope in load.warm_up():
+            await client.jetstream().publish(
+                envelope.topic, envelope.payload or b"", headers=headers_of(envelope, id_header)
+            )
+        await client.subscribe(f"{inbox}.*", cb=acked)
+        await client.flush()
+        trial.meter.start()
+        for batch in load.batches():
+            if pause := load.seconds_until_due():
+                await asyncio.sleep(pause)
+            for envelope in batch:
+                await room(pending - 1)
+                await publish(envelope, written)
+                written += 1
+        await room(0)
+        trial.meter.stop()
+    finally:
+        await client.close()
+    return tally
+
+
 async def before(trial: Trial) -> Tally:
     """The report's code before its changes: it looks the stream up at every publish, and ignores
     the futures.
@@ -126,7 +180,7 @@ async def _without_waiting(trial: Trial, *, look_up: bool) -> Tally:
         async def publish(envelope: Envelope) -> None:
             nonlocal number
             if look_up:
-                await js.stream_info(STREAM)
+                await js.stream_info(trial.load.place)
             future = await js.publish_async(
                 envelope.topic, envelope.payload or b"", headers=headers_of(envelope, id_header)
             )
@@ -149,12 +203,13 @@ async def pull(trial: Trial) -> Tally:
     client = await nats.connect(trial.url)
     try:
         config = ConsumerConfig(ack_policy=AckPolicy.NONE)
-        subscription = await client.jetstream().pull_subscribe("", stream=STREAM, config=config)
+        subscription = await client.jetstream().pull_subscribe("", stream=load.place, config=config)
         while tally.acked < load.messages:
             messages = await subscription.fetch(
                 min(load.batch, load.messages - tally.acked), timeout=5
             )
-            tally.acked += len(messages)
+            numbers = [message.metadata.sequence.stream - 1 for message in messages]
+            tally.answered(numbers, load.messages)
         trial.meter.stop()
     finally:
         await client.close()

@@ -15,13 +15,15 @@ from ...envelope import PublishResult
 from ...errors import BenchError
 from ...pool import AckPool, borrow_pool, give_back_pool
 from ...settings import BrokerSettings, JetStreamSettings, KafkaSettings, PoolSettings
-from ..load import STREAM
+from ..load import Load
 from ..meter import Tally, Trial
 from .dataflows import LOOK, Feed, run
 
 __all__ = ["flow", "pool", "source"]
 
 DOUBT_SECONDS = 15.0
+TIMED = 10
+"""Of how many results that come together one is timed."""
 
 
 def settings_for(trial: Trial) -> BrokerSettings:
@@ -47,11 +49,20 @@ def pool(trial: Trial) -> Tally:
             time.sleep(LOOK)
         writes = _writes(ack_pool)
         meter.start()
-        for batch in load.paced():
+
+        def take(results: list[PublishResult]) -> None:
+            _count(tally, load, [result for result in results if result.reason is None])
+
+        def rest(seconds: float) -> None:
+            until = time.monotonic() + seconds
+            lane.wait(1, until)
+            take(lane.collect())
+            time.sleep(max(0.0, until - time.monotonic()))
+
+        for batch in load.paced(rest):
             lane.submit(batch)
-            for delivery in lane.take():
-                _count(tally, delivery.oks)
-        _count(tally, [result for result in lane.flush() if result.reason is None])
+            take(lane.collect())
+        take(lane.flush())
         meter.stop()
         tally.writes = _difference(_writes(ack_pool), writes)
     return tally
@@ -71,9 +82,12 @@ def in_doubt(ack_pool: AckPool, until: float) -> bool:
     return doubtful
 
 
-def _count(tally: Tally, oks: list[PublishResult]) -> None:
-    tally.acked += len(oks)
+def _count(tally: Tally, load: Load, oks: list[PublishResult]) -> None:
+    now = time.perf_counter()
+    numbers = [load.number_of(result.event_id) for result in oks]
+    tally.answered(numbers, load.messages)
     tally.latencies.extend([result.ack_seconds for result in oks])
+    tally.collected.extend([now - load.given_at(number) for number in numbers[::TIMED]])
 
 
 def _writes(ack_pool: AckPool) -> int | None:
@@ -116,7 +130,7 @@ class _Results(DynamicSink[PublishResult], StatelessSinkPartition[PublishResult]
         if self.warm < self._warm_messages:
             self.warm += len(items)
             return
-        _count(self.tally, items)
+        _count(self.tally, self._trial.load, items)
         if self._trial.stop_when_complete(self.tally):
             self.tally.writes = _difference(_writes(self._ack_pool), self._writes)
 
@@ -155,7 +169,9 @@ class _Read(DynamicSink[Any], StatelessSinkPartition[Any]):
         return self
 
     def write_batch(self, items: list[Any]) -> None:
-        self.tally.acked += len(items)
+        load = self._trial.load
+        # The round's stream is new: its sequences are the numbers of the messages.
+        self.tally.answered([item.sequence - 1 for item in items], load.messages)
         self._trial.stop_when_complete(self.tally)
 
 
@@ -165,7 +181,7 @@ def source(trial: Trial) -> Tally:
     assert isinstance(settings, JetStreamSettings)
     dataflow = Dataflow("bench")
     items = jop.input(
-        "read", dataflow, settings, stream=STREAM, tail=False, batch_size=trial.case.batch
+        "read", dataflow, settings, stream=trial.load.place, tail=False, batch_size=trial.case.batch
     )
     op.output("count", items.oks, read)
     trial.meter.start()

@@ -72,6 +72,14 @@ class Denials:
         self._counts[topic] = self._counts.get(topic, 0) + 1
         self.forbidden.add(topic)
 
+    def all_denied(self, topic: str) -> None:
+        """Refuse all that is awaited on a topic: one message was sent to try it, and denied."""
+        self.forbidden.add(topic)
+        awaited = self._events.in_flight_on(topic)
+        refusal = self._refusal(topic, awaited)
+        for number, index in awaited:
+            self._events.refused(number, index, refusal)
+
     def park(self, topic: str, number: int, index: int, frame: bytes) -> bool:
         """Keep a frame until it is clear what was denied on its topic; False if nothing was."""
         if topic not in self._counts:

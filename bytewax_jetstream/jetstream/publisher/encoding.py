@@ -2,15 +2,17 @@
 
 A frame begins with `HPUB <subject> <reply> <header bytes> <total bytes>`. The reply subject is new
 with each attempt, so only what follows it is encoded here.
-Source: NATS client protocol; header names of JetStream from ADR-4, ADR-8, ADR-43.
+Source: NATS client protocol; header names of JetStream from ADR-4, ADR-8, ADR-43,
+ADR-51.
 """
 
 import re
 from collections.abc import Sequence, Set
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256
 from types import NoneType
+from typing import cast
 
 from ...envelope import Envelope, PublishOptions
 from ...errors import EnvelopeError
@@ -331,24 +333,17 @@ def _option_lines(options: PublishOptions, *, takes_ttl: bool) -> bytes:
         raise EnvelopeError(
             f"the options must be PublishOptions, not {type(options).__name__}", field="options"
         )
-    lines, ttl = b"", options.ttl
-    if ttl is not None:
-        if not isinstance(ttl, timedelta):
-            raise EnvelopeError(
-                f"the ttl must be a timedelta, not {type(ttl).__name__}", field="options"
-            )
-        if not timedelta(seconds=1) <= ttl <= MAX_TTL or ttl.microseconds:
-            raise EnvelopeError(
-                f"invalid ttl {ttl}: give whole seconds, at least 1 and at most 200 years",
-                field="options",
-            )
+    lines = b""
+    if options.ttl is not None:
+        seconds = _ttl_seconds("ttl", options.ttl)
         if not takes_ttl:
             raise EnvelopeError(
-                f"this server ignores the ttl {ttl}, and would keep the message: use nats-server "
-                "2.11 or later, or leave the ttl out",
+                f"this server ignores the ttl {options.ttl}, and would keep the message: use "
+                "nats-server 2.11 or later, or leave the ttl out",
                 field="options",
             )
-        lines += b"Nats-TTL: %d\r\n" % (ttl // timedelta(seconds=1))
+        lines += b"Nats-TTL: %d\r\n" % seconds
+    lines += _schedule_lines(options.schedule, options.schedule_target, options.schedule_ttl)
     for name, value in (
         (b"Nats-Expected-Last-Sequence", options.expected_last_sequence),
         (b"Nats-Expected-Last-Subject-Sequence", options.expected_last_subject_sequence),
@@ -360,4 +355,69 @@ def _option_lines(options: PublishOptions, *, takes_ttl: bool) -> bytes:
                     "invalid expected last sequence: give 0 or a stream sequence", field="options"
                 )
             lines += b"%s: %d\r\n" % (name, value)
+    return lines
+
+
+def _ttl_seconds(name: str, ttl: object) -> int:
+    if not isinstance(ttl, timedelta):
+        raise EnvelopeError(
+            f"the {name} must be a timedelta, not {type(ttl).__name__}", field="options"
+        )
+    if not timedelta(seconds=1) <= ttl <= MAX_TTL or ttl.microseconds:
+        raise EnvelopeError(
+            f"invalid {name} {ttl}: give whole seconds, at least 1 and at most 200 years",
+            field="options",
+        )
+    return ttl // timedelta(seconds=1)
+
+
+def _schedule_lines(schedule: object, target: object, ttl: object) -> bytes:
+    """The header lines of a message that the server shall publish later (ADR-51)."""
+    if schedule is None:
+        if target is None and ttl is None:
+            return b""
+        raise EnvelopeError(
+            "schedule_target and schedule_ttl are of use with a schedule only: give one, or leave "
+            "them out",
+            field="options",
+        )
+    if isinstance(schedule, datetime):
+        if schedule.tzinfo is None:
+            raise EnvelopeError(
+                f"the schedule {schedule} has no time zone: give a datetime with one, such as "
+                "timezone.utc",
+                field="options",
+            )
+        try:
+            when = b"@at %s" % schedule.astimezone(UTC).isoformat().encode()
+        except OverflowError:
+            raise EnvelopeError(
+                f"invalid schedule {schedule}: give a time that is in years 1 to 9999 in UTC, too",
+                field="options",
+            ) from None
+    elif not isinstance(schedule, str):
+        raise EnvelopeError(
+            f"the schedule must be a datetime or a str, not {type(schedule).__name__}",
+            field="options",
+        )
+    elif not schedule or not schedule.isprintable() or schedule != schedule.strip():
+        raise EnvelopeError(
+            f"invalid schedule {schedule[:80]!r}: give a time, `@every 5m`, or six cron fields, "
+            "without control characters, or spaces at either end",
+            field="options",
+        )
+    else:
+        when = schedule.encode()
+    try:
+        check_topic(target)
+    except EnvelopeError as error:
+        raise EnvelopeError(
+            f"the schedule needs a schedule_target: {error}", field="options"
+        ) from None
+    lines = b"Nats-Schedule: %s\r\nNats-Schedule-Target: %s\r\n" % (
+        when,
+        cast(str, target).encode(),
+    )
+    if ttl is not None:
+        lines += b"Nats-Schedule-TTL: %ds\r\n" % _ttl_seconds("schedule_ttl", ttl)
     return lines

@@ -13,7 +13,6 @@ from typing import cast
 from ...envelope import Envelope
 from ...publishing import (
     Append,
-    AskFirst,
     Groups,
     Outgoing,
     PublisherEvents,
@@ -90,9 +89,9 @@ class Fitting:
             return self._sift_groups(outgoing)
         wires: list[Wire] = list(outgoing.wires)
         for index, (envelope, wire) in enumerate(zip(outgoing.envelopes, wires, strict=True)):
-            if type(wire) is AskFirst:
-                continue  # it is not sent
-            refusal = self._misfit(envelope.topic, outgoing.number, index, cast(bytes, wire))
+            if not isinstance(wire, bytes):
+                continue  # it is not sent as it is
+            refusal = self._misfit(envelope.topic, outgoing.number, index, wire)
             if refusal is not None:
                 wires[index] = None
                 self._report(outgoing.number, index, envelope, refusal)

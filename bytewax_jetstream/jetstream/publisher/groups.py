@@ -4,14 +4,14 @@ Which groups can never be stored, and the frames of the others.
 Source: ADR-50; nats-server 2.15 `server/stream.go`, `server/jetstream_batching.go`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ...envelope import Envelope, PublishOptions
 from ...errors import EnvelopeError
 from ...publishing import indices_by_aggregate
 
-__all__ = ["check_group", "group_frames", "reject_impossible"]
+__all__ = ["check_group", "group_frames", "reject_impossible", "several_streams"]
 
 MOST = 1_000
 """Envelopes of a group; the server takes no larger atomic batch."""
@@ -81,12 +81,20 @@ def _why_not(
                 f"in a group the limit is {max_payload - LINES}: shorten it or raise the server's "
                 f"max_payload of {max_payload}"
             )
-    if len(streams) > 1:
-        return (
-            f"its group goes to streams {' and '.join(sorted(map(str, streams)))}, and only one "
-            "stream can store it all or none: let one stream cover all its topics"
-        )
-    return None
+    return several_streams(streams)
+
+
+def several_streams(streams: Iterable[str | None]) -> str | None:
+    """Why a group on topics of these streams cannot be stored, or None; a topic whose stream is not
+    known (None) is not counted.
+    """
+    known = sorted({stream for stream in streams if stream is not None})
+    if len(known) < 2:
+        return None
+    return (
+        f"its group goes to streams {' and '.join(known)}, and only one stream can store it all or "
+        "none: let one stream cover all its topics"
+    )
 
 
 def group_frames(

@@ -15,7 +15,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, count, repeat
 from typing import Any, cast
@@ -46,6 +46,7 @@ from .encoding import encode, encode_all
 from .error_codes import NO_BATCH_PUBLISH, TOO_MANY_BATCHES, UNKNOWN_BATCH, classify, error_in
 from .fitting import Fitting
 from .groups import check_group, group_frames, reject_impossible
+from .held import Held, Item
 from .look_ups import LookUps, known_sequence
 from .questions import NO_ANSWER, UNKNOWN_ID, Known, Questions
 from .replays import Replays
@@ -102,6 +103,7 @@ class JetStreamPublisher:
         self._topics: Topics
         self._look_ups: LookUps
         self._fitting: Fitting
+        self._held: Held
         self._started = False
         self._inbox = b""
         self._ack = NEVER
@@ -153,7 +155,10 @@ class JetStreamPublisher:
             on_denied=self._denied,
             take_bulk=self._take_acks,
         )
-        self._topics = Topics(self._connection, self._settings)
+        self._topics = Topics(self._connection, self._settings, events.process)
+        self._held = Held(
+            self._topics, events, self._write, patience=self._settings.pool.ack_timeout / 4
+        )
         self._questions = Questions(
             self._connection.write, self._settings.pool.ack_timeout / 2, events.process
         )
@@ -213,6 +218,10 @@ class JetStreamPublisher:
             return None
         return self._topics.route(topic)
 
+    def duplicate_window(self, topic: str) -> float | None:
+        """For how many seconds the stream of a topic remembers event ids."""
+        return self._topics.duplicate_window(topic)
+
     def send(self, outgoing: Outgoing) -> None:
         """Write it in one piece, except for what does not fit the limits any more."""
         if self._fitting.is_needed:
@@ -229,21 +238,18 @@ class JetStreamPublisher:
             if not self._replays.take(outgoing, route):
                 self._write_append(outgoing)
             return
-        inbox, number, denials = self._inbox, outgoing.number, self._denials
-        frames: list[bytes] = []
+        number, checked = outgoing.number, self._topics.checked
         if isinstance(outgoing, Groups):
-            for index, (group, wires) in enumerate(
-                zip(outgoing.envelopes, outgoing.wires, strict=True)
-            ):
-                denials.sent(number, index, {envelope.topic for envelope in group})
-                frames += group_frames(
-                    [envelope.topic for envelope in group],
-                    cast(list[bytes], wires),
-                    reply=b"%s%d.%d" % (inbox, number, index),
-                    batch=b"%s%d-%d" % (self._batch_prefix, number, index),
+            self._write_or_hold(
+                Item(number, index, group, cast(list[bytes], wires), grouped=True)
+                for index, (group, wires) in enumerate(
+                    zip(outgoing.envelopes, outgoing.wires, strict=True)
                 )
-        else:
-            denials.sent(number, 0, [envelope.topic for envelope in outgoing.envelopes])
+                if group
+            )
+        elif checked.issuperset([envelope[0] for envelope in outgoing.envelopes]):
+            inbox, frames = self._inbox, []
+            self._denials.sent(number, 0, [envelope.topic for envelope in outgoing.envelopes])
             for index, (envelope, wire) in enumerate(
                 zip(outgoing.envelopes, outgoing.wires, strict=True)
             ):
@@ -254,9 +260,22 @@ class JetStreamPublisher:
                     continue
                 topic = envelope.topic.encode()
                 frame = b"HPUB %s %s%d.%d%s" % (topic, inbox, number, index, wire)
-                if not denials or not denials.park(envelope.topic, number, index, frame):
+                if not self._denials.park(envelope.topic, number, index, frame):
                     frames.append(frame)
-        self._connection.write(b"".join(frames))
+            self._connection.write(b"".join(frames))
+        else:
+            for index, (envelope, wire) in enumerate(
+                zip(outgoing.envelopes, outgoing.wires, strict=True)
+            ):
+                if type(wire) is AskFirst:
+                    self._ask_first(number, index, envelope, wire)
+            self._write_or_hold(
+                Item(number, index, [envelope], [wire], grouped=False)
+                for index, (envelope, wire) in enumerate(
+                    zip(outgoing.envelopes, outgoing.wires, strict=True)
+                )
+                if isinstance(wire, bytes)
+            )
 
     def flush_hint(self) -> float:
         """Nothing ever lingers here."""
@@ -270,6 +289,7 @@ class JetStreamPublisher:
         """Let go of the connection within a bounded time."""
         if self._started:
             self._topics.close()
+            self._held.close()
             self._look_ups.close()
             self._questions.forget()
             if self._look_at_denials is not None:
@@ -289,19 +309,54 @@ class JetStreamPublisher:
 
     def _prepare(self, envelope: Envelope) -> bytes | AskFirst:
         settings, limit = self._settings, self._fitting.max_payload
-        self._topics.check(envelope.topic)
+        is_open = self._topics.check(envelope.topic)
         check_group(envelope.options, atomic=settings.atomic)
+        scheduled = getattr(envelope.options, "schedule", None) is not None
+        if scheduled and not self._connection.takes_groups:  # an older server would ignore it
+            raise EnvelopeError("a schedule needs nats-server 2.12 or later", field="options")
         try:
-            return encode(
+            wire = encode(
                 envelope, limit, dedupe=settings.dedupe, takes_ttl=self._connection.takes_ttl
             )
         except EnvelopeError as error:
             # An earlier run may have stored it, if the limit was higher then.
-            known = settings.dedupe and not settings.atomic
+            known = settings.dedupe and not settings.atomic and is_open
             empty = self._topics.was_empty(self._topics.stream_of(envelope.topic))
             if known and error.limit == limit and not empty:
                 return AskFirst(error)
             raise
+        return wire if is_open else self._held.stamped(wire)
+
+    def _write_or_hold(self, items: Iterable[Item]) -> None:
+        to_send = []
+        for item in items:
+            if all(self._topics.is_open(envelope.topic) for envelope in item.envelopes):
+                to_send.append(item)
+            else:
+                self._held.hold(item)
+        self._write(to_send)
+
+    def _write(self, items: Iterable[Item]) -> None:
+        """Write singles and groups in one piece."""
+        frames: list[bytes] = []
+        for number, index, envelopes, wires, grouped in items:
+            topics = [envelope.topic for envelope in envelopes]
+            self._denials.sent(number, index, topics[:1] if not grouped else set(topics))
+            if grouped:
+                frames += group_frames(
+                    topics,
+                    wires,
+                    reply=b"%s%d.%d" % (self._inbox, number, index),
+                    batch=b"%s%d-%d" % (self._batch_prefix, number, index),
+                )
+            else:
+                frame = b"HPUB %s %s%d.%d%s" % (
+                    topics[0].encode(), self._inbox, number, index, wires[0],
+                )  # fmt: skip
+                if not self._denials.park(topics[0], number, index, frame):
+                    frames.append(frame)
+        if frames:
+            self._connection.write(b"".join(frames))
 
     def _ask_first(self, number: int, index: int, envelope: Envelope, wire: AskFirst) -> None:
         """Look up an envelope that is too large now."""
@@ -373,6 +428,7 @@ class JetStreamPublisher:
     def _down(self, reason: str) -> None:
         if self._started:
             self._forget()
+            self._held.withdraw(reason)
         self._events.disconnected(reason)
 
     def _forget(self) -> None:
@@ -388,13 +444,17 @@ class JetStreamPublisher:
         if denied is None or not self._started:
             return
         topic = denied.group(1)
-        if not self._questions.denied(topic):
+        if self._held.denied(topic):  # what waits behind the trial was not sent
+            self._denials.all_denied(topic)
+        elif not self._questions.denied(topic):
             self._denials.denied(topic)
 
     # Answers
 
     def _take_acks(self, data: bytes, at: int) -> int:
         """PubAcks come one after the other, one per message: read all in one go, one match each."""
+        if self._held.is_trying:
+            return at  # each ack by itself: one of them may be that of a trial
         acks: list[tuple[int, int, Receipt]] = []
         match, streams = self._ack, self._topics
         while (ack := match(data, at)) is not None:
@@ -470,10 +530,14 @@ class JetStreamPublisher:
         envelopes = events.in_flight(number, index)
         if envelopes and answer.get("count", 1) != len(envelopes):
             raise ValueError("it counts another number of messages than was sent")
-        if stream is None or not self._is_ours(answer):
+        if not self._is_ours(answer):
             return None
-        receipt = Receipt(stream, None, sequence, bool(answer.get("duplicate")))
-        return partial(events.acked, number, index, receipt)
+        receipt = Receipt(name, None, sequence, bool(answer.get("duplicate")))
+        report = partial(self._acked, number, index, receipt)
+        if stream is None:
+            topic = envelopes[0].topic if envelopes else None
+            return partial(self._topics.when_listed, name, topic, report)
+        return report
 
     def _answer_to_question(
         self, number: int, index: int, payload: bytes
@@ -491,7 +555,7 @@ class JetStreamPublisher:
             return None
         topic = self._questions.topic(number, index)
         if topic is not None:
-            self._topics.answered(topic, str(answer["stream"]))
+            self._topics.stored_in(topic, str(answer["stream"]))
         return partial(self._questions.answered, number, index, answer)
 
     def _is_ours(self, answer: dict[str, Any]) -> bool:
@@ -524,19 +588,24 @@ class JetStreamPublisher:
         if kind == "gap":
             return None  # the end that follows says how many were stored
         if error is None:
-            stream = self._topics.stream(str(answer["stream"]).encode())
-            if stream is None or not self._is_ours(answer):
+            name = str(answer["stream"])
+            if not self._is_ours(answer):
                 return None
             stored = int(answer["count"]) + unsent
-            if answer.get("duplicate"):
-                # The batch has one message, which is known.
-                return partial(self._batch_returned, number, stored, duplicate=True)
+            # With `duplicate` the batch has one message, which is known.
+            report = (
+                partial(self._batch_returned, number, stored, duplicate=True)
+                if answer.get("duplicate")
+                else partial(self._batch_ended, number, stored, name)
+            )
+            if self._topics.stream(name.encode()) is None:
+                return partial(self._topics.when_listed, name, None, report)
             first = events.in_flight(number, self._replays.offset(number))
             if first:
-                self._topics.answered(first[0].topic, stream)
+                self._topics.stored_in(first[0].topic, name)
             if answer["seq"] == 0:
-                self._replays.known_at_end(stream)
-            return partial(self._batch_ended, number, stored, stream)
+                self._replays.known_at_end(name)
+            return report
         code, name = error["err_code"], "" if kind == "err" else str(answer["stream"])
         if kind == "err":
             return partial(self._refused_of_batch, number, int(answer["seq"]) - 1 + unsent, error)
@@ -571,7 +640,12 @@ class JetStreamPublisher:
         if not self._look_ups.take(number, index, stream, refusal):
             self._events.refused(number, index, refusal)
 
+    def _acked(self, number: int, index: int, receipt: Receipt) -> None:
+        self._held.answered(number, index)
+        self._events.acked(number, index, receipt)
+
     def _refused(self, number: int, index: int, stream: str, error: Mapping[str, Any]) -> None:
+        self._held.answered(number, index)
         refusal = classify(error, stream, self._topics.config(stream))
         if not self._look_ups.take(number, index, stream, refusal):
             self._events.refused(number, index, refusal)
@@ -605,7 +679,7 @@ class JetStreamPublisher:
         can tell.
         """
         envelopes = self._events.in_flight(number, index)
-        if not envelopes:
+        if not envelopes or self._held.nobody_listens(number, index):
             return
         topic = envelopes[0].topic
         if self._topics.is_gone(topic):

@@ -189,6 +189,7 @@ class Feed:
     def hand_over(self) -> None:
         """Queue the messages of the last read for the partition, and request more."""
         if self._chunk:
+            self._shared.connection.proved_useful = True
             self._flush()
             self.pull()
 

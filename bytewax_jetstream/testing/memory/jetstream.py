@@ -104,6 +104,10 @@ class JetStreamLike:
         refuse_conflicts(envelopes, wires, lambda topic: STREAM)
         return wires
 
+    def duplicate_window(self, topic: str) -> float | None:
+        """None: it remembers event ids as long as it lives."""
+        return None
+
     def route(self, topic: str) -> Route | None:
         """The one stream, if it takes batches."""
         return self._route

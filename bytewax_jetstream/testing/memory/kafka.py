@@ -116,6 +116,10 @@ class KafkaLike:
         """Check envelopes; there is nothing to encode."""
         return prepare_each(check_for_kafka, envelopes)
 
+    def duplicate_window(self, topic: str) -> float | None:
+        """None: like Kafka, it remembers no event ids."""
+        return None
+
     def route(self, topic: str) -> Route | None:
         """Kafka's library forms batches of its own."""
         return None

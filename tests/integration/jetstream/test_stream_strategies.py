@@ -10,7 +10,7 @@ from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import StreamError
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
-from tests.support.lanes import jetstream, opened, publish
+from tests.support.lanes import jetstream, publish
 from tests.support.proxy import Proxy
 from tests.support.streams import api, envelopes, make_stream, stored
 
@@ -342,28 +342,6 @@ def test_unknown_topic_in_a_later_envelope_is_rejected_and_others_are_stored(
     assert str(results["2"].reason).startswith(
         "no stream covers topic elsewhere.a: add it to the subjects"
     )
-    assert results["2"].attempts == 0
-
-
-def test_a_stream_made_while_running_is_found(
-    nats_server: NatsServer, names: Callable[[], str]
-) -> None:
-    name = names()
-    with opened(jetstream(nats_server.url)) as (_, lane):
-        lane.submit([Envelope(f"{name}.a", b"", event_id="1")])
-        assert lane.flush()[0].outcome is Outcome.REJECTED
-        make_stream(nats_server.url, name, f"{name}.>")
-
-        outcome, attempts = Outcome.REJECTED, 0
-        while (
-            outcome is Outcome.REJECTED and attempts < 10_000
-        ):  # what was read is read again once a second at most
-            attempts += 1
-            lane.submit([Envelope(f"{name}.a", b"", event_id=f"{attempts}")])
-            (result,) = lane.flush()
-            outcome = result.outcome
-
-        assert outcome is Outcome.STORED
 
 
 def test_many_streams_are_read_page_by_page(own_nats_server: NatsServer) -> None:

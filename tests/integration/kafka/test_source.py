@@ -504,6 +504,7 @@ def test_transactions_end_where_they_should_and_resume(kafka_address: str) -> No
     assert (values, errs) == (_numbers(15, 20), [])
 
 
+@pytest.mark.alone
 def test_two_hundred_partitions_cost_one_consumer_for_each_worker(kafka_address: str) -> None:
     topic = new_topic(kafka_address, partitions=200)
     for partition in range(0, 200, 20):

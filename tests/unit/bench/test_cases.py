@@ -61,7 +61,7 @@ def test_paced_messages_are_singles_and_only_of_strategies_with_an_ack_each() ->
 
 
 def test_load_gives_each_message_once_with_its_own_id() -> None:
-    load = Load(CASE, "run")
+    load = Load(CASE, "run", "bench")
 
     batches = list(load.batches())
     envelopes = list(chain(*batches))

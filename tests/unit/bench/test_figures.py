@@ -1,11 +1,17 @@
+import re
+import time
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bytewax_jetstream.bench.brokers import Figures, Stored, tally_ids
+from bytewax_jetstream.bench.cases import Case
 from bytewax_jetstream.bench.figures import Spread, ratios, select, series, spread, values
-from bytewax_jetstream.bench.meter import latencies, percentile
+from bytewax_jetstream.bench.load import Load
+from bytewax_jetstream.bench.meter import Tally, latencies, percentile
+from bytewax_jetstream.bench.results import check, commit
 from bytewax_jetstream.errors import BenchError
 
 
@@ -34,6 +40,57 @@ def test_latencies_are_in_milliseconds_whatever_their_order() -> None:
         "ack_ms_p99": 3,
         "ack_ms_max": 3,
     }
+
+
+def test_an_answer_that_comes_twice_is_counted_apart() -> None:
+    tally = Tally()
+
+    tally.answered([0, 2, 1], 4)
+    tally.answered([2, 3, 0], 4)
+
+    assert (tally.acked, tally.repeated) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "says"),
+    [
+        ({}, None),
+        ({"repeated": 0}, None),
+        ({"repeated": 500}, "500 acknowledged again"),
+        ({"acked": 499, "success": 0.998}, "499 of 500 acknowledged"),
+        ({"found": 501}, "501 found"),
+        ({"duplicates": 1}, "1 twice"),
+    ],
+)
+def test_check_names_rounds_that_lost_or_repeated_a_message_or_a_result(
+    flaw: dict[str, Any], says: str | None
+) -> None:
+    good = {"storage": "file", "ids": "msgid", "messages": 500, "acked": 500, "found": 500}
+    whole = entry("flow", 1, 100, duplicates=0, success=1.0, **good) | flaw
+
+    found = check([whole])
+
+    assert (says in found[0]) if says else not found
+
+
+def test_time_to_a_result_counts_from_the_batchs_hand_over() -> None:
+    load = Load(Case("low", "jetstream", "file", "msgid", "flow", 30, 8, 10), "run", "bench")
+    before = time.perf_counter()
+    batches = load.batches()
+    next(batches)
+    between = time.perf_counter()
+    last = list(batches)[-1][-1]
+
+    assert load.number_of(last.event_id) == 29
+    assert before <= load.given_at(9) <= between <= load.given_at(10) <= load.given_at(29)
+
+
+def test_commit_of_the_package_is_known_in_a_checkout_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert re.fullmatch(r"[0-9a-f]{12}\+?", commit() or "")
+    monkeypatch.setattr("bytewax_jetstream.bench.results.PACKAGE", tmp_path)
+    assert commit() is None
 
 
 def test_round_without_acks_has_no_latencies() -> None:

@@ -221,3 +221,29 @@ def test_progress_of_others_does_not_renew_a_connection_that_only_says_retry() -
 
     assert outcomes == {"1": Outcome.UNKNOWN}
     assert 60.0 <= driver.now <= 60.1
+
+
+def test_nothing_is_sent_again_when_the_stream_may_have_forgotten_its_id() -> None:
+    driver = Driver(duplicate_window=lambda topic: 10.0 if topic == "orders" else None)
+    driver.submit(envelope("1"), envelope("2", topic="other"))
+    driver.singles()
+    driver.dispatch.disconnected("gone", driver.now)
+    driver.tick(5.1)
+    driver.dispatch.connected(driver.now)
+
+    assert driver.sends() == [["2"]]
+    (settled,) = driver.settled()
+    assert settled.outcome is Outcome.UNKNOWN
+    assert settled.refusal is not None
+    assert "give the stream a longer duplicate_window" in settled.refusal.reason
+
+
+def test_attempt_is_sent_again_while_the_stream_knows_its_id() -> None:
+    driver = Driver(duplicate_window=lambda topic: 10.0)
+    driver.submit(envelope("1"))
+    driver.singles()
+    driver.dispatch.disconnected("gone", driver.now)
+    driver.tick(4.9)
+    driver.dispatch.connected(driver.now)
+
+    assert driver.sends() == [["1"]]

@@ -183,7 +183,7 @@ def test_members_of_a_group_share_its_attempts() -> None:
 def test_entry_counts_its_unanswered_attempts_and_keeps_the_first_reason() -> None:
     one: Entry = entry("1")
     first = Refusal(Verdict.RETRY, "no leader", 503)
-    one.unanswered(first)
-    one.unanswered(Refusal(Verdict.RETRY, "no ack within 5 s"))
+    one.unanswered(first, 1.0)
+    one.unanswered(Refusal(Verdict.RETRY, "no ack within 5 s"), 1.0)
 
     assert (one.in_doubt, one.last) == (2, first)

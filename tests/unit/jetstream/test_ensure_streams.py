@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bytewax_jetstream.errors import StreamError
+from bytewax_jetstream.errors import ConnectError, StreamError
 from bytewax_jetstream.jetstream.connection import JetStreamApiError
 from bytewax_jetstream.jetstream.streams import (
     REMEDY,
@@ -29,6 +29,8 @@ class Api:
         self.streams = {config["name"]: config for config in configs}
         self.asked: list[tuple[str, dict[str, Any] | None]] = []
         self.refusals: dict[str, JetStreamApiError] = {}
+        self.mapped: dict[str, Any] = {}
+        """Topics that no subject covers, with what is answered on each."""
         self._page = page
 
     async def request(
@@ -51,6 +53,11 @@ class Api:
             assert body is not None
             self.streams[name] = body
         return {"config": self.streams[name]}
+
+    async def ask(self, topic: str, headers: dict[str, str], seconds: float) -> Any:
+        if topic not in self.mapped:
+            raise ConnectError("no responders")
+        return self.mapped[topic]
 
     @property
     def verbs(self) -> list[str]:
@@ -101,7 +108,7 @@ def test_update_is_merged_into_the_servers_configuration() -> None:
 @pytest.mark.parametrize("strategy", ["create", "validate"])
 def test_other_strategies_update_nothing(strategy: str) -> None:
     api = Api({**ON_THE_SERVER, "duplicate_window": MINUTE, "storage": "memory"})
-    reason = refusal(api, wanted(), stream_strategy=strategy)
+    reason = refusal(api, wanted(duplicate_window=timedelta(minutes=2)), stream_strategy=strategy)
 
     assert reason.startswith(
         "stream ORDERS is weaker than the settings require: "
@@ -186,6 +193,46 @@ def test_a_declared_topic_needs_a_stream_that_covers_it() -> None:
         refusal(Api(ON_THE_SERVER), topics=("orders.new", "bills"))
         == f"no stream covers topic bills: {REMEDY}"
     )
+
+
+def test_a_declared_topic_may_be_one_that_the_account_maps_or_imports() -> None:
+    api = Api(ON_THE_SERVER)
+    api.mapped["bills"] = {"error": {"code": 400, "err_code": 10060}, "stream": "BILLS"}
+    api.mapped["echo"] = {"error": "what?"}
+    api.mapped["list"] = [1]
+
+    assert ensure(api, topics=("orders.new", "bills")) is not None
+    for topic in ("echo", "list"):
+        assert refusal(api, topics=(topic,)) == f"no stream covers topic {topic}: {REMEDY}"
+
+
+def test_stream_that_is_there_may_have_a_shorter_window_than_the_default() -> None:
+    half = {**ON_THE_SERVER, "duplicate_window": MINUTE // 2}
+
+    assert ensure(Api(half), wanted()) is not None
+    assert "0:00:30, the settings require 0:02:00" in refusal(
+        Api(half), wanted(duplicate_window=timedelta(minutes=2))
+    )
+    assert (
+        ensure(Api(half), wanted(duplicate_window=timedelta(minutes=2)), dedupe=False) is not None
+    )
+
+
+def test_update_raises_the_window_as_far_as_the_maximum_age_allows() -> None:
+    half = {**ON_THE_SERVER, "duplicate_window": MINUTE // 2}
+    for age, window in ((0, 2 * MINUTE), (MINUTE, MINUTE), (MINUTE // 2, MINUTE // 2)):
+        api = Api({**half, "max_age": age})
+        ensure(api, wanted(), stream_strategy="create_or_update")
+        assert api.streams["ORDERS"]["duplicate_window"] == window
+
+
+def test_a_declared_topic_on_a_stream_that_forgets_ids_too_soon_fails_at_the_start() -> None:
+    api = Api({**ON_THE_SERVER, "duplicate_window": MINUTE // 60})
+
+    assert refusal(api, topics=("orders.new",)).startswith(
+        "topic orders.new: stream ORDERS remembers event ids for 1 s, and a retry may come 10 s "
+    )
+    assert ensure(api, topics=("orders.new",), dedupe=False) is not None
 
 
 def test_a_declared_topic_needs_a_stream_that_keeps_what_an_ack_promises() -> None:

@@ -151,7 +151,7 @@ def test_a_stream_that_cannot_keep_what_an_ack_promises_says_why(
     config = {**ON_THE_SERVER, **field}
 
     assert weakness_of(config) == words
-    assert list(_shortcomings(config, wanted()).values()) == [words]
+    assert list(_shortcomings(config, wanted(), 10.0).values()) == [words]
     covered = Coverage({"ORDERS": config}).of("orders.new")
     assert covered is not None
     assert covered.weakness == words
@@ -191,13 +191,31 @@ def test_an_ordinary_stream_has_no_weakness() -> None:
         ),
         (
             {"duplicate_window": MINUTE},
-            {},
+            {"duplicate_window": timedelta(minutes=2)},
             "duplicate_window is 0:01:00, the settings require 0:02:00",
+        ),
+        (
+            {"duplicate_window": MINUTE, "max_age": MINUTE},
+            {"duplicate_window": timedelta(minutes=2)},
+            (
+                "duplicate_window is 0:01:00, the settings require 0:02:00, and the stream's "
+                "max_age of 0:01:00 allows no more"
+            ),
+        ),
+        (
+            {"duplicate_window": MINUTE // 10},
+            {},
+            "duplicate_window is 0:00:06, the settings require 0:00:10",
         ),
         (
             {"allow_msg_ttl": False},
             {"allow_message_ttl": True},
             "allow_msg_ttl is off, the settings require it on",
+        ),
+        (
+            {},
+            {"allow_message_schedules": True},
+            ("allow_msg_schedules is off, the settings require it on (nats-server 2.12 or later)"),
         ),
         ({"max_msgs": 10}, {"max_messages": 11}, "max_msgs is 10, the settings require 11"),
         ({"max_bytes": 10}, {"max_bytes": 11}, "max_bytes is 10, the settings require 11"),
@@ -216,7 +234,7 @@ def test_an_ordinary_stream_has_no_weakness() -> None:
 def test_stream_that_keeps_less_than_required_says_in_what(
     has: dict[str, Any], asks: dict[str, Any], words: str
 ) -> None:
-    assert list(_shortcomings({**ON_THE_SERVER, **has}, wanted(**asks)).values()) == [words]
+    assert list(_shortcomings({**ON_THE_SERVER, **has}, wanted(**asks), 10.0).values()) == [words]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +246,7 @@ def test_stream_that_keeps_less_than_required_says_in_what(
         ({"num_replicas": 3}, {"replicas": 1}),
         ({"discard": "new"}, {"discard": "old"}),
         ({"duplicate_window": 60 * MINUTE}, {}),
+        ({"duplicate_window": MINUTE, "max_age": MINUTE}, {}),
         ({"allow_msg_ttl": True}, {}),
         ({"max_msgs": -1}, {"max_messages": 11}),
         ({"max_msgs": 12}, {"max_messages": 11}),
@@ -240,8 +259,8 @@ def test_stream_that_keeps_as_much_or_more_is_left_alone(
 ) -> None:
     config = {**ON_THE_SERVER, **has}
 
-    assert _shortcomings(config, wanted(**asks)) == {}
-    assert _changes(config, wanted(**asks), takes_batches=False) == {}
+    assert _shortcomings(config, wanted(**asks), 10.0) == {}
+    assert _changes(config, wanted(**asks), takes_batches=False, least_window=10.0) == {}
 
 
 # What an update says
@@ -250,7 +269,7 @@ def test_stream_that_keeps_as_much_or_more_is_left_alone(
 def test_only_insufficient_fields_are_changed() -> None:
     config = {**ON_THE_SERVER, "duplicate_window": MINUTE, "num_replicas": 5}
 
-    assert _changes(config, wanted(max_messages=1000), takes_batches=False) == {
+    assert _changes(config, wanted(max_messages=1000), takes_batches=False, least_window=10.0) == {
         "duplicate_window": 2 * MINUTE
     }
 
@@ -259,20 +278,41 @@ def test_subjects_are_added_and_none_is_removed() -> None:
     config = {**ON_THE_SERVER, "subjects": ["orders.new", "audit.>", "orders.eu.*"]}
 
     assert _changes(
-        config, wanted(subjects=("orders.>", "audit.x", "bills")), takes_batches=False
+        config,
+        wanted(subjects=("orders.>", "audit.x", "bills")),
+        takes_batches=False,
+        least_window=10.0,
     ) == {"subjects": ["audit.>", "orders.>", "bills"]}, (
         "a subject that a new one covers must go: the server refuses subjects that overlap"
     )
 
 
 def test_weakness_that_no_setting_concerns_is_not_fixed() -> None:
-    assert _changes({**ON_THE_SERVER, "sealed": True}, wanted(), takes_batches=False) == {}
+    assert (
+        _changes(
+            {**ON_THE_SERVER, "sealed": True}, wanted(), takes_batches=False, least_window=10.0
+        )
+        == {}
+    )
 
 
 def test_batches_are_enabled_if_the_server_can_and_the_settings_ask() -> None:
-    assert _changes(ON_THE_SERVER, wanted(), takes_batches=True) == {"allow_batched": True}
-    assert _changes(ON_THE_SERVER, wanted(allow_batched=False), takes_batches=True) == {}
-    assert _changes({**ON_THE_SERVER, "allow_batched": True}, wanted(), takes_batches=True) == {}
-    assert "allow_batched" not in _shortcomings(ON_THE_SERVER, wanted()), (
+    assert _changes(ON_THE_SERVER, wanted(), takes_batches=True, least_window=10.0) == {
+        "allow_batched": True
+    }
+    assert (
+        _changes(ON_THE_SERVER, wanted(allow_batched=False), takes_batches=True, least_window=10.0)
+        == {}
+    )
+    assert (
+        _changes(
+            {**ON_THE_SERVER, "allow_batched": True},
+            wanted(),
+            takes_batches=True,
+            least_window=10.0,
+        )
+        == {}
+    )
+    assert "allow_batched" not in _shortcomings(ON_THE_SERVER, wanted(), 10.0), (
         "a stream without it keeps its promises"
     )

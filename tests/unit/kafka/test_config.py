@@ -54,3 +54,9 @@ def test_a_producer_keeps_the_promises_and_gives_no_message_up() -> None:
     assert config["message.timeout.ms"] == 0
     assert config["linger.ms"] == 7
     assert config["partitioner"] == "murmur2_random"
+
+
+def test_keys_go_to_partitions_as_the_java_client_sends_them_unless_set_otherwise() -> None:
+    assert producer(KafkaSettings())["partitioner"] == "murmur2_random"
+    other = KafkaSettings(add_config={"partitioner": "consistent_random"})
+    assert producer(other)["partitioner"] == "consistent_random"

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from bytewax_jetstream.kafka.library_log import library_log
+from bytewax_jetstream.kafka.library_log import _Once, library_log
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +16,14 @@ REFUSED = (
     "FAIL [me#producer-%d] [thrd:127.0.0.1:1/bootstrap]: 127.0.0.1:1/bootstrap: Connect to "
     "ipv4#127.0.0.1:1 failed: Connection refused (after %dms in state CONNECT%s)"
 )
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered() -> None:
+    """Other tests of this process have clients, whose lines were shown already."""
+    for once in library_log.filters:
+        if isinstance(once, _Once):
+            once._shown.clear()
 
 
 def test_repeated_line_is_shown_once(caplog: pytest.LogCaptureFixture) -> None:

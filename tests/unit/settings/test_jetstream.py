@@ -228,13 +228,25 @@ def test_invalid_stream_is_refused(fields: dict[str, Any], words: str) -> None:
         StreamSettings(**{"name": "ORDERS", "subjects": "orders.>", **fields})
 
 
-def test_a_duplicate_window_shorter_than_a_delivery_is_refused() -> None:
-    stream = StreamSettings(
-        name="ORDERS", subjects=("orders.>",), duplicate_window=timedelta(seconds=59)
-    )
+def _orders(**fields: Any) -> StreamSettings:
+    return StreamSettings(**{"name": "ORDERS", "subjects": "orders.>", **fields})
+
+
+def test_a_duplicate_window_too_short_for_a_retry_is_refused() -> None:
+    stream = _orders(duplicate_window=timedelta(seconds=9))
 
     assert (
-        "duplicate_window of stream ORDERS (0:00:59) is below the delivery timeout (0:01:00)"
+        "duplicate_window of stream ORDERS (0:00:09) is below twice the ack timeout (0:00:10)"
         in refusal(JetStreamSettings, streams=[stream])
     )
-    JetStreamSettings(streams=(stream,), pool=PoolSettings(delivery_timeout=59))
+    JetStreamSettings(streams=(stream,), pool=PoolSettings(ack_timeout=4.5))
+    JetStreamSettings(streams=(stream,), dedupe=False)
+
+
+def test_a_duplicate_window_is_no_longer_than_the_maximum_age() -> None:
+    assert _orders().duplicate_window == timedelta(minutes=2)
+    assert _orders(max_age=3_600).duplicate_window == timedelta(minutes=2)
+    assert _orders(max_age=30).duplicate_window == timedelta(seconds=30)
+    assert _orders(max_age=30, duplicate_window=20).duplicate_window == timedelta(seconds=20)
+    with pytest.raises(ValidationError, match=r"\(0:01:00\) is above its max_age \(0:00:30\)"):
+        _orders(max_age=30, duplicate_window=60)

@@ -57,6 +57,11 @@ def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
             "acks, retries in add_config would break a guarantee",
         ),
         ({"add_config": {"error_cb": "x"}}, "error_cb in add_config would break a guarantee"),
+        (
+            {"add_config": {"partitioner": "random"}},
+            "partitioner 'random' in add_config would break the order of an aggregate",
+        ),
+        ({"add_config": {"partitioner": "murmur3"}}, "use one of consistent, consistent_random,"),
         ({"topic_settings": ({"name": "a b"},)}, "String should match pattern"),
         (
             {"topic_settings": ({"name": "a", "replicas": 1, "min_insync_replicas": 2},)},
@@ -150,7 +155,9 @@ def test_secrets_are_never_shown() -> None:
         add_config={"ssl.keystore.password": CANARY},
     )
 
-    assert CANARY not in repr(settings) + str(settings) + repr(KafkaPublisher(settings))
+    publisher = KafkaPublisher(settings)
+    shown = (repr(settings), str(settings), repr(publisher.identity), str(publisher.statistics()))
+    assert not any(CANARY in text for text in shown)
 
 
 def test_settings_survive_pickling_and_equal_ones_share_a_producer() -> None:

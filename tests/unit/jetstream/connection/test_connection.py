@@ -246,7 +246,7 @@ def test_unsent_bytes_are_those_that_the_peer_has_not_taken() -> None:
             assert 0 < used.unsent_bytes <= 10_000_000
             waiting = used.unsent_bytes
             used.write(bytes(1_000_000))
-            assert used.unsent_bytes == waiting + 1_000_000
+            assert waiting < used.unsent_bytes <= waiting + 1_000_000  # the kernel takes some still
 
             peer.reading.set()
             await until_true(lambda: used.unsent_bytes == 0)

@@ -17,6 +17,7 @@ INVISIBLE = (
     "\u00a0\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u2028\u202e\u2060\u3000\ufeff\ufe0f"
 )
 """Characters that are not printed, and are part of texts: blanks, joiners, direction marks."""
+WEST = timezone(timedelta(hours=-1))
 
 
 def good(**fields: Any) -> Envelope:
@@ -407,6 +408,34 @@ def test_an_odd_aggregate_or_type_is_refused(field: str, value: Any) -> None:
             PublishOptions(expected_last_subject_sequence=1.0),  # type: ignore[arg-type]
             "invalid expected last sequence",
         ),
+        (
+            PublishOptions(schedule=datetime(2030, 1, 1), schedule_target="a"),  # noqa: DTZ001
+            "the schedule 2030-01-01 00:00:00 has no time zone: give a datetime with one",
+        ),
+        (
+            PublishOptions(schedule=datetime.max.replace(tzinfo=WEST), schedule_target="a"),
+            "invalid schedule 9999-12-31",
+        ),
+        (PublishOptions(schedule="", schedule_target="a"), "invalid schedule ''"),
+        (PublishOptions(schedule="@hourly\r\nNats-Rollup: all", schedule_target="a"), "control"),
+        (
+            PublishOptions(schedule=5, schedule_target="a"),  # type: ignore[arg-type]
+            "the schedule must be a datetime or a str, not int",
+        ),
+        (
+            PublishOptions(schedule="@hourly"),
+            "the schedule needs a schedule_target: the topic must be a str, not NoneType",
+        ),
+        (
+            PublishOptions(schedule="@hourly", schedule_target="a b"),
+            "the schedule needs a schedule_target: topic 'a b' has a wildcard, white space",
+        ),
+        (
+            PublishOptions(schedule="@hourly", schedule_target="a", schedule_ttl=timedelta(0)),
+            "invalid schedule_ttl 0:00:00: give whole seconds",
+        ),
+        (PublishOptions(schedule_target="a"), "are of use with a schedule only"),
+        (PublishOptions(schedule_ttl=timedelta(seconds=1)), "are of use with a schedule only"),
         ({"ttl": timedelta(seconds=5)}, "the options must be PublishOptions, not dict"),
         ((None, 1, None), "the options must be PublishOptions, not tuple"),
         (timedelta(seconds=5), "the options must be PublishOptions, not timedelta"),
@@ -426,6 +455,26 @@ def test_ttl_is_refused_where_the_server_would_ignore_it() -> None:
     with pytest.raises(EnvelopeError, match=r"ignores the ttl 0:02:00.*use nats-server 2\.11"):
         encode(good(options=options), MAX_PAYLOAD, takes_ttl=False)
     assert encode(good(options=PublishOptions()), MAX_PAYLOAD, takes_ttl=False)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "value"),
+    [
+        (datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC), "@at 2030-01-02T03:04:05+00:00"),
+        (datetime(2030, 1, 2, 3, 4, 5, 6, tzinfo=WEST), "@at 2030-01-02T04:04:05.000006+00:00"),
+        ("@every 5m", "@every 5m"),
+        ("0 0 5 * * *", "0 0 5 * * *"),
+    ],
+)
+def test_schedule_becomes_the_headers_of_the_server(schedule: datetime | str, value: str) -> None:
+    ttl = timedelta(minutes=5)
+    options = PublishOptions(schedule=schedule, schedule_target="orders.due", schedule_ttl=ttl)
+
+    assert frame_of(good(options=options)).headers[1:] == [
+        ("Nats-Schedule", value),
+        ("Nats-Schedule-Target", "orders.due"),
+        ("Nats-Schedule-TTL", "300s"),
+    ]
 
 
 def test_empty_options_add_nothing() -> None:

@@ -88,7 +88,7 @@ def _identity(envelope: Envelope) -> dict[str, str]:
 
 
 def _expected_options(envelope: Envelope) -> list[tuple[str, str]]:
-    ttl, sequence, subject_sequence, _ = envelope.options or PublishOptions()
+    ttl, sequence, subject_sequence, *_ = envelope.options or PublishOptions()
     expected = []
     if ttl is not None:
         expected.append(("Nats-TTL", str(int(ttl.total_seconds()))))
