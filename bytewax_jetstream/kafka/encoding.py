@@ -118,7 +118,7 @@ def are_plain(envelopes: Sequence[Envelope], topics: Set[str]) -> bool:
     try:
         words = "".join(ids) + "".join(filter(None, aggregates)) + "".join(filter(None, types))
         return topics >= set(names) and words.isascii() and all(ids)
-    except TypeError:  # a topic, id or type is not a str
+    except Exception:  # not a str, or a str whose own code raises: encoded, or refused, by itself
         return False
 
 

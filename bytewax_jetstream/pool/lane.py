@@ -20,6 +20,8 @@ SLICE = 0.1
 ROOM_SECONDS = 10.0
 """Beyond the delivery timeout, until a budget that stays used up is an error."""
 
+JUST_ENVELOPES = frozenset({Envelope})
+
 Piece = tuple[Sequence[Envelope], int]
 """Envelopes that are handed over at once, and their payload bytes."""
 
@@ -91,12 +93,15 @@ class Lane:
         result. Many envelopes are accepted in pieces: after an error, `unsettled` and the results
         tell which were.
 
+        :raises TypeError: when an item is not an Envelope; none of them is accepted then.
         :raises PoolClosedError: when the lane is closed, or the pool is draining, closed, dead or
             of another process.
         :raises SettleTimeoutError: when the budget stays used up for longer than a delivery may
             take.
         """
         intake, budget = self._intake, self._intake.budget
+        if not JUST_ENVELOPES.issuperset(map(type, envelopes)):
+            self._check_types(envelopes)
         patience = intake.settings.delivery_timeout + ROOM_SECONDS
         most = min(LARGEST_SUBMISSION, max(1, budget.messages // 2))
         for piece, size in self._cut(envelopes, most, budget.bytes // 2):
@@ -175,6 +180,14 @@ class Lane:
     def patience_ends(self, began: float) -> float:
         """When a wait that began then must end, unless something is settled before."""
         return max(began, self._publisher.settled_at) + self.patience
+
+    def _check_types(self, items: Sequence[object]) -> None:
+        for item in items:
+            if not isinstance(item, Envelope):
+                raise TypeError(
+                    f"lane {self.name} publishes Envelopes, and got {type(item).__name__}: make an "
+                    "Envelope of each item; nothing of these was accepted"
+                )
 
     def check(self) -> None:
         """Raise when nothing can be submitted any more."""

@@ -57,7 +57,9 @@ class SharedPublisher:
         self.gathers = not policy.atomic
         """Whether submissions may be accepted together. Groups must not: which envelopes are
         stored all or none follows from the submission."""
-        self.dispatch = Dispatch(policy, publisher.prepare, Random(), publisher.route)
+        self.dispatch = Dispatch(
+            policy, publisher.prepare, Random(), publisher.route, publisher.duplicate_window
+        )
         self._mailboxes: dict[LaneQueue, Mailbox] = {}
         self._on_settled = on_settled
         self._on_processed = on_processed

@@ -220,7 +220,7 @@ class JetStreamPublisher:
 
     def duplicate_window(self, topic: str) -> float | None:
         """For how many seconds the stream of a topic remembers event ids."""
-        return self._topics.duplicate_window(topic)
+        return self._topics.duplicate_window(topic) if self._settings.dedupe else None
 
     def send(self, outgoing: Outgoing) -> None:
         """Write it in one piece, except for what does not fit the limits any more."""

@@ -1,9 +1,11 @@
 """`KafkaSource`: checks its arguments, looks at the topics, and opens a reader for each worker."""
 
 import logging
+import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,6 +106,20 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
         self._resumed: set[str] = set()
         """Topics of which a partition goes on, so that `start` is past for the others too."""
         self._warned = False
+        forget_parent = weakref.WeakMethod(self._forget_parent)
+
+        def in_child() -> None:
+            if (forget := forget_parent()) is not None:
+                forget()
+
+        os.register_at_fork(after_in_child=in_child)
+
+    def _forget_parent(self) -> None:
+        """In a forked child: the parent's lock may be held, and its consumers are not ours."""
+        self._lock = threading.Lock()
+        self._inherited = self._readers  # kept, or their end would end the parent's consumers
+        self._readers = {}
+        self._found = None
 
     def list_parts(self) -> list[str]:
         """Each Kafka partition is an input partition, and so are some that may be added later:

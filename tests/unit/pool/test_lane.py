@@ -114,3 +114,12 @@ def test_submit_that_waits_for_room_raises_when_it_is_closed_meanwhile(closes: s
         results = lane.collect()
         assert {result.outcome for result in results} == {Outcome.UNKNOWN}
         assert len(results) == 2
+
+
+def test_submission_with_something_else_among_its_envelopes_is_refused_whole() -> None:
+    with pooled() as pool:
+        lane = pool.lane(FakePublisher(), name="lane")
+        with pytest.raises(TypeError, match="publishes Envelopes, and got dict: make an Envelope"):
+            lane.submit([*envelopes(2), {"topic": "t"}])  # type: ignore[list-item]
+
+        assert lane.unsettled == 0

@@ -1,3 +1,4 @@
+import os
 from enum import StrEnum
 from typing import Any
 
@@ -63,3 +64,15 @@ def test_more_partitions_are_named_than_are_there_and_never_fewer_than_before() 
     assert named[:10] == [16] * 10
     assert all(names >= count + count // 4 + 4 for count, names in enumerate(named))
     assert _names_for(200) == 256
+
+
+def test_child_forked_while_the_brokers_are_asked_is_not_held_up() -> None:
+    source = KafkaSource(KafkaSettings(brokers=("127.0.0.1:1",)), topics="t")
+    with source._lock:  # as while this process asks the brokers
+        child = os.fork()
+        if not child:
+            free = source._lock.acquire(timeout=5)
+            os._exit(0 if free else 1)
+        _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -1,0 +1,84 @@
+"""A slow or far broker ends in "stored", however long it takes; a dead one in "unknown"."""
+
+import time
+
+import pytest
+
+from bytewax_jetstream.envelope import Outcome
+from bytewax_jetstream.testing import NatsServer
+from tests.support.lanes import broker_of, jetstream, opened
+from tests.support.proxy import Proxy
+from tests.support.streams import FLAWLESS, audit, envelopes, make_stream
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.usefixtures("batched")
+
+DELIVERY_TIMEOUT = 1.5
+
+
+def test_one_hot_aggregate_behind_a_long_round_trip_and_a_reset_is_stored(
+    nats_server: NatsServer, proxy: Proxy
+) -> None:
+    make_stream(nats_server.url, "HOT", "hot.>")
+    batch = envelopes(600, "hot.x", aggregates=1)
+    settings = jetstream(proxy.url, ack_timeout=0.5, delivery_timeout=DELIVERY_TIMEOUT)
+    with opened(settings) as (pool, lane):
+        proxy.requests.delay = 0.005
+        began = time.monotonic()
+        lane.submit(batch)
+        until(lambda: broker_of(pool)["in_flight"] > 0)
+        proxy.cut_all()
+        results = lane.flush()
+
+        assert broker_of(pool)["reconnects"] >= 1
+    assert time.monotonic() - began > DELIVERY_TIMEOUT
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert audit(nats_server.url, "HOT", batch) == FLAWLESS
+
+
+def test_link_that_carries_less_than_the_timeouts_need_holds_the_producer_back(
+    nats_server: NatsServer, proxy: Proxy
+) -> None:
+    make_stream(nats_server.url, "NARROW", "narrow.>")
+    batch = envelopes(1_500, "narrow.x")
+    settings = jetstream(proxy.url, ack_timeout=2.0, delivery_timeout=3.0)
+    with opened(settings) as (_, lane):
+        proxy.requests.delay = 0.003
+        began = time.monotonic()
+        lane.submit(batch)
+        results = lane.flush()
+
+    assert time.monotonic() - began > 3.0
+    assert {result.outcome for result in results} == {Outcome.STORED}
+    assert audit(nats_server.url, "NARROW", batch) == FLAWLESS
+
+
+def test_broker_that_dies_is_noticed_within_the_timeouts(own_nats_server: NatsServer) -> None:
+    make_stream(own_nats_server.url, "DYING", "dying.>")
+    settings = jetstream(own_nats_server.url, ack_timeout=0.5, delivery_timeout=DELIVERY_TIMEOUT)
+    with opened(settings) as (_, lane):
+        lane.submit(envelopes(100, "dying.x"))
+        lane.flush()
+        own_nats_server.pause()
+        lane.submit(envelopes(100, "dying.x", first=100))
+        results = lane.flush()
+        own_nats_server.resume()
+
+    assert len(results) == 100
+    assert {result.outcome for result in results} == {Outcome.UNKNOWN}
+    assert "while the broker settled nothing for 1.5 s" in str(results[0].reason)
+
+
+def test_message_larger_than_an_ack_timeout_carries_is_stored_by_a_slow_link(
+    nats_server: NatsServer, proxy: Proxy
+) -> None:
+    make_stream(nats_server.url, "LARGE", "large.>")
+    batch = [envelope._replace(payload=b"." * 900_000) for envelope in envelopes(4, "large.x")]
+    settings = jetstream(proxy.url, ack_timeout=0.5, delivery_timeout=DELIVERY_TIMEOUT)
+    with opened(settings) as (_, lane):
+        proxy.requests.piece = 20_000
+        proxy.requests.delay = 0.02
+        lane.submit(batch)
+        results = lane.flush()
+
+    assert [result.outcome for result in results] == [Outcome.STORED] * 4
