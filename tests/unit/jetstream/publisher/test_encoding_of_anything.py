@@ -73,6 +73,10 @@ GOOD = st.builds(
         st.none() | st.integers(1, 10**9).map(lambda seconds: timedelta(seconds=seconds)),
         st.none() | st.integers(0, 2**63 - 1),
         st.none() | st.integers(0, 2**63 - 1),
+        schedule=st.none(),
+        schedule_target=st.none(),
+        schedule_ttl=st.none(),
+        group=st.none(),
     ),
 )
 
