@@ -107,7 +107,7 @@ def test_a_report_comes_back_as_it_was() -> None:
 def test_the_state_of_a_publish_step_is_tuples_of_plain_values() -> None:
     stored = ("stored", "order-1", "orders.new", "customer-1", None, "jetstream", "ORDERS")
     rejected = ("rejected", "order-2", "orders.new", "customer-1", None, "jetstream", None)
-    options = ("options", timedelta(seconds=90), 5, None, None, None, None)
+    options = ("options", timedelta(seconds=90), 5, None, None, None, None, None)
     envelope = (
         *("envelope", "orders.new", b"\x00\xff", "order-2", "customer-1", "OrderPlaced"),
         *({"Trace": "1"}, 3, options, None),

@@ -10,7 +10,7 @@ from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.kafka.producer import Client
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
 from bytewax_jetstream.kafka.topics import Topic
-from bytewax_jetstream.publishing import PublisherEvents, Singles
+from bytewax_jetstream.publishing import PublisherEvents, Refusal, Singles
 from bytewax_jetstream.settings import KafkaSettings
 from tests.support.waiting import PATIENCE
 
@@ -44,9 +44,13 @@ class _Events:
     def __init__(self, batch: Sequence[Envelope]) -> None:
         self.awaited = dict(enumerate(batch))
         self.processed = asyncio.Event()
+        self.refusals: list[int] = []
 
     def in_flight(self, number: int, index: int) -> list[Envelope]:
         return [self.awaited[index]] if index in self.awaited else []
+
+    def refused(self, number: int, index: int, refusal: Refusal) -> None:
+        self.refusals.append(index)
 
     def process(self) -> None:
         self.processed.set()
@@ -72,3 +76,4 @@ def test_messages_given_up_while_waiting_for_room_are_not_sent(given_up: list[in
     asyncio.run(play())
 
     assert library.payloads == [b"%d" % number for number in range(3) if number not in given_up]
+    assert events.refusals == given_up, "their place in the window comes back"
