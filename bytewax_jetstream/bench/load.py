@@ -17,6 +17,8 @@ __all__ = ["ID_HEADERS", "Load", "is_warm_up", "new_place", "topics_of"]
 ID_HEADERS = {"msgid": "Nats-Msg-Id", "header": "Event-Id"}
 """The header that carries the event id; by the first, the server recognises duplicates."""
 AGGREGATES = 1_000
+REST = (None,) * (len(Envelope._fields) - 4)
+"""The other fields of each envelope."""
 WARM_UP = 1_000
 """The most messages that are published before the clock starts."""
 
@@ -56,7 +58,7 @@ class Load:
         payload = b"x" * case.payload_bytes
         topics = topics_of(place)
         self._slots = [
-            (topics[number % len(topics)], payload, f"aggregate-{number}", (None, None, None, None))
+            (topics[number % len(topics)], payload, f"aggregate-{number}", REST)
             for number in range(AGGREGATES)
         ]
 
