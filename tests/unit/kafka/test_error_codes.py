@@ -23,9 +23,9 @@ REJECTED = [
         "MSG_SIZE_TOO_LARGE",
         10,
         (
-            "split the message, or raise max_message_bytes and the topic's max.message.bytes; if the "
-            "message is smaller than that, its request was too large: lower batch_bytes to the topic's "
-            "max.message.bytes"
+            "split the message, or raise max_message_bytes and the topic's max.message.bytes; if "
+            "the message is smaller than that, its request was too large: lower batch_bytes to the "
+            "topic's max.message.bytes"
         ),
     ),
     ("TOPIC_EXCEPTION", 17, "choose another topic"),
