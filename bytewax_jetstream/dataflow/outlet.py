@@ -69,7 +69,9 @@ class Outlet:
         self._open = True
 
     def close(self) -> None:
-        """Close the lane, and give the pool back; unsettled envelopes get no result."""
+        """Close the lane, and give the pool back. What is unsettled becomes unknown, and nobody
+        collects it.
+        """
         if self._open:
             self._open = False
             drain.leave()

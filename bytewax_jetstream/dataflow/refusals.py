@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ..envelope import PublishResult
-from .values import text_of
+from .values import printable, text_of
 
 __all__ = ["Refusals"]
 
@@ -48,9 +48,9 @@ class Refusals:
                     "%s: envelope %s on %s is rejected: %s; further ones for the same reason are "
                     "counted, and logged at the end",
                     self._step,
-                    text_of(result.event_id),
-                    text_of(result.topic),
-                    result.reason,
+                    printable(text_of(result.event_id)),
+                    printable(text_of(result.topic)),
+                    printable(str(result.reason)),
                 )
 
     def end(self) -> None:
@@ -59,7 +59,8 @@ class Refusals:
             counts, self._counts = self._counts, Counter()
             firsts, self._firsts = self._firsts, {}
         for kind, count in counts.most_common():
-            log.warning("%s: %d envelopes were rejected: %s", self._step, count, firsts[kind])
+            reason = printable(firsts[kind])
+            log.warning("%s: %d envelopes were rejected: %s", self._step, count, reason)
 
 
 def _kind(result: PublishResult) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ..envelope import Envelope
 
-__all__ = ["check_envelopes", "text_of"]
+__all__ = ["check_envelopes", "printable", "text_of"]
 
 LONGEST = 80
 """Characters of a value that an error shows."""
@@ -20,6 +20,11 @@ def text_of(value: object) -> str:
     except Exception:  # the code of the value's type
         text = object.__repr__(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def printable(text: str) -> str:
+    """A text that every log can write: a lone surrogate, which no file takes, is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def check_envelopes(items: Sequence[object], step: str) -> None:

@@ -28,7 +28,7 @@ How cases end, with an ack timeout of 5 s and a delivery timeout of 60 s:
 Without retries of our own (Kafka), an attempt may take `delivery_timeout` and is unknown then.
 """
 
-from collections import deque
+from bisect import bisect_left
 
 __all__ = ["Answers"]
 
@@ -36,37 +36,38 @@ __all__ = ["Answers"]
 class Answers:
     """When something written before a position was last answered, or taken by the peer.
 
-    A position counts the messages written on a connection. Example: messages 0 to 9 are in flight;
-    5 is answered at t = 1, 3 at t = 2. Then 6 to 9 were renewed at t = 2, 4 and 5 as well, 0 to 3
-    never. So only the later of two answers counts where it came for the earlier position.
+    A position counts the messages written on a connection. Example: 0 to 9 are in flight. 5 is
+    answered at t = 1: this renews 6 to 9. 3 is answered at t = 2: this renews everything behind 3,
+    so the answer of t = 1 need not be kept; 0 to 2 were never renewed.
     """
 
     def __init__(self) -> None:
-        self._renewals: deque[tuple[int, float]] = deque()
-        """Positions and times, both ascending."""
+        self._positions: list[int] = []
+        """Of answers, ascending; so are their times."""
+        self._times: list[float] = []
 
     def add(self, position: int, now: float) -> None:
         """What is behind this position is renewed."""
-        renewals = self._renewals
-        while renewals and renewals[-1][0] >= position:
-            renewals.pop()
-        if renewals and renewals[-1][1] == now:
-            return
-        renewals.append((position, now))
+        positions, times = self._positions, self._times
+        while positions and positions[-1] >= position:
+            positions.pop()
+            times.pop()
+        if not times or times[-1] != now:
+            positions.append(position)
+            times.append(now)
 
     def since(self, position: int, written: float) -> float:
         """When the attempt at this position was last renewed, at the latest when it was written."""
-        for before, when in reversed(self._renewals):
-            if before < position:
-                return max(written, when)
-        return written
+        before = bisect_left(self._positions, position)
+        return max(written, self._times[before - 1]) if before else written
 
     def forget_before(self, position: float) -> None:
         """Nothing before this position is awaited any more."""
-        renewals = self._renewals
-        while len(renewals) > 1 and renewals[1][0] < position:
-            renewals.popleft()
+        useless = bisect_left(self._positions, position) - 1
+        if useless > 0:
+            del self._positions[:useless], self._times[:useless]
 
     def clear(self) -> None:
         """The connection is lost: nothing that was written on it is awaited."""
-        self._renewals.clear()
+        self._positions.clear()
+        self._times.clear()

@@ -116,7 +116,9 @@ class Dispatch:
 
     @property
     def progress_at(self) -> float:
-        """Since when nothing was settled by an answer; infinite while nothing is unsettled."""
+        """When the last answer settled something or, if that was later, when something was accepted
+        while nothing was unsettled; infinite while nothing is.
+        """
         return self._progress_at if self.unsettled > 0 else inf
 
     def waits_for(self) -> str:
@@ -167,7 +169,8 @@ class Dispatch:
         """
         submission = Submission(now, epoch, seen)
         if lane.broken:
-            self._settlements.not_sent(lane, lane.take_broken())
+            if lane.unswept:
+                self._settlements.not_sent(lane, lane.take_broken())
             lane.heal(seen)
         if not self.unsettled:
             self._progress_at = now
@@ -300,7 +303,7 @@ class Dispatch:
 
     def _admit(self, lane: LaneQueue, now: float) -> None:
         """Decide for what waits, in order, how it goes, as far as that can be decided now."""
-        if lane.broken:
+        if lane.unswept:
             self._settlements.not_sent(lane, lane.take_broken())
         plan = Plan.WAIT
         while lane.waiting and lane.singles < self._policy.window:

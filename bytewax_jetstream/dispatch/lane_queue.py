@@ -24,7 +24,6 @@ class LaneQueue:
     """
 
     __slots__ = (
-        "_broken",
         "_changed",
         "_one_per_aggregate",
         "_unknown",
@@ -33,6 +32,7 @@ class LaneQueue:
         "held",
         "ready",
         "singles",
+        "unswept",
         "waiting",
     )
 
@@ -52,7 +52,10 @@ class LaneQueue:
         """How many of them are backing off."""
         self._unknown = 0
         self.broken: dict[str, int] = {}
-        """Aggregates of which an envelope ended unknown, and how many had by then."""
+        """For each aggregate with an unknown envelope, its number among the lane's unknown ones: a
+        caller that has collected so many unknown results has seen it."""
+        self.unswept = False
+        """Whether something that must not be sent may be among what waits or is ready."""
 
     def mark_changed(self) -> None:
         """The lane may be able to send."""
@@ -60,24 +63,27 @@ class LaneQueue:
 
     # Broken aggregates
 
-    def count_unknown(self, aggregate: str | None) -> None:
-        """An envelope ended unknown: what is accepted of its aggregate must not be sent behind it,
-        until the caller has collected that result.
+    def count_unknown(self, aggregate: str | None, envelopes: int) -> None:
+        """Envelopes ended unknown: what is accepted of their aggregate must not be sent behind
+        them, until the caller has collected those results.
 
-        :arg aggregate: None if it was not sent, for the same reason.
+        :arg aggregate: None if they were not sent, for the same reason.
         """
-        self._unknown += 1
+        self._unknown += envelopes
         if aggregate is not None:
             self.broken[aggregate] = self._unknown
+            self.unswept = True
             self._changed[self] = None
 
     def heal(self, seen: int) -> None:
-        """The caller has collected so many results that broke an aggregate."""
-        if self.broken:
-            self.broken = {each: at for each, at in self.broken.items() if at > seen}
+        """The caller has collected so many unknown results: aggregates that broke by then may be
+        sent again.
+        """
+        self.broken = {each: at for each, at in self.broken.items() if at > seen}
 
     def take_broken(self) -> list[Entry]:
         """Take out what must not be sent, because its aggregate is broken, in order."""
+        self.unswept = False
         broken = self.broken
 
         def is_broken(envelope: Envelope, submission: Submission) -> bool:
@@ -90,15 +96,7 @@ class LaneQueue:
             if not entry.done and is_broken(entry.envelope, entry.submission)
         ]
         if taken:
-            gone = set(map(id, taken))
-            self.singles -= len(taken)
-            ready = [entry for entry in self.ready if id(entry) in gone]
-            self.ready = deque(entry for entry in self.ready if id(entry) not in gone)
-            for entry in ready:
-                self.held.pop(entry.envelope.aggregate_id or "", None)
-            for aggregate, behind in self.held.items():
-                if behind and id(behind[0]) in gone:
-                    self.held[aggregate] = None
+            self._remove(taken)
         for segment in list(self.waiting):
             indices = {
                 index
@@ -113,16 +111,34 @@ class LaneQueue:
         self.waiting = deque(segment for segment in self.waiting if segment.count)
         return taken
 
+    def _remove(self, entries: list[Entry]) -> None:
+        """Forget singles that are ready or held; the next of an aggregate takes their place."""
+        gone = set(map(id, entries))
+        self.singles -= len(entries)
+        heads = {entry.envelope.aggregate_id for entry in self.ready if id(entry) in gone}
+        self.ready = deque(entry for entry in self.ready if id(entry) not in gone)
+        for aggregate, behind in list(self.held.items()):
+            left = deque(entry for entry in behind or () if id(entry) not in gone)
+            if aggregate in heads:
+                if left:
+                    self.ready.append(left.popleft())
+                else:
+                    del self.held[aggregate]
+                    continue
+            self.held[aggregate] = left or None
+
     # Segments
 
     def enqueue(self, segments: Iterable[Segment]) -> None:
         """Accept segments, behind what waits."""
         self.waiting.extend(segments)
+        self.unswept = bool(self.broken)
         self._changed[self] = None
 
     def put_back(self, segments: Iterable[Segment]) -> None:
         """Return segments, in order, to the front: they are definitely not stored."""
         self.waiting.extendleft(segment for segment in reversed(list(segments)) if segment.count)
+        self.unswept = bool(self.broken)
 
     def pop_first(self) -> Segment:
         """Take out what waits first."""
@@ -158,11 +174,13 @@ class LaneQueue:
         else:
             self.singles += len(entries)
             self.ready.extend(entries)
+        self.unswept = bool(self.broken)
         self._changed[self] = None
 
     def make_ready_first(self, entry: Entry) -> None:
         """An entry may be sent again, before those that are ready."""
         self.ready.appendleft(entry)
+        self.unswept = bool(self.broken)
         self._changed[self] = None
 
     def take_ready(self, messages: int, size: int, now: float) -> tuple[list[Entry], list[Entry]]:

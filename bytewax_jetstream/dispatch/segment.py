@@ -1,7 +1,6 @@
 """`Segment`, `Entry`, `Group`: envelopes from acceptance to settlement, together or one by one."""
 
 from collections.abc import Sequence, Set
-from copy import copy
 from itertools import accumulate, groupby, islice
 from math import inf
 from operator import itemgetter
@@ -23,7 +22,7 @@ class Submission(NamedTuple):
     submitted: float
     epoch: int
     seen: int = 0
-    """How many of its lane's results that broke an aggregate the caller had collected."""
+    """How many unknown results of its lane the caller had collected when it submitted."""
 
 
 class Entry:
@@ -91,11 +90,11 @@ class Entry:
         self.in_doubt += 1
         self.resend_until = min(self.resend_until, resend_until)
 
-    def again(self) -> "Entry":
-        """The same for another attempt: late answers to earlier ones no longer concern it."""
-        other = copy(self)
-        self.done = True
-        return other
+    def answered_late(self) -> None:
+        """One of its unanswered attempts was refused after all: it did not store it."""
+        self.in_doubt -= 1
+        if not self.in_doubt:
+            self.resend_until = inf
 
 
 class Group(Entry):

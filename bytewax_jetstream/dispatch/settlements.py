@@ -85,11 +85,12 @@ class Settlements:
         """End an entry, and with it each member of a group.
 
         :arg answered: Whether the broker's answer ended it.
-        :arg sent: False if it is not, because one before it is unknown.
+        :arg sent: False if it was held back because one before it is unknown: then it does not
+            break its aggregate again.
         """
         entry.done = True
         if outcome is Outcome.UNKNOWN:
-            lane.count_unknown(entry.envelope.aggregate_id if sent else None)
+            lane.count_unknown(entry.envelope.aggregate_id if sent else None, entry.count)
         self._doubts.not_in_process(entry.envelopes)
         self.settled += entry.count
         self.answered += entry.count * (answered and outcome is not Outcome.UNKNOWN)
@@ -143,9 +144,10 @@ class Settlements:
         """End entries as unknown: the broker may not know their ids any more."""
         for entry in entries:
             reason = (
-                f"not sent again after {entry.attempts} attempts: one was not answered, and the "
-                "stream may have forgotten its event id since, so it could be stored twice: look "
-                "whether it is stored, and give the stream a longer duplicate_window"
+                f"not sent again: one of its {entry.attempts} attempts was not answered, and the "
+                "stream may have forgotten its event id by now, so another attempt could store it "
+                "twice: look in the stream whether it is there; a longer duplicate_window prevents "
+                "this"
             )
             self.settle(lane, entry, Outcome.UNKNOWN, refusal=Refusal(Verdict.GIVE_UP, reason))
 

@@ -257,7 +257,7 @@ class Singles:
             silent, entry = self._answer_late(number, index)
             if silent is not None and entry is not None:
                 silent.entries[index] = None
-                entry.in_doubt -= 1
+                entry.answered_late()
             return
         entry = self._answer(sent, index)
         if entry is not None:
@@ -266,12 +266,15 @@ class Singles:
     def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
         """Envelopes of a group with a receipt are stored; the others go again, without them."""
         sent = self._sent.get(number)
-        entry = self._answer(sent, index) if sent is not None else None
-        if sent is None or not isinstance(entry, Group):
+        if sent is None or not isinstance(sent.at(index), Group) or all(receipts):
+            return
+        entry = self._answer(sent, index)
+        if not isinstance(entry, Group):
             return
         known = [receipt is not None for receipt in receipts]
         stored = entry.take_out(known)
-        entry.in_doubt = 0  # an unanswered attempt did not store it: it would have stored all
+        # An unanswered attempt did not store it: it would have stored all.
+        entry.in_doubt, entry.resend_until = 0, inf
         for member, receipt in zip(stored, filter(None, receipts), strict=True):
             self._settlements.settle(sent.lane, member, Outcome.STORED, receipt)
         self.retries += 1
@@ -313,6 +316,7 @@ class Singles:
         What is in flight when its clock runs out gets its answer first.
         """
         self._end_silent_attempts(now)
+        resumed = []
         while self._backing_off and self._backing_off[0][0] <= now:
             _, _, lane, entry = heapq.heappop(self._backing_off)
             lane.resume()
@@ -325,6 +329,8 @@ class Singles:
                 entry.stop_clock(now)
             else:
                 self._first_expiry = min(self._first_expiry, entry.expires)
+            resumed.append((lane, entry))
+        for lane, entry in reversed(resumed):
             lane.make_ready_first(entry)
         if self._first_expiry <= now:
             self._first_expiry = inf
@@ -493,8 +499,9 @@ class Singles:
         """
         unanswered = [entry for entry in self._stop_awaiting(sent, indices) if not entry.done]
         for entry in unanswered:
-            until = self.resend_until(entry.envelope.topic, sent.written)
-            entry.unanswered(refusal, until)
+            if type(entry.wire) is not AskFirst:  # which was only asked for, and not sent
+                until = self.resend_until(entry.envelope.topic, sent.written)
+                entry.unanswered(refusal, until)
             entry.fail(now, self._policy.delivery_timeout)
         topics = {entry.envelope.topic for entry in unanswered}
         self._doubts.unanswered(topics, self._window.last_number)

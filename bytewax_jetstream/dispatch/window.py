@@ -17,7 +17,7 @@ class Window:
 
     def __init__(self) -> None:
         self.messages = 0
-        """Messages that were sent and are awaited."""
+        """Messages that take a place in the window: awaited, or silent and held (see `Singles`)."""
         self.bytes = 0
         self.next_number = 1
         """The number of the next send that is not an append to a batch in flight."""
@@ -50,6 +50,6 @@ class Window:
         self.outgoing.clear()
 
     def withdraw_numbers(self, numbers: set[int]) -> None:
-        """These do not go out: their lanes were closed."""
+        """These do not go out: their envelopes were settled as unknown."""
         if self.outgoing:
             self.outgoing = deque(each for each in self.outgoing if each.number not in numbers)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 
 from ..dispatch import LaneQueue
 from ..envelope import Envelope, PublishResult, payload_size
@@ -18,9 +19,11 @@ __all__ = ["Lane"]
 SLICE = 0.1
 """Seconds a caller waits before it looks again, to notice signals and a dead pool."""
 ROOM_SECONDS = 10.0
-"""Beyond the delivery timeout, until a budget that stays used up is an error."""
+"""Beyond the delivery timeout: for how long a full budget may see nothing settled."""
 
 JUST_ENVELOPES = frozenset({Envelope})
+JUST_STR = frozenset({str})
+TOPIC = itemgetter(Envelope._fields.index("topic"))
 
 Piece = tuple[Sequence[Envelope], int]
 """Envelopes that are handed over at once, and their payload bytes."""
@@ -96,12 +99,14 @@ class Lane:
         :raises TypeError: when an item is not an Envelope; none of them is accepted then.
         :raises PoolClosedError: when the lane is closed, or the pool is draining, closed, dead or
             of another process.
-        :raises SettleTimeoutError: when the budget stays used up for longer than a delivery may
-            take.
+        :raises SettleTimeoutError: when the budget is used up, and no envelope at all was settled
+            for the delivery timeout and ten seconds.
         """
         intake, budget = self._intake, self._intake.budget
         if not JUST_ENVELOPES.issuperset(map(type, envelopes)):
             self._check_types(envelopes)
+        if not JUST_STR.issuperset(map(type, map(TOPIC, envelopes))):
+            envelopes = [_plain(envelope) for envelope in envelopes]
         patience = intake.settings.delivery_timeout + ROOM_SECONDS
         most = min(LARGEST_SUBMISSION, max(1, budget.messages // 2))
         for piece, size in self._cut(envelopes, most, budget.bytes // 2):
@@ -221,6 +226,16 @@ class Lane:
                 lane=self.name,
                 unsettled=self.unsettled,
             )
+
+
+def _plain(envelope: Envelope) -> Envelope:
+    """The envelope with a topic of type `str`: the code of another type, such as a `StrEnum` or one
+    that raises when it is formatted, must not run on the pool's thread.
+    """
+    topic = envelope.topic
+    if type(topic) is str or not isinstance(topic, str):
+        return envelope
+    return envelope._replace(topic=str.__str__(topic))
 
 
 def _pieces(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> Iterator[Piece]:

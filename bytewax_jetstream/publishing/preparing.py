@@ -116,14 +116,15 @@ def refuse_conflicts(
         message of the same event id.
     :returns: The indices of those that are an earlier one again, with equal topic and payload.
     """
-    first: dict[tuple[str, str], int] = {}
+    first: dict[tuple[str | None, str | None, str], int] = {}
     again: list[int] = []
     for index, (envelope, wire) in enumerate(zip(envelopes, wires, strict=True)):
         if type(wire) is EnvelopeError:
             continue
         topic, event_id = envelope.topic, envelope.event_id
         # Topics of unknown streams may be on different ones: only an equal topic is certain.
-        earlier = first.setdefault((stream_of(topic) or f"{topic} ", event_id), index)
+        stream = stream_of(topic)
+        earlier = first.setdefault((stream, topic if stream is None else None, event_id), index)
         if earlier == index:
             continue
         known = envelopes[earlier]

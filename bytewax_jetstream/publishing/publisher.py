@@ -57,8 +57,6 @@ class Route(NamedTuple):
     """Whether it counts an id as stored that is only in process there, and may still be lost."""
     fresh: bool
     """Whether this publisher made it, so that no earlier run can have left anything in process."""
-    duplicate_window: float | None = None
-    """Seconds for which it remembers event ids; None where that is not known."""
 
 
 class PublisherEvents(Protocol):

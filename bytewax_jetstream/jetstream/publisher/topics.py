@@ -387,5 +387,4 @@ class Topics:
             stream,
             several and self._settings.dedupe,
             stream in self._coverage.created,
-            self.duplicate_window(topic),
         )

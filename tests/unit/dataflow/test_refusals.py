@@ -65,3 +65,19 @@ def test_reasons_that_all_differ_do_not_fill_the_log(caplog: pytest.LogCaptureFi
     counted = _logged(caplog)
     assert len(counted) == MOST + 1
     assert f"flow.publish: {500 - MOST} envelopes were rejected: other reasons" in counted
+
+
+def test_reason_with_a_lone_surrogate_can_be_written_to_any_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refusals = Refusals("step")
+    rejected = PublishResult(
+        Outcome.REJECTED, "id\ud800", "topic\ud800", None, None, "jetstream",
+        None, None, None, None, 1, 0.0, "bad topic\ud800", None, None, 0, 0,
+    )  # fmt: skip
+    refusals.add([rejected])
+    refusals.end()
+
+    assert len(caplog.messages) == 2
+    for message in caplog.messages:
+        assert b"\\ud800" in message.encode()

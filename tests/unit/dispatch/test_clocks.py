@@ -43,7 +43,7 @@ def test_forgetting_keeps_what_renews_the_oldest_in_flight() -> None:
     found.forget_before(99)
 
     assert found.since(99, 0.0) == 99.0
-    assert len(found._renewals) <= 2
+    assert len(found._positions) <= 2
 
 
 def test_later_answer_does_not_renew_an_attempt_before_it() -> None:

@@ -235,7 +235,7 @@ def test_nothing_is_sent_again_when_the_stream_may_have_forgotten_its_id() -> No
     (settled,) = driver.settled()
     assert settled.outcome is Outcome.UNKNOWN
     assert settled.refusal is not None
-    assert "give the stream a longer duplicate_window" in settled.refusal.reason
+    assert "a longer duplicate_window prevents this" in settled.refusal.reason
 
 
 def test_attempt_is_sent_again_while_the_stream_knows_its_id() -> None:
@@ -247,3 +247,17 @@ def test_attempt_is_sent_again_while_the_stream_knows_its_id() -> None:
     driver.dispatch.connected(driver.now)
 
     assert driver.sends() == [["1"]]
+
+
+def test_attempt_that_is_answered_late_leaves_no_doubt_behind() -> None:
+    driver = Driver(duplicate_window=lambda topic: 20.0)
+    driver.submit(envelope("1"))
+    first = driver.singles()
+    driver.tick(5.0)
+    driver.refused(first, 0, Verdict.RETRY)
+    while driver.now < 17.0:
+        if (sent := driver.dispatch.next_send(driver.now)) is not None:
+            driver.refused(sent, 0, Verdict.RETRY)
+        driver.tick(driver.now + 1.0)
+
+    assert driver.outcomes() == {}

@@ -1,10 +1,13 @@
 """The order of one aggregate's envelopes, where the publisher asks for one at a time."""
 
+from random import Random
+
 import pytest
 
+from bytewax_jetstream.dispatch import LaneQueue
 from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.publishing import Verdict
-from tests.support.dispatching import RECEIPT, Driver, batching, envelope, ids
+from tests.support.dispatching import RECEIPT, Driver, batching, entry, envelope, event_ids, ids
 
 
 def test_second_envelope_of_an_aggregate_waits_until_the_first_is_settled() -> None:
@@ -104,3 +107,49 @@ def test_publisher_that_keeps_order_itself_gets_a_whole_aggregate_at_once() -> N
     driver.submit(envelope("1", "a"), envelope("2", "a"))
 
     assert driver.sends() == [["1", "2"]]
+
+
+def test_unknown_group_breaks_its_aggregate_for_as_many_results_as_it_has() -> None:
+    driver = Driver(atomic=True)
+    driver.submit(*(envelope(name, "a") for name in ("a1", "a2", "a3")))
+    driver.refused(driver.groups(), 0, Verdict.GIVE_UP)
+    assert len(driver.settled()) == 3
+    for name in ("b1", "b2"):
+        driver.dispatch.submit(driver.lane, [envelope(name, "b")], 0, driver.now, seen=3)
+    sent = driver.singles()
+    assert ids(sent) == ["b1"]
+    driver.refused(sent, 0, Verdict.GIVE_UP)
+
+    assert driver.sends() == []
+    assert driver.outcomes() == dict.fromkeys(("b1", "b2"), Outcome.UNKNOWN)
+
+
+def test_held_envelope_goes_on_when_the_one_before_it_is_taken_out() -> None:
+    queue = LaneQueue({}, one_per_aggregate=True)
+    first, second, third = (entry(name, "a") for name in "123")
+    third.submission = third.submission._replace(seen=1)
+    queue.enter_ready([first, second, third])
+    queue.count_unknown("a", 1)
+
+    assert event_ids(queue.take_broken()) == ["1", "2"]
+    assert event_ids(queue.ready) == ["3"]
+    assert queue.singles == 1
+
+
+def test_retries_that_are_due_together_keep_their_order() -> None:
+    driver = Driver(one_per_aggregate=False)
+    driver.dispatch._singles._random = Steady()
+    driver.submit(*(envelope(name) for name in "123"))
+    sent = driver.singles()
+    for index in range(3):
+        driver.refused(sent, index, Verdict.RETRY)
+    driver.tick(1.0)
+
+    assert driver.sends() == [["1", "2", "3"]]
+
+
+class Steady(Random):
+    """Every pause is as long as it may be."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
