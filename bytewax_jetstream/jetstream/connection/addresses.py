@@ -64,7 +64,7 @@ class Addresses:
         url = f"{self._scheme}://{server.split('://', 1)[-1]}"
         try:
             return url if urlsplit(url).port else f"{url.rstrip(':/')}:{DEFAULT_PORT}"
-        except ValueError:  # whoever connects to it says what is wrong
+        except ValueError:  # the attempt to connect says what is wrong
             return url
 
 

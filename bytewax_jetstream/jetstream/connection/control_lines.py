@@ -66,8 +66,8 @@ class ControlLines:
     def lost(self, server_id: str, reason: str, *, useful: bool) -> None:
         """A connection was lost; perhaps for a line that was too long.
 
-        The server says so before it closes the connection, but whoever is still writing often sees
-        the end only. So the second loss in a row is suspicious, too.
+        The server says so before it closes the connection, but a client that is still writing often
+        sees the end only. So the second loss in a row is suspicious, too.
 
         :arg useful: Whether something was acknowledged on it.
         """

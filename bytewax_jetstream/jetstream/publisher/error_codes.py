@@ -87,7 +87,7 @@ is in it twice. Nothing of it is stored now; an earlier attempt may have stored 
 NO_BATCH_PUBLISH = {
     10205: "batch publish is disabled",  # allow_batched is off
     10206: "batch publish pattern is invalid",  # the server speaks another version of the protocol
-    10207: "batch publish ID is invalid",  # likewise
+    10207: "batch publish ID is invalid",  # the same
 }
 """The stream takes no batches; its messages go as singles from now on."""
 UNKNOWN_BATCH = 10208

@@ -222,7 +222,7 @@ class Held:
         return True
 
     def _give_up(self, topic: str) -> None:
-        """Nobody has answered the trial yet: whoever listens on the topic may be no stream."""
+        """Nobody has answered the trial yet: a listener on the topic may not be a stream."""
         trial = self._trials[topic]
         behind, trial.behind = trial.behind, []
         if self._events.in_flight(trial.item.number, trial.item.at):

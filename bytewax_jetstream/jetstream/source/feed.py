@@ -109,8 +109,8 @@ class Feed:
         self._grown = FIRST_BYTES
         """How many bytes a request may have; it doubles while that is what ends them."""
         self._large_left = 0
-        """How many messages surely wait of which the next one is larger than this partition's
-        share; 0 if it is not known to be.
+        """How many messages are known to wait while the next of them is larger than this
+        partition's share; 0 if that is not known.
         """
         self._expires = _least(round(EXPIRE_SECONDS * 1e9), config.get("max_expires", 0))
         inbox = connection.new_inbox()
