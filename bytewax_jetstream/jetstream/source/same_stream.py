@@ -1,8 +1,8 @@
 """Whether a stream is the one that was read before, and not another one of its name.
 
 A stream that was deleted and made again counts its sequences from 1 again, so a position in the
-old one means nothing in the new one. A stream that was restored from a backup, or a mirror that was made
-again, has the same messages under the same sequences, and is read on.
+old one means nothing in the new one. A stream that was restored from a backup, or a mirror that was
+made again, has the same messages under the same sequences, and is read on.
 """
 
 import calendar
