@@ -148,12 +148,12 @@ class SingleUseClient(Client):
         silent = 0
         await asyncio.sleep(PING_INTERVAL)
         while silent < DEAD_INTERVALS:
-            waiting = self.unsent_bytes
-            reads, taken = self._reads, self._written - waiting
+            waiting = self._count_unsent(on_the_way=False)
+            reads, left = self._reads, self._written - waiting
             if answered is None or answered.done():
                 answered = self.round_trip()
             await asyncio.sleep(PING_INTERVAL)
-            moved = waiting and self._written - self.unsent_bytes > taken
+            moved = waiting and self._written - self._count_unsent(on_the_way=False) > left
             silent = 0 if moved or self._reads > reads else silent + 1
         self.lose(
             f"nothing was read and no byte left for {DEAD_INTERVALS * PING_INTERVAL:g} s: "
@@ -231,10 +231,13 @@ class SingleUseClient(Client):
     @property
     def unsent_bytes(self) -> int:
         """How many written bytes the peer has not taken; 0 when there is no socket."""
+        return self._count_unsent(on_the_way=True)
+
+    def _count_unsent(self, *, on_the_way: bool) -> int:
         if not self._transport:
             return 0
         below = cast(Any, self._transport)._bare_io_writer.transport  # noqa: SLF001  # see the module
-        return unsent_bytes(self._stream(), below)
+        return unsent_bytes(self._stream(), below, on_the_way=on_the_way)
 
     async def dispose(self) -> None:
         """End the client's tasks within half a second, whatever state it is in."""

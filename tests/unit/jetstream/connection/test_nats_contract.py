@@ -44,7 +44,7 @@ METHODS = {
     "_read_loop": [],
 }
 OF_THE_TRANSPORT = {"_io_writer", "_bare_io_writer"}
-OUR_OWN = {"_owner", "_wants_tls", "_stream", "_round_trips", "_reads", "_written"}
+OUR_OWN = {"_count_unsent", "_owner", "_wants_tls", "_stream", "_round_trips", "_reads", "_written"}
 
 
 def _touched() -> set[str]:
