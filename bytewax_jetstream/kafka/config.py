@@ -68,7 +68,7 @@ def producer(settings: KafkaSettings) -> dict[str, Any]:
         # empty key is a key.
         "partitioner": settings.partitioner,
         # A topic was checked before its first message, so an unknown one was deleted since.
-        "topic.metadata.propagation.max.ms": min(10_000, round(pool.delivery_timeout * 500)),
+        "topic.metadata.propagation.max.ms": min(10_000, round(pool.delivery_timeout * 250)),
     }
     promised = {
         "enable.idempotence": True,

@@ -16,6 +16,7 @@ import pytest
 
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, PublishResult
 from bytewax_jetstream.jetstream.publisher.publisher import JetStreamPublisher
+from bytewax_jetstream.jetstream.publisher.replays import Replays
 from bytewax_jetstream.pool.ack_pool import AckPool
 from bytewax_jetstream.pool.lane import Lane
 from bytewax_jetstream.settings import StreamSettings
@@ -297,6 +298,7 @@ def test_ack_without_followers_is_not_believed_by_the_run_after_a_kill(
     """The first run's messages are in process, and the next one does not know which they are."""
     if believing:
         monkeypatch.setattr("bytewax_jetstream.dispatch.dispatch.Batches", Believing)
+        monkeypatch.setattr(Replays, "take", lambda *_: False)  # nor asks for their ids
     roles = _roles(own_cluster)
     make_stream(own_cluster.url, "DOUBT", "child", num_replicas=3, allow_batched=True)
     roles.have_the_leader_lead()

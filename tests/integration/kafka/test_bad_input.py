@@ -240,7 +240,7 @@ def test_topics_are_created_checked_and_updated_by_strategy(kafka_address: str) 
 
 def test_skip_strategy_checks_nothing_and_an_unknown_topic_is_rejected(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
-    settings = kafka(kafka_address, delivery_timeout=4, topic_strategy="skip")
+    settings = kafka(kafka_address, delivery_timeout=12, topic_strategy="skip")
 
     results = publish(settings, *envelopes(10, topic), Envelope("nowhere", b"", event_id="bad"))
 

@@ -1,5 +1,6 @@
 """Topics that change while they are published to, and the partitions that keys go to."""
 
+import contextlib
 import threading
 import time
 from collections import defaultdict
@@ -160,7 +161,7 @@ def test_topic_of_a_subclass_of_str_is_its_value(
     kafka_address: str, topic: str, strategy: str
 ) -> None:
     name = str.__str__(topic)
-    if strategy == "create":
+    with contextlib.suppress(KafkaException):  # made by the test with the other strategy
         make_topic(kafka_address, name)
     batch = [
         each._replace(event_id=f"{strategy}-{each.event_id}") for each in envelopes(100, topic)

@@ -83,7 +83,7 @@ def test_publishing_to_a_missing_topic_does_not_make_it(generous: KafkaServer) -
 def test_envelopes_for_a_missing_topic_that_is_not_checked_do_not_make_it(
     generous: KafkaServer,
 ) -> None:
-    settings = kafka(generous.bootstrap, topic_strategy="skip", delivery_timeout=4)
+    settings = kafka(generous.bootstrap, topic_strategy="skip", delivery_timeout=12)
 
     results = publish(settings, *envelopes(3, "unmade.unchecked"))
 
