@@ -91,7 +91,8 @@ def test_without_a_stream_one_message_is_tried_and_all_are_rejected(
         results = publish(jetstream(proxy.url, atomic=atomic), *envelopes(500, topic))
 
         assert proxy.requests.messages_to(topic.encode()) == (10 if atomic else 1)
-        assert sum(b"STREAM.LIST" in line for line in proxy.requests.frames) == 2
+        # Two lists; the server for all tests may have so many streams that a list has pages.
+        assert 2 <= sum(b"STREAM.LIST" in line for line in proxy.requests.frames) <= 12
     assert {result.outcome for result in results.values()} == {REJECTED}
     for result in results.values():
         assert f"no stream covers topic {topic}: add it to the subjects" in str(result.reason)
