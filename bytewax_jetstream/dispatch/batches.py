@@ -370,7 +370,7 @@ class Batches:
                 self._doubts.add_batch([envelope])
             by_route.setdefault(route, []).append(index)
             taken += 1
-        parts = {route: _part(segment, indices) for route, indices in by_route.items()}
+        parts = {route: segment.part(indices) for route, indices in by_route.items()}
         segment.split(taken)
         queue.put_back([segment])
         alone = parts.pop(None, None)
@@ -497,12 +497,3 @@ class Batches:
             receipt = Receipt(batch.route.name)
             for entry in batch.entries[: max(0, count - batch.stored)]:
                 self._singles.acked_late(batch.lane.queue, entry, receipt)
-
-
-def _part(segment: Segment, indices: list[int]) -> Segment:
-    return Segment(
-        segment.submission,
-        [segment.envelopes[index] for index in indices],
-        [segment.wires[index] for index in indices],
-        attempts=segment.attempts,
-    )

@@ -117,14 +117,7 @@ class Group(Entry):
         """Take out these members: they end by themselves, and the others are the group."""
         segment, members = self._segment, self.members()
         left = [index for index, out in enumerate(which) if not out]
-        self._segment = kept = Segment(
-            segment.submission,
-            [segment.envelopes[index] for index in left],
-            [segment.wires[index] for index in left],
-            alone=True,
-            group=True,
-            attempts=self.attempts,
-        )
+        self._segment = kept = segment.part(left)
         self.envelope, self.wires = kept.envelopes[0], kept.wires
         self.count, self.size = kept.count, kept.size
         return [member for member, out in zip(members, which, strict=True) if out]
@@ -181,20 +174,23 @@ class Segment:
         self.size -= first.size
         return first
 
-    def take_out(self, indices: Set[int]) -> "Segment":
-        """Take out the envelopes at these indices; groups are taken out as a whole elsewhere."""
-        out = Segment(
+    def part(self, indices: Sequence[int]) -> "Segment":
+        """A segment of the envelopes at these indices; this one is not changed."""
+        return Segment(
             self.submission,
-            [self.envelopes[index] for index in sorted(indices)],
-            [self.wires[index] for index in sorted(indices)],
+            [self.envelopes[index] for index in indices],
+            [self.wires[index] for index in indices],
             alone=self.alone,
+            group=self.group,
             attempts=self.attempts,
         )
-        kept = [index for index in range(self.count) if index not in indices]
-        self.envelopes = [self.envelopes[index] for index in kept]
-        self.wires = [self.wires[index] for index in kept]
-        self.count -= out.count
-        self.size -= out.size
+
+    def take_out(self, indices: Set[int]) -> "Segment":
+        """Take out the envelopes at these indices; groups are taken out as a whole elsewhere."""
+        kept = self.part([index for index in range(self.count) if index not in indices])
+        out = self.part(sorted(indices))
+        self.envelopes, self.wires = kept.envelopes, kept.wires
+        self.count, self.size = kept.count, kept.size
         return out
 
     def fitting(self, room: int, room_bytes: int) -> int:

@@ -1,10 +1,15 @@
 """`KafkaSettings` as librdkafka properties: for every client, and for the producer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from confluent_kafka import KafkaException
+
+from ..errors import ConnectError
 from ..settings import KafkaSettings
 
-__all__ = ["WINDOW", "connection", "producer"]
+__all__ = ["WINDOW", "accepted", "connection", "producer"]
 
 WINDOW = 10_000
 """Most messages that librdkafka holds at once: enough for many round trips, and few enough that a
@@ -12,6 +17,23 @@ message of another lane is sent soon.
 
 Half of the library's own queue, so that the queue is never full.
 """
+
+
+@contextmanager
+def accepted(settings: KafkaSettings) -> Iterator[None]:
+    """Make a client of librdkafka in here.
+
+    :raises ConnectError: when the library does not accept its properties.
+    """
+    try:
+        yield
+    except (KafkaException, TypeError, ValueError) as error:
+        raise ConnectError(
+            f"librdkafka does not accept the settings ({error}): correct them",
+            broker="kafka",
+            servers=settings.brokers,
+            reason=str(error),
+        ) from None
 
 
 def connection(settings: KafkaSettings) -> dict[str, Any]:

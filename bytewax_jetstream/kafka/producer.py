@@ -17,10 +17,9 @@ from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from ..errors import ConnectError
 from ..publishing import Receipt
 from ..settings import KafkaSettings
-from .config import producer
+from .config import accepted, producer
 from .library_log import library_log
 
 __all__ = ["INDEX_BITS", "Client", "Failure", "error_of", "place_of"]
@@ -96,17 +95,10 @@ class Client:
         self._failed = False
         self._closing = False
         self._pid = os.getpid()
-        try:
+        with accepted(settings):
             self._producer = Producer(
                 {**producer(settings), "error_cb": self._on_error, "logger": library_log}
             )
-        except (KafkaException, TypeError, ValueError) as error:
-            raise ConnectError(
-                f"librdkafka does not accept the settings ({error}): correct them",
-                broker="kafka",
-                servers=settings.brokers,
-                reason=str(error),
-            ) from None
         self.produce = self._producer.produce
         self._thread = threading.Thread(
             target=self._poll, name="bytewax_jetstream-kafka", daemon=True

@@ -12,7 +12,7 @@ __all__ = ["TokenServer"]
 
 
 class TokenServer:
-    """Gives a token to whoever has the client's secret; `asked` has what was asked for."""
+    """Gives a token to a client that has the secret; `asked` has each request."""
 
     def __init__(self, client: str, secret: str) -> None:
         self.asked: list[dict[str, list[str]]] = []

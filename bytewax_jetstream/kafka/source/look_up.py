@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from ...errors import ConnectError, TopicError
 from ...settings import KafkaSettings
-from ..config import connection
+from ..config import accepted, connection
 from ..error_codes import FINAL_AT_START, STOP_CODES
 from ..library_log import library_log
 from ..producer import error_of
@@ -132,15 +132,8 @@ class _Asking:
             "error_cb": self._last,
             "logger": library_log,
         }
-        try:
+        with accepted(settings):
             self._client = AdminClient(config)
-        except (KafkaException, TypeError, ValueError) as error:
-            raise ConnectError(
-                f"librdkafka does not accept the settings ({error}): correct them",
-                broker="kafka",
-                servers=settings.brokers,
-                reason=str(error),
-            ) from None
 
     @property
     def _left(self) -> float:

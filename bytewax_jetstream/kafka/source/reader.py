@@ -8,9 +8,8 @@ from typing import Any
 from bytewax.connectors.kafka import BYTEWAX_CONSUMER_LAG_GAUGE
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from ...errors import ConnectError
 from ...settings import KafkaSettings
-from ..config import connection
+from ..config import accepted, connection
 from ..library_log import library_log
 from .look_up import Found, LastError, cannot_read
 from .message import Read, message_of
@@ -113,7 +112,7 @@ class Reader:
         self._told: dict[tuple[str | None, int | None, int], float] = {}
         self._lag_due = 0.0
         self._last = LastError()
-        try:
+        with accepted(settings):
             self._consumer = Consumer(
                 {
                     "queued.max.messages.kbytes": QUEUE_KIB,
@@ -136,13 +135,6 @@ class Reader:
                     "logger": library_log,
                 }
             )
-        except (KafkaException, TypeError, ValueError) as error:
-            raise ConnectError(
-                f"librdkafka does not accept the settings ({error}): correct them",
-                broker="kafka",
-                servers=settings.brokers,
-                reason=str(error),
-            ) from None
         self._watch = Watch(
             lambda name, seconds: self._consumer.list_topics(name, timeout=seconds),
             ask_ids,
