@@ -99,7 +99,9 @@ def test_kills_while_a_topic_grows_lose_no_message(kafka_address: str, tmp_path:
             child.wait()
     child = subprocess.Popen(command)
     try:
-        wanted = {b"%d" % number for number in range(1_200)}
+        # Only this child can copy these: when they are there, it runs and handles SIGTERM.
+        publish(kafka(kafka_address), *envelopes(100, source, first=1_200, aggregates=40))
+        wanted = {b"%d" % number for number in range(1_300)}
         until(lambda: {one.payload for one in records(kafka_address, target)} >= wanted)
         os.kill(child.pid, signal.SIGTERM)
         assert child.wait(40) == 0
