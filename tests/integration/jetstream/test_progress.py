@@ -40,10 +40,10 @@ def test_link_that_carries_less_than_the_timeouts_need_holds_the_producer_back(
     nats_server: NatsServer, proxy: Proxy
 ) -> None:
     make_stream(nats_server.url, "NARROW", "narrow.>")
-    batch = envelopes(1_500, "narrow.x")
+    batch = envelopes(4_000, "narrow.x")
     settings = jetstream(proxy.url, ack_timeout=2.0, delivery_timeout=3.0)
     with opened(settings) as (_, lane):
-        proxy.requests.delay = 0.003
+        proxy.requests.delay = 0.001  # so 500 messages, a flow ack's worth, take 0.5 s or more
         began = time.monotonic()
         lane.submit(batch)
         results = lane.flush()
