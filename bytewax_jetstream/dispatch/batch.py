@@ -28,6 +28,7 @@ class Batch:
         "_appends",
         "count",
         "entries",
+        "flow",
         "lane",
         "number",
         "refusal",
@@ -46,12 +47,15 @@ class Batch:
         messages: int,
         position: int,
         written: float,
+        flow: int,
     ) -> None:
         self.number = number
         self.lane = lane
         self.route = route
         self.topic = segments[0].envelopes[0].topic
         """Of its first message."""
+        self.flow = flow
+        """After how many messages the broker says how many it has stored."""
         self.segments: list[Segment] = []
         """What was sent and is not known to be stored."""
         self.count = 0
@@ -84,8 +88,8 @@ class Batch:
                 return append.position + index - append.first
         return self._appends[0].position  # stored with an append that is forgotten
 
-    def deadline(self, answers: Answers, ack_timeout: float) -> float:
-        """Until when the next answer is awaited."""
+    def waits_since(self, answers: Answers) -> float:
+        """Since when the next answer is awaited; infinite while none is."""
         appends = self._appends
         while len(appends) > 1 and appends[1].first <= self.stored:
             appends.popleft()
@@ -93,7 +97,7 @@ class Batch:
             return inf
         oldest = appends[0]
         position = oldest.position + self.stored - oldest.first
-        return answers.since(position, oldest.written) + ack_timeout
+        return answers.since(position, oldest.written)
 
     def at(self, index: int) -> list[Envelope]:
         """The envelope at an index, if it is not known to be stored."""

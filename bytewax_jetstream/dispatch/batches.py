@@ -20,7 +20,20 @@ A refused message. Batch 7 carries e1 to e5; e3 is too large for the stream.
   Everything behind a refused message is sent in vain. So the next batch may only have as many
   messages in flight as this one had stored (`reach`, at least 16), one more for each stored.
 
-A lost batch. Batch 7 carries e1 to e5, with an ack timeout of 5 s.
+A lost batch. Batch 7 carries e1 to e5.
+
+    sent       append of batch 7: e1 e2 e3 e4 e5, last
+    answered   flow ack: 2 stored          -> e1, e2 are stored
+    connection lost                        -> e3, e4, e5 may be stored: back to the front of what
+                                              waits
+    connected
+    sent       append of batch 8: e3 e4 e5, last, again   (the publisher asks for their ids first)
+    answered   batch 8: 1 stored, a duplicate             -> e3 is stored
+    connection lost, and another           -> e4, e5 go again as a batch, because one was stored
+    connection lost, and another           -> none was stored: one of them may be the reason, so
+                                              each is tried again as a single
+
+A silent batch, with an ack timeout of 5 s. Batch 7 carries e1 to e5.
 
     t = 0.0    append of batch 7: e1 e2 e3 e4 e5, last
     t = 0.1    flow ack: 2 stored          -> e1, e2 are stored
@@ -54,6 +67,8 @@ __all__ = ["Batches", "Plan"]
 TOPIC = itemgetter(Envelope._fields.index("topic"))
 LEAST_REACH = 16
 """Messages of a batch that may always be in flight, however early the one before was refused."""
+FLOW_AGAIN = 64
+"""Messages after which a batch that was lost is answered: the link may be slow."""
 
 
 class Plan(Enum):
@@ -62,6 +77,7 @@ class Plan(Enum):
     BATCH = "in a batch, now"
     WAIT = "in a batch, once what is in flight is settled"
     SINGLES = "as singles"
+    FEW_SINGLES = "as singles, few at a time, because batches may go soon"
 
 
 class Batches:
@@ -97,6 +113,8 @@ class Batches:
         self.batches = 0
         """How many were begun."""
         self.messages_in_batches = 0
+        self.retries = 0
+        """How many messages of lost batches go again in one."""
 
     # Deciding how envelopes go
 
@@ -110,8 +128,10 @@ class Batches:
             return Plan.SINGLES  # rather than wait for singles that back off, which may take long
         self._now = now
         # Each topic once and in order: asking about a stream may put it in doubt.
-        if not any(map(self._takes, dict.fromkeys([each[0] for each in first.envelopes]))):
-            return Plan.SINGLES
+        routes = map(self._route, dict.fromkeys([each[0] for each in first.envelopes]))
+        in_doubt = [self._is_in_doubt(route) for route in routes if route is not None]
+        if all(in_doubt):
+            return Plan.FEW_SINGLES if in_doubt else Plan.SINGLES
         return Plan.WAIT if queue.singles else Plan.BATCH
 
     def may_send(self, queue: LaneQueue) -> bool:
@@ -125,7 +145,7 @@ class Batches:
         """Send the next of what waits, if it may go: with the open batch, in another, or in one
         for each route.
         """
-        if not self.may_send(queue):
+        if not self.may_send(queue) or self._end_overdue(queue, now):
             return
         self._now = now
         lane = self._lanes.get(queue)
@@ -146,10 +166,7 @@ class Batches:
         end.
         """
         for batch in list(self.sent.values()):
-            if (
-                batch.lane.open is batch
-                and batch.count - batch.stored <= self._policy.flow_interval
-            ):
+            if batch.lane.open is batch and batch.count - batch.stored <= batch.flow:
                 self._send_end(batch)
 
     # What the broker says
@@ -191,7 +208,7 @@ class Batches:
         if batch is None:
             return
         if batch.refusal is None or batch.refusal[0] != batch.stored:
-            self._retry_later(batch, Refusal(Verdict.RETRY, "its batch ended before it"), now)
+            self._retry(batch, Refusal(Verdict.RETRY, "its batch ended before it"), now)
             return
         lane = batch.lane
         self._end(batch)
@@ -225,7 +242,7 @@ class Batches:
         if index >= batch.stored:
             self._answers.add(batch.position_of(index), now)
         if index >= batch.count:  # the server does not take the end: what it stored is not known
-            self._retry_later(batch, refusal, now)
+            self._retry(batch, refusal, now)
         elif index >= batch.stored and (batch.refusal is None or index < batch.refusal[0]):
             batch.refusal = index, refusal
             if index == 0:
@@ -235,9 +252,19 @@ class Batches:
         return True
 
     def disconnected(self, refusal: Refusal, now: float) -> None:
-        """What is in flight may be lost: it goes again, as singles."""
-        for batch in list(self.sent.values()):
-            self._singles.retry_at_once(batch.lane.queue, self._lose(batch, refusal, now), now)
+        """What is in flight may be lost: it goes again on the next connection."""
+        for batch in reversed(list(self.sent.values())):  # the oldest comes to the front
+            if self._may_go_again(batch):
+                self._put_back(batch, refusal, now)
+            else:
+                lost = self._lose(batch, refusal, now)
+                self._singles.retry_at_once(batch.lane.queue, lost, now)
+
+    def connected(self, now: float) -> None:
+        """What was lost waits for room from now on."""
+        for queue in self._lanes:
+            if queue.lost:
+                queue.stop_clocks(now)
 
     # What time says
 
@@ -248,13 +275,15 @@ class Batches:
     def tick(self, now: float) -> None:
         """Retry the batches that fell silent."""
         for batch in [batch for batch in self.sent.values() if self._deadline(batch) <= now]:
-            self._retry_later(batch, self._settlements.why_silent(), now)
+            # Late answers may still come, so it is not sent again as a whole.
+            lost = self._lose(batch, self._settlements.why_silent(), now)
+            self._singles.retry_later(batch.lane.queue, lost, now)
         settled = [n for n, batch in self._silent.items() if all(e.done for e in batch.entries)]
         for number in settled:
             del self._silent[number]
 
     def _deadline(self, batch: Batch) -> float:
-        return batch.deadline(self._answers, self._policy.attempt_seconds)
+        return batch.waits_since(self._answers) + self._policy.attempt_seconds
 
     # What is in here
 
@@ -275,9 +304,10 @@ class Batches:
         """Settle all batches of these lanes as unknown, and forget them."""
         batches = [batch for batch in self.sent.values() if batch.lane.queue in queues]
         for batch in batches:
-            self._doubts.unanswered(set(batch.topics()), self._window.last_number)
             self._end(batch)
             entries = [entry for segment in batch.segments for entry in segment.entries()]
+            lost = [entry.envelope for entry in entries]
+            self._doubts.unanswered(lost, self._window.last_number)
             self._settlements.abandon(batch.lane.queue, entries, refusal)
         self._window.withdraw_numbers({batch.number for batch in batches})
 
@@ -286,10 +316,6 @@ class Batches:
         self._lanes.pop(queue, None)
 
     # Taking what waits
-
-    def _takes(self, topic: str) -> bool:
-        route = self._route(topic)
-        return route is not None and not self._is_in_doubt(route)
 
     def _is_in_doubt(self, route: Route) -> bool:
         return route.replicated and self._doubts.is_about(
@@ -306,7 +332,7 @@ class Batches:
             route, in_flight = lane.open.route, lane.open.count - lane.open.stored
         policy = self._policy
         room = int(min(policy.max_send, policy.window - window.messages, lane.reach - in_flight))
-        room_bytes = policy.window_bytes - window.bytes
+        room_bytes = window.limit_bytes - window.bytes
         while queue.waiting and room > 0 and room_bytes > 0:
             segment = queue.waiting[0]
             if segment.alone:
@@ -406,9 +432,11 @@ class Batches:
             segment.attempts += 1
             size += segment.size
         position = self._window.position
+        again = any(segment.past is not None for segment in segments)
         if batch is None:
             number = self._window.next_number
-            batch = Batch(number, lane, route, segments, len(topics), position, now)
+            flow = self._flow(len(topics), size, again)
+            batch = Batch(number, lane, route, segments, len(topics), position, now, flow)
             self.sent[number] = batch
             lane.in_flight += 1
             self.batches += 1
@@ -417,15 +445,23 @@ class Batches:
         self.messages_in_batches += len(topics)
         in_flight = batch.count - batch.stored
         goes_on = lane.queue.waiting and in_flight < lane.reach
-        last = last or (not goes_on and in_flight <= self._policy.flow_interval)
+        last = last or (not goes_on and in_flight <= batch.flow)
         lane.open = None if last else batch
         first = batch.count - len(topics)
-        append = Append(batch.number, batch.topic, first, topics, wires, last)
+        append = Append(batch.number, batch.topic, first, topics, wires, last, batch.flow, again)
         self._window.send(append, len(topics), size)
+
+    def _flow(self, messages: int, size: int, again: bool) -> int:
+        """After how many messages of a batch its broker is to say how many it has stored: at least
+        after each quarter of the window, and sooner if it was lost.
+        """
+        quarter = self._window.limit_bytes // 4 * messages // max(1, size)
+        most = min(self._policy.flow_interval, FLOW_AGAIN) if again else self._policy.flow_interval
+        return max(1, min(most, quarter))
 
     def _send_end(self, batch: Batch) -> None:
         batch.lane.open = None
-        end = Append(batch.number, batch.topic, batch.count, [], [], last=True)
+        end = Append(batch.number, batch.topic, batch.count, [], [], True, batch.flow)
         self._window.send(end, 0, 0)
         if batch.count == batch.stored:
             self._end(batch)
@@ -468,6 +504,7 @@ class Batches:
 
     def _lose(self, batch: Batch, refusal: Refusal, now: float) -> list[Entry]:
         """A batch gets no answer any more; returns what of it is unsettled, in order."""
+        self._charge(batch, now)
         self._end(batch)
         self._silent[batch.number] = batch
         batch.entries = [entry for segment in batch.segments for entry in segment.entries()]
@@ -483,13 +520,58 @@ class Batches:
             entry.unanswered(refusal, until)
         for entry in batch.entries:
             entry.fail(now, self._policy.delivery_timeout)
-        topics = {entry.envelope.topic for entry in silent}
-        self._doubts.unanswered(topics, self._window.last_number)
+            entry.run_clock(now)
+        self._doubts.unanswered([each.envelope for each in silent], self._window.last_number)
         return batch.entries
 
-    def _retry_later(self, batch: Batch, refusal: Refusal, now: float) -> None:
-        """A batch is lost: what of it is unsettled is tried again as singles, after a pause."""
-        self._singles.retry_later(batch.lane.queue, self._lose(batch, refusal, now), now)
+    def _retry(self, batch: Batch, refusal: Refusal, now: float) -> None:
+        """A batch is lost: what of it is unsettled goes again as a batch, or as singles after a
+        pause.
+        """
+        if self._may_go_again(batch):
+            self._put_back(batch, refusal, now)
+            batch.lane.queue.stop_clocks(now)
+        else:
+            self._singles.retry_later(batch.lane.queue, self._lose(batch, refusal, now), now)
+
+    def _may_go_again(self, batch: Batch) -> bool:
+        """Whether a lost batch goes again as one: not if it was lost before and nothing of it has
+        been stored since, because one of its messages may be the reason.
+        """
+        return batch.refusal is None and (batch.stored > 0 or batch.segments[0].past is None)
+
+    def _put_back(self, batch: Batch, refusal: Refusal, now: float) -> None:
+        """A lost batch waits, before all that its lane has waiting."""
+        self._charge(batch, now)
+        self._end(batch)
+        self.retries += batch.count - batch.stored
+        for segment in batch.segments:
+            topics = set(map(TOPIC, segment.envelopes))
+            until = min([self._singles.resend_until(topic, batch.written) for topic in topics])
+            past = segment.lost()
+            past.unanswered(refusal, until)
+            past.fail(now, self._policy.delivery_timeout)
+            past.run_clock(now)
+            self._doubts.unanswered(segment.envelopes, self._window.last_number)
+        batch.lane.queue.put_back(batch.segments)
+
+    def _charge(self, batch: Batch, now: float) -> None:
+        """Of what was lost before and went in a batch, only the first had a running clock."""
+        past = batch.segments[0].past if batch.segments else None
+        if past is not None:
+            past.run_clock(batch.waits_since(self._answers))
+            past.stop_clock(now)
+
+    def _end_overdue(self, queue: LaneQueue, now: float) -> bool:
+        """End what was lost and must not be sent any more; returns whether there was any."""
+        overdue = queue.take_overdue_segments(now) if queue.lost else []
+        for segment in overdue:
+            assert segment.past is not None, "only what was lost is overdue"
+            if segment.past.resend_until < now:
+                self._settlements.forgotten(queue, segment.entries())
+            else:
+                self._settlements.give_up(queue, segment.entries())
+        return bool(overdue)
 
     def _stored_late(self, number: int, count: int) -> None:
         batch = self._silent.get(number)

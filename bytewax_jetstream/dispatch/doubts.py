@@ -23,10 +23,10 @@ Example: a stream with three replicas, an ack timeout of 5 s.
     t = 6.0    e3 to e5 go as a batch, send 3.
     t = 11.0   no answer: the batch is lost. e3 to e5 may be in process, so the stream is in doubt
                since send 3. They back off, to be tried again as singles.
-    t = 11.01  e6 is submitted and goes as a single, send 4.
-    t = 11.1   e3 to e5 go again as singles, sends 5 and later.
+    t = 11.1   e3 to e5 go again as singles, send 4.
     t = 11.2   ack of e3 with `duplicate`: it does not tell what is in process.
-    t = 11.3   ack of e6, new to the stream, send 4 is after send 3: the doubt ends.
+    t = 11.3   ack of e4, new to the stream, send 4 is after send 3: the doubt ends. What was not
+               sent again since the loss may go in batches: it is stored by now, or gone.
 
 Without the rule, e3 to e5 would go again as a batch at t = 11.1. The server would count them as
 duplicates of messages in process, acknowledge the batch, and could still lose them.
@@ -62,6 +62,9 @@ class Doubts:
         """Names of replicated routes that were asked for."""
         self._since: dict[str, _Since] = {}
         """The streams in doubt."""
+        self._lost: dict[str, set[str]] = {}
+        """Event ids by stream that were not answered and not sent again since: when its doubt
+        ends, none of them is in process."""
         self.in_process: set[str] = set()
         """Event ids in flight or unanswered on replicated routes; read by all, changed here."""
 
@@ -83,26 +86,34 @@ class Doubts:
 
     def add_batch(self, envelopes: Iterable[Envelope]) -> None:
         """Envelopes go in a batch to a replicated route."""
-        self.in_process.update([envelope[2] for envelope in envelopes])
+        self._add([envelope[2] for envelope in envelopes])
 
     def add_singles(self, envelopes: Sequence[Envelope]) -> None:
         """Envelopes go as singles or in groups."""
         for topic in {envelope[0] for envelope in envelopes}:
             route = self._route(topic)
             if route is not None and route.replicated:
-                self.in_process.update([each[2] for each in envelopes if each[0] == topic])
+                self._add([each[2] for each in envelopes if each[0] == topic])
+
+    def _add(self, event_ids: Sequence[str]) -> None:
+        self.in_process.update(event_ids)
+        for lost in self._lost.values():
+            lost.difference_update(event_ids)
 
     def not_in_process(self, envelopes: Iterable[Envelope]) -> None:
         """These have ended, or are definitely not stored."""
         if self.in_process:
             self.in_process.difference_update([envelope[2] for envelope in envelopes])
 
-    def unanswered(self, topics: Iterable[str], last_number: int) -> None:
-        """Attempts on these topics will not be answered: they may stay in process for long."""
-        for route in map(self._route, topics):
+    def unanswered(self, envelopes: Sequence[Envelope], last_number: int) -> None:
+        """Attempts at these will not be answered: they may stay in process for long."""
+        for topic in {envelope[0] for envelope in envelopes}:
+            route = self._route(topic)
             if route is not None and route.replicated:
                 before = self._since.get(route.name)
                 self._since[route.name] = _Since(last_number, before.until if before else 0.0)
+                lost = self._lost.setdefault(route.name, set())
+                lost.update([each[2] for each in envelopes if each[0] == topic])
 
     def stored(self, number: int, sent: float, receipt: Receipt) -> None:
         """An envelope is stored: if it is new to the stream, nothing older is in process there.
@@ -116,3 +127,4 @@ class Doubts:
         since = self._since.get(stream)
         if since is not None and number > since.number and sent >= since.until:
             del self._since[stream]
+            self.in_process -= self._lost.pop(stream, set())

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from ..envelope import Envelope
 from .segment import Entry, Segment, Submission
@@ -27,9 +28,11 @@ class LaneQueue:
         "_changed",
         "_one_per_aggregate",
         "_unknown",
+        "asked",
         "backing_off",
         "broken",
         "held",
+        "lost",
         "ready",
         "singles",
         "unswept",
@@ -40,12 +43,17 @@ class LaneQueue:
         self._changed = changed
         self._one_per_aggregate = one_per_aggregate
         self.waiting: deque[Segment] = deque()
-        """Accepted, and never sent or definitely not stored; no segment is empty."""
+        """Accepted, and never sent, or definitely not stored, or lost; no segment is empty."""
+        self.lost = False
+        """Whether segments that were lost are among what waits."""
         self.ready: deque[Entry] = deque()
         """Singles that may be sent."""
         self.held: dict[str, deque[Entry] | None] = {}
         """For each aggregate with a single ready, in flight or backing off: the singles that wait
         behind it, None while there are none."""
+        self.asked: dict[str, int] = {}
+        """Aggregates of which nothing is sent while what is held of them is asked for, each with
+        the number of that send."""
         self.singles = 0
         """How many envelopes or groups go as singles and are not settled."""
         self.backing_off = 0
@@ -135,10 +143,26 @@ class LaneQueue:
         self.unswept = bool(self.broken)
         self._changed[self] = None
 
-    def put_back(self, segments: Iterable[Segment]) -> None:
-        """Return segments, in order, to the front: they are definitely not stored."""
-        self.waiting.extendleft(segment for segment in reversed(list(segments)) if segment.count)
+    def put_back(self, segments: Sequence[Segment]) -> None:
+        """Return segments, in order, to the front: they are definitely not stored, or lost."""
+        self.waiting.extendleft(segment for segment in reversed(segments) if segment.count)
+        self.lost = self.lost or any(segment.past is not None for segment in segments)
         self.unswept = bool(self.broken)
+
+    def stop_clocks(self, now: float) -> None:
+        """Segments that were lost wait for room from now on."""
+        for segment in self.waiting:
+            if segment.past is not None:
+                segment.past.stop_clock(now)
+
+    def take_overdue_segments(self, now: float) -> list[Segment]:
+        """Take out segments that were lost and must not be sent any more."""
+        past = [segment for segment in self.waiting if segment.past is not None]
+        self.lost = bool(past)
+        overdue = [each for each in past if each.past and each.past.is_overdue(now)]
+        for segment in overdue:
+            self.waiting.remove(segment)
+        return overdue
 
     def pop_first(self) -> Segment:
         """Take out what waits first."""
@@ -198,7 +222,7 @@ class LaneQueue:
             if entry.done:
                 continue
             entry.run_clock(now)
-            if entry.expires <= now or entry.resend_until < now:
+            if entry.is_overdue(now):
                 overdue.append(entry)
                 continue
             messages -= entry.count
@@ -223,12 +247,36 @@ class LaneQueue:
         if held:
             for entry in entries:
                 aggregate = entry.envelope.aggregate_id
-                if aggregate is not None and aggregate in held:
-                    if behind := held[aggregate]:
-                        self.ready.append(behind.popleft())
-                    else:
-                        del held[aggregate]
+                if aggregate is not None and aggregate in held and aggregate not in self.asked:
+                    self._release(aggregate)
         self._changed[self] = None
+
+    def _release(self, aggregate: str) -> None:
+        """The next of an aggregate is ready."""
+        if behind := self.held[aggregate]:
+            self.ready.append(behind.popleft())
+        else:
+            del self.held[aggregate]
+
+    def ask(self, aggregate: str, number: int, most: int) -> list[Entry]:
+        """Keep what is held of an aggregate back while the first of it are asked for; returns
+        those.
+        """
+        self.asked[aggregate] = number
+        return list(islice(self.held[aggregate] or (), most))
+
+    def answered(self, aggregate: str, ended: int) -> None:
+        """They were asked for, and so many of them have ended."""
+        del self.asked[aggregate]
+        self.singles -= ended
+        behind = self.held[aggregate] or ()
+        self.held[aggregate] = deque(entry for entry in behind if not entry.done) or None
+
+    def go_on(self, aggregate: str) -> None:
+        """The next of an aggregate is ready, unless it is asked for."""
+        if aggregate not in self.asked:
+            self._release(aggregate)
+            self._changed[self] = None
 
     def back_off(self) -> None:
         """One more single waits until it is tried again."""
@@ -248,6 +296,7 @@ class LaneQueue:
         """Forget all singles: they were settled as unknown."""
         self.ready.clear()
         self.held.clear()
+        self.asked.clear()
         self.singles = 0
 
     def clear_waiting(self) -> list[Segment]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..envelope import Envelope, payload_size
 from ..publishing import Alone, AskFirst, Refusal, Wire, indices_by_aggregate
 
-__all__ = ["Entry", "Group", "Segment", "Submission", "segments_of"]
+__all__ = ["Entry", "Group", "Past", "Segment", "Submission", "segments_of"]
 
 OPTIONS = itemgetter(Envelope._fields.index("options"))
 ALONE = frozenset({Alone, AskFirst})
@@ -25,22 +25,17 @@ class Submission(NamedTuple):
     """How many unknown results of its lane the caller had collected when it submitted."""
 
 
-class Entry:
-    """An envelope that is tracked by itself: it goes as a single, or did and failed.
+class Past:
+    """What became of the attempts so far: of an entry, or of a segment that goes again as a whole.
 
-    Its clock starts when an attempt fails. It stands still while the entry is held behind its
-    aggregate, or is ready and waits for room; it runs in flight, backing off, and while what was
-    lost with a connection waits for the next one.
+    The clock starts when an attempt fails. It stands still while the envelope is held behind its
+    aggregate, or waits for room; it runs in flight, backing off, and while what was lost with a
+    connection waits for the next one.
     """
 
     # Class attributes, not slots: most entries never change them, and are made at half the cost.
-    attempts = 0
     in_doubt = 0
     """How many attempts got no answer: each may have been stored, or may be yet."""
-    count = 1
-    """How many messages it is."""
-    done = False
-    """Settled, perhaps by a late answer to an earlier attempt: lists that still hold it skip it."""
     last: Refusal | None = None
     """Why the last attempt failed."""
     expires = inf
@@ -49,18 +44,6 @@ class Entry:
     """Until when the broker certainly knows its id from an attempt that was not answered."""
     _left: float | None = None
     """Seconds of its delivery timeout that were left when its clock started or stopped last."""
-
-    def __init__(self, envelope: Envelope, submission: Submission, wire: Wire) -> None:
-        self.envelope = envelope
-        self.submission = submission
-        self.wire = wire
-        """What the publisher made of it, once for all attempts."""
-        self.size = payload_size(envelope)
-
-    @property
-    def envelopes(self) -> list[Envelope]:
-        """All that it carries."""
-        return [self.envelope]
 
     def fail(self, now: float, delivery_timeout: float) -> None:
         """An attempt failed: the first time, the clock starts."""
@@ -95,6 +78,39 @@ class Entry:
         self.in_doubt -= 1
         if not self.in_doubt:
             self.resend_until = inf
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether its time is over, or the broker may have forgotten what it may have stored."""
+        expires = self.expires
+        if expires == inf and self._left is not None:
+            expires = now + self._left
+        return expires <= now or self.resend_until < now
+
+    def remember(self, past: "Past") -> None:
+        """Go on from there."""
+        vars(self).update(vars(past))
+
+
+class Entry(Past):
+    """An envelope that is tracked by itself: it goes as a single, or did and failed."""
+
+    attempts = 0
+    count = 1
+    """How many messages it is."""
+    done = False
+    """Settled, perhaps by a late answer to an earlier attempt: lists that still hold it skip it."""
+
+    def __init__(self, envelope: Envelope, submission: Submission, wire: Wire) -> None:
+        self.envelope = envelope
+        self.submission = submission
+        self.wire = wire
+        """What the publisher made of it, once for all attempts."""
+        self.size = payload_size(envelope)
+
+    @property
+    def envelopes(self) -> list[Envelope]:
+        """All that it carries."""
+        return [self.envelope]
 
 
 class Group(Entry):
@@ -135,7 +151,17 @@ class Segment:
     collector does not track cannot slow it down.
     """
 
-    __slots__ = ("alone", "attempts", "count", "envelopes", "group", "size", "submission", "wires")
+    __slots__ = (
+        "alone",
+        "attempts",
+        "count",
+        "envelopes",
+        "group",
+        "past",
+        "size",
+        "submission",
+        "wires",
+    )
 
     def __init__(
         self,
@@ -146,6 +172,7 @@ class Segment:
         alone: bool = False,
         group: bool = False,
         attempts: int = 0,
+        past: Past | None = None,
     ) -> None:
         self.submission = submission
         self.envelopes = envelopes
@@ -156,6 +183,10 @@ class Segment:
         self.group = group
         """Whether the envelopes are stored all or none, and never separated."""
         self.attempts = attempts
+        self.past: Past | None = None
+        """Of a segment that was lost."""
+        if past is not None:
+            self.lost().remember(past)
         self.count = len(envelopes)
         self.size = sum([len(envelope[1] or b"") for envelope in envelopes])
         """Payload bytes."""
@@ -168,6 +199,7 @@ class Segment:
             self.wires[:count],
             alone=self.alone,
             attempts=self.attempts,
+            past=self.past,
         )
         del self.envelopes[:count], self.wires[:count]
         self.count -= count
@@ -183,6 +215,7 @@ class Segment:
             alone=self.alone,
             group=self.group,
             attempts=self.attempts,
+            past=self.past,
         )
 
     def take_out(self, indices: Set[int]) -> "Segment":
@@ -192,6 +225,12 @@ class Segment:
         self.envelopes, self.wires = kept.envelopes, kept.wires
         self.count, self.size = kept.count, kept.size
         return out
+
+    def lost(self) -> Past:
+        """What is known of its attempts, from now on."""
+        if self.past is None:
+            self.past = Past()
+        return self.past
 
     def fitting(self, room: int, room_bytes: int) -> int:
         """How many of the first envelopes fit, at least one: the byte window limits many messages,
@@ -212,6 +251,8 @@ class Segment:
         for envelope, wire in zip(self.envelopes, self.wires, strict=True):
             entry = Entry(envelope, self.submission, wire)
             entry.attempts = self.attempts
+            if self.past is not None:
+                entry.remember(self.past)
             entries.append(entry)
         return entries
 

@@ -13,6 +13,7 @@ from random import Random
 from ..envelope import Envelope, Outcome
 from ..publishing import AskFirst, Groups, Policy, Receipt, Refusal, Verdict
 from ..publishing import Singles as SinglesOut
+from .asks import Asks
 from .clocks import Answers
 from .doubts import Doubts
 from .lane_queue import LaneQueue
@@ -76,6 +77,7 @@ class Singles:
         doubts: Doubts,
         settlements: Settlements,
         answers: Answers,
+        asks: Asks,
         lanes: Set[LaneQueue],
         random: Random,
         duplicate_window: Callable[[str], float | None] = lambda topic: None,
@@ -86,6 +88,7 @@ class Singles:
         self._doubts = doubts
         self._settlements = settlements
         self._answers = answers
+        self._asks = asks
         self._lanes = lanes
         """All lanes that are served; the dispatch's."""
         self._random = random
@@ -150,7 +153,7 @@ class Singles:
         """Send what is ready, as much as has room."""
         policy, window = self._policy, self._window
         room = min(policy.max_send, policy.window - window.messages)
-        entries, overdue = lane.take_ready(room, policy.window_bytes - window.bytes, now)
+        entries, overdue = lane.take_ready(room, window.limit_bytes - window.bytes, now)
         if overdue:  # what follows them must not be sent in this turn
             self._give_up(lane, [entry for entry in overdue if entry.resend_until >= now])
             forgotten = [entry for entry in overdue if entry.resend_until < now]
@@ -238,6 +241,10 @@ class Singles:
         if earliest < inf:
             self._answers.add(int(earliest), now)
         for lane, stored in by_lane.items():
+            if lane.held:
+                for entry, receipt in zip(stored.entries, stored.receipts, strict=True):
+                    if receipt[3]:  # `duplicate`: a receipt may be a bare tuple
+                        self._asks.behind(lane, entry.envelope.aggregate_id)
             lane.leave(stored.entries)
             self._settlements.stored_singles(lane, stored)
 
@@ -383,8 +390,8 @@ class Singles:
         sends = [sent for sent in self._sent.values() if sent.lane in lanes]
         for sent in sends:
             left = self._stop_awaiting(sent, sent.awaited())
-            topics = {entry.envelope.topic for entry in left}
-            self._doubts.unanswered(topics, self._window.last_number)
+            lost = [envelope for entry in left for envelope in entry.envelopes]
+            self._doubts.unanswered(lost, self._window.last_number)
         self._window.withdraw_numbers({sent.number for sent in sends})
         self._forget_settled()
 
@@ -503,8 +510,8 @@ class Singles:
                 until = self.resend_until(entry.envelope.topic, sent.written)
                 entry.unanswered(refusal, until)
             entry.fail(now, self._policy.delivery_timeout)
-        topics = {entry.envelope.topic for entry in unanswered}
-        self._doubts.unanswered(topics, self._window.last_number)
+        lost = [envelope for entry in unanswered for envelope in entry.envelopes]
+        self._doubts.unanswered(lost, self._window.last_number)
         return unanswered
 
     def _stop_awaiting(self, sent: _Sent, indices: list[int]) -> list[Entry]:
@@ -543,6 +550,8 @@ class Singles:
         refusal: Refusal | None = None,
     ) -> None:
         """Settle an entry; the next of its aggregate follows."""
+        if receipt is not None and receipt[3]:
+            self._asks.behind(lane, entry.envelope.aggregate_id)
         lane.leave([entry])
         self._settlements.settle(lane, entry, outcome, receipt, refusal)
 

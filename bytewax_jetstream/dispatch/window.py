@@ -2,20 +2,44 @@
 
 from collections import deque
 
-from ..publishing import Outgoing
+from ..publishing import Outgoing, Policy
 
 __all__ = ["Window"]
 
+WELL_INSIDE = 4
+"""A full window grows when it is answered within this part of an attempt's time, and shrinks when
+it takes more than twice that."""
+
 
 class Window:
-    """Counts the messages and bytes in flight, and numbers the sends.
+    """Counts the messages and bytes in flight, numbers the sends, and limits the bytes.
+
+    How many bytes may be in flight follows the link: more than it carries within an attempt's time
+    would only be answered too late. Example: attempts of 5 s, a link of 2 MB/s.
+
+        256 KiB in flight, answered after 0.13 s    -> 512 KiB, then 1 MiB, 2 MiB
+        2 MiB in flight, answered after 1.0 s       -> 4 MiB
+        4 MiB in flight, answered after 2.0 s       -> 4 MiB
+        and if the link falls to 0.5 MB/s, 8.0 s    -> 2 MiB, after 2.5 s
 
     Attributes may be read by everyone in this package; only the methods change them.
     """
 
-    __slots__ = ("bytes", "messages", "next_number", "outgoing", "position")
+    __slots__ = (
+        "_largest",
+        "_seconds",
+        "_sent",
+        "_smallest",
+        "bytes",
+        "full_at",
+        "limit_bytes",
+        "messages",
+        "next_number",
+        "outgoing",
+        "position",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy) -> None:
         self.messages = 0
         """Messages that take a place in the window: awaited, or silent and held (see `Singles`)."""
         self.bytes = 0
@@ -25,6 +49,16 @@ class Window:
         """How many messages were sent so far: the position of the next."""
         self.outgoing: deque[Outgoing] = deque()
         """To be sent now, in order; it counts as in flight already. The dispatch takes from it."""
+        self._largest = policy.window_bytes
+        self._smallest = min(policy.first_window_bytes, policy.window_bytes)
+        self.limit_bytes = self._smallest
+        """How many bytes may be in flight; the last message may exceed it."""
+        self._seconds = policy.attempt_seconds / WELL_INSIDE
+        self._sent = 0
+        """Bytes, ever."""
+        self.full_at: tuple[int, float] | None = None
+        """When the window was full: how many bytes were sent by then, and the time; until all of
+        them are answered."""
 
     @property
     def last_number(self) -> int:
@@ -35,6 +69,7 @@ class Window:
         """Put something in flight: it goes out with the next send."""
         self.messages += messages
         self.bytes += size
+        self._sent += size
         self.position += messages or 1  # the end of a batch has a position too
         self.outgoing.append(outgoing)
         if outgoing.number == self.next_number:
@@ -48,8 +83,27 @@ class Window:
     def withdraw(self) -> None:
         """Nothing of what was to go out next goes out: the connection is lost."""
         self.outgoing.clear()
+        self.limit_bytes = self._smallest  # the next one may be another link
+        self.full_at = None
 
     def withdraw_numbers(self, numbers: set[int]) -> None:
         """These do not go out: their envelopes were settled as unknown."""
         if self.outgoing:
             self.outgoing = deque(each for each in self.outgoing if each.number not in numbers)
+
+    def follow_link(self, now: float) -> None:
+        """Grow when a full window was answered in good time, and shrink when it was not.
+
+        To be called while it is full, and while `full_at` is set.
+        """
+        if self.full_at is None:
+            self.full_at = self._sent, now
+            return
+        sent, since = self.full_at
+        if now - since > 2 * self._seconds:
+            self.limit_bytes = max(self._smallest, self.limit_bytes // 2)
+        elif self._sent - self.bytes < sent:
+            return  # something of it is still in flight
+        elif now - since <= self._seconds:
+            self.limit_bytes = min(self._largest, self.limit_bytes * 2)
+        self.full_at = None

@@ -119,6 +119,7 @@ class KafkaPublisher:
             one_per_aggregate=False,
             window=WINDOW,
             window_bytes=WINDOW_BYTES,
+            first_window_bytes=self._settings.batch_bytes,
             max_send=MAX_SEND,
         )
 

@@ -184,6 +184,10 @@ class SharedPublisher:
         """Some envelopes of a group are stored, the others go again."""
         self.dispatch.group_known(number, index, receipts)
 
+    def known(self, number: int, receipts: Sequence[Receipt | None]) -> None:
+        """The answer to an `Ask`."""
+        self.dispatch.known(number, receipts)
+
     def in_flight(self, number: int, index: int) -> Sequence[Envelope]:
         """What is awaited at an index."""
         return self.dispatch.in_flight_at(number, index)

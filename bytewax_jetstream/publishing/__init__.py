@@ -5,13 +5,14 @@ a `Receipt` or a `Refusal`.
 """
 
 from .answers import Receipt, Refusal, Verdict
-from .outgoing import Alone, Append, Groups, Outgoing, Singles, Wire, indices_by_aggregate
+from .outgoing import Alone, Append, Ask, Groups, Outgoing, Singles, Wire, indices_by_aggregate
 from .preparing import AskFirst, header_items, prepare_each, refuse_conflicts, utc
 from .publisher import Policy, Publisher, PublisherEvents, Route
 
 __all__ = [
     "Alone",
     "Append",
+    "Ask",
     "AskFirst",
     "Groups",
     "Outgoing",

@@ -1,4 +1,4 @@
-"""`Singles`, `Groups`, `Append`: what goes out to a broker; which envelopes form a group.
+"""`Singles`, `Groups`, `Append`, `Ask`: what goes out to a broker; which envelopes form a group.
 
 Each send has a number of its own; answers name that number and an index.
 """
@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 from ..envelope import Envelope, PublishOptions
 
-__all__ = ["Alone", "Append", "Groups", "Outgoing", "Singles", "Wire", "indices_by_aggregate"]
+__all__ = [
+    "Alone",
+    "Append",
+    "Ask",
+    "Groups",
+    "Outgoing",
+    "Singles",
+    "Wire",
+    "indices_by_aggregate",
+]
 
 Wire = object
 """What a publisher's `prepare` made of an envelope. Opaque to everyone but that publisher."""
@@ -56,9 +65,24 @@ class Append(NamedTuple):
     wires: list[Wire]
     last: bool
     """Whether the batch ends with this append."""
+    flow: int = 0
+    """After how many messages of the batch the broker is asked to say how many it has stored."""
+    again: bool = False
+    """Whether messages of it were sent before and not answered: which of them are stored is to be
+    asked for before they are sent."""
 
 
-Outgoing = Singles | Groups | Append
+class Ask(NamedTuple):
+    """Envelopes that are not sent: the broker is asked which of their event ids it knows.
+
+    The publisher answers once, with `PublisherEvents.known`, unless the connection is lost.
+    """
+
+    number: int
+    envelopes: list[Envelope]
+
+
+Outgoing = Singles | Groups | Append | Ask
 
 
 def indices_by_aggregate(envelopes: Iterable[Envelope]) -> list[list[int]]:

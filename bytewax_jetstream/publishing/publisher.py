@@ -28,16 +28,19 @@ class Policy(NamedTuple):
     window: int
     """How many messages may be in flight, over all lanes."""
     window_bytes: int
-    """How many payload bytes may be in flight: more than a slow link carries within an ack timeout
-    is of no use."""
+    """How many payload bytes may be in flight at most."""
     max_send: int
     """How many messages a lane may send in one turn."""
     atomic: bool = False
     """Whether the envelopes of one aggregate in one submission are stored all or none."""
     flow_interval: int = 0
-    """The broker acknowledges an open batch after at most this many messages (a flow ack); of fewer
+    """The broker acknowledges an open batch after this many messages at most (a flow ack); of fewer
     it says nothing until the batch ends. A publisher with routes must set it: an open batch with
-    no more messages than this in flight is ended, to get an answer."""
+    no more messages than this in flight is ended, to get an answer. A batch of large messages is
+    acknowledged more often."""
+    first_window_bytes: int = 256 * 1024
+    """How many payload bytes may be in flight at first. It grows and shrinks with the speed at
+    which the broker answers; see `Window` in `dispatch`."""
     first_backoff: float = 0.05
     longest_backoff: float = 2.0
 
@@ -106,6 +109,11 @@ class PublisherEvents(Protocol):
     def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
         """The broker has stored some envelopes of a group before, those with a receipt, and now
         nothing of it: the others go again, as a group of their own.
+        """
+
+    def known(self, number: int, receipts: Sequence[Receipt | None]) -> None:
+        """The answer to an `Ask`: a receipt for each envelope that the broker has stored, None for
+        one that it does not know or did not answer for.
         """
 
     def in_flight(self, number: int, index: int) -> Sequence[Envelope]:

@@ -19,6 +19,7 @@ from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
 from bytewax_jetstream.publishing import (
     Append,
+    Ask,
     Groups,
     Outgoing,
     Policy,
@@ -190,7 +191,7 @@ def lose_the_answer(driver: Driver, how: str) -> Singles:
 
 def ids(outgoing: Outgoing) -> list[str]:
     """The event ids of what goes out."""
-    if isinstance(outgoing, Singles):
+    if isinstance(outgoing, Singles | Ask):
         return [envelope.event_id for envelope in outgoing.envelopes]
     if isinstance(outgoing, Groups):
         return [envelope.event_id for group in outgoing.envelopes for envelope in group]

@@ -14,7 +14,6 @@ from ...envelope import Envelope
 from ...publishing import (
     Append,
     Groups,
-    Outgoing,
     PublisherEvents,
     Refusal,
     Singles,
@@ -78,7 +77,7 @@ class Fitting:
             len(topic.encode()) + self.inbox + BATCH_REPLY <= limit
         )
 
-    def sift(self, outgoing: Outgoing) -> Outgoing | None:
+    def sift(self, outgoing: Singles | Groups | Append) -> Singles | Groups | Append | None:
         """What of it is to be sent, with the same numbers and indices; the rest is refused.
 
         A wire of None, or a group of none, is not sent.
@@ -114,7 +113,7 @@ class Fitting:
         """An append up to what does not fit, which then ends the batch: in one, a message that is
         missing would be one that the server waits for.
         """
-        number, _, first, topics, wires, _ = append
+        number, first, topics, wires = append.number, append.first, append.topics, append.wires
         if number in self._cut:
             return None
         at = self._first_misfit(topics, cast(list[bytes], wires))

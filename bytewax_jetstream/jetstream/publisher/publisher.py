@@ -25,6 +25,7 @@ from ...errors import EnvelopeError, StreamError
 from ...publishing import (
     Alone,
     Append,
+    Ask,
     AskFirst,
     Groups,
     Outgoing,
@@ -224,6 +225,10 @@ class JetStreamPublisher:
 
     def send(self, outgoing: Outgoing) -> None:
         """Write it in one piece, except for what does not fit the limits any more."""
+        if isinstance(outgoing, Ask):
+            answer = partial(self._known, outgoing)
+            self._questions.ask(outgoing.envelopes, answer)
+            return
         if self._fitting.is_needed:
             fitting = self._fitting.sift(outgoing)
             if fitting is None:
@@ -233,7 +238,7 @@ class JetStreamPublisher:
             if outgoing.topics:
                 self._denials.sent(outgoing.number, outgoing.first, outgoing.topics, batch=True)
             route = self.route(outgoing.topic) if self._settings.dedupe else None
-            if route is not None and self._topics.was_empty(route.name):
+            if route is not None and not outgoing.again and self._topics.was_empty(route.name):
                 route = None  # no earlier run has stored anything there
             if not self._replays.take(outgoing, route):
                 self._write_append(outgoing)
@@ -358,6 +363,16 @@ class JetStreamPublisher:
         if frames:
             self._connection.write(b"".join(frames))
 
+    def _known(self, ask: Ask, known: Sequence[Known]) -> None:
+        """Which event ids the server knows."""
+        receipts = [
+            None
+            if (sequence := known_sequence(each)) is None
+            else Receipt(self._topics.stream_of(envelope.topic), None, sequence, duplicate=True)
+            for envelope, each in zip(ask.envelopes, known, strict=True)
+        ]
+        self._events.known(ask.number, receipts)
+
     def _ask_first(self, number: int, index: int, envelope: Envelope, wire: AskFirst) -> None:
         """Look up an envelope that is too large now."""
         stream = self._topics.stream_of(envelope.topic) or ""
@@ -376,13 +391,13 @@ class JetStreamPublisher:
 
         :arg unsent: How many messages of the batch the server is not sent, before all others.
 
-        A message is `HPUB <topic> <inbox><batch id>.500.fail.<sequence>.<operation>.$FI` and its
+        A message is `HPUB <topic> <inbox><batch id>.<flow>.fail.<sequence>.<operation>.$FI` and its
         wire form. Its sequence in the batch counts from 1, one more than its index.
         """
-        number, topic, first, topics, wires, last = append
+        number, topic, first, topics, wires, last, flow, _ = append
         first -= unsent
         starts = {each: b"HPUB %s " % each.encode() for each in set(topics)}
-        reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch_prefix, number, FLOW_INTERVAL)
+        reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch_prefix, number, flow)
         ends = (
             chain([STARTED], map(APPENDED, count(2)))
             if not first

@@ -1,11 +1,12 @@
-"""`Replays`: batches of messages that an earlier run may have stored are first asked for.
+"""`Replays`: batches of messages that may be stored already are first asked for.
 
 In a batch the server passes over a known event id without a word, and counts it as stored. So who
 publishes other payloads under the ids of an earlier run would never learn that nothing of it was
 stored. Therefore the first batches to a stream that was there before are held for one round trip
 while their first id is asked for (see `questions`). If it is known, all of them are asked for, and
 known ones are settled as duplicates and not sent. A batch whose first id is not known ends this. It
-begins again when a batch ends at a known id: then the server names no sequence.
+begins again when a batch ends at a known id: then the server names no sequence. A batch of what was
+lost is always asked for.
 
 Example: the stream has e1 to e3; a batch of e1 to e5 is to go.
 
@@ -31,6 +32,16 @@ MOST = 1_000
 """Most batches of which is remembered where they began; the oldest are forgotten."""
 
 
+class _Waiting:
+    """An append that is held, until its answers are in."""
+
+    __slots__ = ("append", "known")
+
+    def __init__(self, append: Append) -> None:
+        self.append = append
+        self.known: list[Known] | None = None
+
+
 class _Held:
     """A batch whose ids are asked for."""
 
@@ -40,8 +51,8 @@ class _Held:
         self.route = route
         self.topic = topic
         """Of the first message."""
-        self.appends: deque[tuple[Append, list[Known] | None]] = deque()
-        """What waits for its answers, in order, each with the answers when they are in."""
+        self.appends: deque[_Waiting] = deque()
+        """What waits for its answers, in order."""
         self.duplicates: list[bool | None] = []
         """For each message, True if the server knew it, else None, as in any other batch."""
         self.offset = 0
@@ -80,14 +91,20 @@ class Replays:
         """Hold an append until its ids are asked for, if that is due; returns whether it is."""
         held = self._held.get(append.number)
         if held is None:
-            due = append.first == 0 and route is not None and not route.fresh
-            if not due or route is None or route.name in self._new:
+            if append.first or route is None:
+                return False
+            if not append.again and (route.fresh or route.name in self._new):
                 return False
             held = self._held[append.number] = _Held(route.name, append.topic)
             if len(self._held) > MOST:
                 del self._held[next(iter(self._held))]
-        held.appends.append((append, None))
-        self._ask(append, held)
+        waiting = _Waiting(append)
+        held.appends.append(waiting)
+        if held.started or held.known or not append.wires:
+            self._ask(waiting, held)
+            self._advance(append.number, held)
+        elif append.first == 0:
+            self._ask_for_first(append, held)
         return True
 
     def offset(self, number: int) -> int:
@@ -123,44 +140,49 @@ class Replays:
         for held in self._held.values():
             held.appends.clear()
 
-    def _ask(self, append: Append, held: _Held) -> None:
-        """Ask for the first id of a batch; when that is known, for all of them."""
-        number, messages = append.number, len(append.wires)
-        if held.started or not messages:
-            self._answered(number, append, [NO_ANSWER] * messages)
-            return
-        if append.first == 0 and not held.known:
-            messages = 1
-        indices = range(append.first, append.first + messages)
-        envelopes = [each for at in indices for each in self._events.in_flight(number, at)]
-        if envelopes:
-            self._questions.ask(envelopes, lambda known: self._asked(number, append, known))
+    def _ask_for_first(self, append: Append, held: _Held) -> None:
+        """Ask for the first id of a batch."""
+        first = self._events.in_flight(append.number, 0)
+        if first:
+            self._questions.ask(first, lambda known: self._first_answered(append, held, known))
         else:
-            self._answered(number, append, [])
+            del self._held[append.number]  # it was given up
 
-    def _asked(self, number: int, append: Append, known: Sequence[Known]) -> None:
-        held = self._held.get(number)
-        if held is None:
+    def _first_answered(self, append: Append, held: _Held, known: Sequence[Known]) -> None:
+        """When the first id is known, the others are asked for, too."""
+        if self._held.get(append.number) is not held:
             return
-        if append.first == 0 and not held.known and len(known) < len(append.wires):
-            if known_sequence(known[0]) is not None:
-                held.known = True
-                self._ask(append, held)
-                return
-            known = [known[0]] + [NO_ANSWER] * (len(append.wires) - 1)
-        self._answered(number, append, known)
+        held.known = known_sequence(known[0]) is not None
+        for waiting in held.appends:
+            if held.known:
+                self._ask(waiting, held)
+            else:
+                waiting.known = [NO_ANSWER] * len(waiting.append.wires)
+        if not held.known and held.appends:
+            held.appends[0].known = [known[0], *[NO_ANSWER] * (len(append.wires) - 1)]
+        self._advance(append.number, held)
 
-    def _answered(self, number: int, append: Append, known: Sequence[Known]) -> None:
-        held = self._held[number]
-        for index, (waiting, _) in enumerate(held.appends):
-            if waiting is append:
-                held.appends[index] = append, list(known)
-        self._advance(number, held)
+    def _ask(self, waiting: _Waiting, held: _Held) -> None:
+        """Ask for all ids of an append, unless some of its batch were sent."""
+        append = waiting.append
+        messages = 0 if held.started else len(append.wires)
+        indices = range(append.first, append.first + messages)
+        envelopes = [each for at in indices for each in self._events.in_flight(append.number, at)]
+        if envelopes:
+            self._questions.ask(envelopes, lambda known: self._answered(waiting, held, known))
+        else:
+            waiting.known = [NO_ANSWER] * len(append.wires)
+
+    def _answered(self, waiting: _Waiting, held: _Held, known: Sequence[Known]) -> None:
+        number = waiting.append.number
+        if self._held.get(number) is held:
+            waiting.known = list(known)
+            self._advance(number, held)
 
     def _advance(self, number: int, held: _Held) -> None:
         """Send or settle what waits, as far as the answers are in."""
-        while held.appends and (known := held.appends[0][1]) is not None:
-            append, _ = held.appends.popleft()
+        while held.appends and (known := held.appends[0].known) is not None:
+            append = held.appends.popleft().append
             if append.wires and not self._events.in_flight(number, append.first):
                 del self._held[number]  # it was given up, and is tried again otherwise
                 return

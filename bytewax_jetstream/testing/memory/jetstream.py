@@ -8,6 +8,7 @@ from ...envelope import Envelope
 from ...errors import EnvelopeError
 from ...publishing import (
     Append,
+    Ask,
     Outgoing,
     Policy,
     PublisherEvents,
@@ -117,6 +118,9 @@ class JetStreamLike:
         if isinstance(outgoing, Append):
             self._append(outgoing)
             return
+        if isinstance(outgoing, Ask):
+            self._ask(outgoing)
+            return
         assert isinstance(outgoing, Singles), "there are no groups"
         for index, envelope in enumerate(outgoing.envelopes):
             if self._faults.loses_request(envelope.event_id):
@@ -160,6 +164,12 @@ class JetStreamLike:
             or self._faults.refuses(envelope)
             or self._storage.store(envelope)
         )
+
+    def _ask(self, ask: Ask) -> None:
+        """Say which event ids it knows."""
+        receipts = [self._storage.duplicate_of(each.event_id) for each in ask.envelopes]
+        if self._connection is not None:
+            self._connection.answer(partial(self._events.known, ask.number, receipts))
 
     # Batches
 

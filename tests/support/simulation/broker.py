@@ -125,6 +125,11 @@ class Broker:
         for envelope in request.envelopes:
             self.refused[envelope.event_id].add((request.number, request.index))
 
+    def known(self, envelope: Envelope) -> Receipt | None:
+        """Where it stored an event id."""
+        index = self.indices.get(envelope.event_id)
+        return None if index is None else Receipt(_stream(envelope), None, index, duplicate=True)
+
     # Batches
 
     def arrive_append(self, append: SentAppend) -> None:

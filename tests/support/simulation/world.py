@@ -16,7 +16,7 @@ from random import Random
 from bytewax_jetstream.dispatch import Dispatch, LaneQueue
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.publishing import Append, Groups, Outgoing, Policy, Route, prepare_each
+from bytewax_jetstream.publishing import Append, Ask, Groups, Outgoing, Policy, Route, prepare_each
 from tests.support.dispatching import each_settled
 from tests.support.simulation.broker import Broker
 from tests.support.simulation.checks import (
@@ -243,6 +243,9 @@ class World:
         if isinstance(outgoing, Append):
             self._send_append(outgoing)
             return
+        if isinstance(outgoing, Ask):
+            self._ask(outgoing)
+            return
         if isinstance(outgoing, Groups):
             sent = outgoing.envelopes
         else:
@@ -256,6 +259,16 @@ class World:
             aggregates.add(aggregate or "")
             request = Request(outgoing.number, index, tuple(envelopes))
             self._network.send(request, self._broker.arrive)
+
+    def _ask(self, ask: Ask) -> None:
+        """The broker says what it knows, or is not heard; that is never silent for ever."""
+
+        def answer() -> None:
+            heard = not self._clock.chance(self._faults.drop_answer)
+            known = [self._broker.known(each) if heard else None for each in ask.envelopes]
+            self.dispatch.known(ask.number, known)
+
+        self._clock.at(self.now + self._clock.delay(self._faults.delay), answer)
 
     def _send_append(self, append: Append) -> None:
         self.problems += check_routes(self.dispatch)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from bytewax_jetstream.envelope import Outcome
-from bytewax_jetstream.publishing import Refusal, Verdict
+from bytewax_jetstream.publishing import Append, Refusal, Verdict
 from tests.support.dispatching import RECEIPT, batching, numbered
 
 
@@ -85,8 +85,13 @@ def test_refusal_of_an_index_that_is_not_in_flight_loses_no_message(index: int, 
         driver.dispatch.disconnected("gone", driver.now)
         driver.dispatch.connected(driver.now)
     driver.tick(6.0)
-    again = driver.singles()
-    driver.dispatch.acked_many([(again.number, 0, RECEIPT), (again.number, 1, RECEIPT)], driver.now)
+    again = driver.dispatch.next_send(driver.now)
+    if isinstance(again, Append):
+        driver.dispatch.batch_ended(again.number, 2, driver.now)
+    else:
+        assert again is not None
+        acks = [(again.number, 0, RECEIPT), (again.number, 1, RECEIPT)]
+        driver.dispatch.acked_many(acks, driver.now)
 
     assert driver.outcomes() == dict.fromkeys("123", Outcome.STORED)
     driver.tick(7.0)

@@ -104,7 +104,7 @@ def test_doubt_after_a_start_ends_when_something_new_and_sent_later_is_stored(
 def test_doubt_after_a_silence_ends_with_any_later_send(number: int, in_doubt: bool) -> None:
     doubts = the_doubts()
     doubts.is_about(FRESH, last_number=0, now=0.0)
-    doubts.unanswered(["new"], last_number=7)
+    doubts.unanswered([envelope("1", topic="new")], last_number=7)
     doubts.stored(number, 0.0, a_receipt("NEW"))
 
     assert doubts.is_about(FRESH, last_number=9, now=0.0) is in_doubt
@@ -113,7 +113,7 @@ def test_doubt_after_a_silence_ends_with_any_later_send(number: int, in_doubt: b
 def test_silence_during_a_doubt_keeps_the_time_before_which_no_send_ends_it() -> None:
     doubts = the_doubts()
     doubts.is_about(REPLICATED, last_number=0, now=10.0)
-    doubts.unanswered(["r3"], last_number=2)
+    doubts.unanswered([envelope("1", topic="r3")], last_number=2)
     doubts.stored(3, 14.9, a_receipt())
     assert len(doubts) == 1
     doubts.stored(3, 15.0, a_receipt())
@@ -124,7 +124,7 @@ def test_silence_during_a_doubt_keeps_the_time_before_which_no_send_ends_it() ->
 @pytest.mark.parametrize("topic", ["r1", "elsewhere"])
 def test_silence_leaves_no_doubt_where_nothing_can_be_in_process(topic: str) -> None:
     doubts = the_doubts()
-    doubts.unanswered([topic], last_number=1)
+    doubts.unanswered([envelope("1", topic=topic)], last_number=1)
 
     assert len(doubts) == 0
 

@@ -1,7 +1,7 @@
 """The worked examples in the docstrings of `batches` and `doubts`, played as they are written."""
 
 from bytewax_jetstream.envelope import Outcome
-from bytewax_jetstream.publishing import Receipt, Refusal, Route, Verdict
+from bytewax_jetstream.publishing import Ask, Receipt, Refusal, Route, Verdict
 from tests.support.dispatching import Driver, envelope, ids
 
 STORED, REJECTED = Outcome.STORED, Outcome.REJECTED
@@ -34,7 +34,7 @@ def test_example_of_a_refused_message_in_a_batch() -> None:
     assert driver.is_empty()
 
 
-def test_example_of_a_lost_batch() -> None:
+def test_example_of_a_silent_batch() -> None:
     for late in (False, True):
         driver = _driver()
         driver.submit(*(envelope(f"e{number}") for number in range(1, 6)))
@@ -58,6 +58,31 @@ def test_example_of_a_lost_batch() -> None:
         assert driver.outcomes() == {"e3": STORED, "e4": STORED, "e5": STORED}
 
 
+def _reconnect(driver: Driver) -> None:
+    driver.dispatch.disconnected("gone", driver.now)
+    driver.dispatch.connected(driver.now)
+
+
+def test_example_of_a_lost_batch() -> None:
+    driver = _driver()
+    driver.submit(*(envelope(f"e{number}") for number in range(1, 6)))
+    batch = driver.append()
+    driver.dispatch.batch_stored(batch.number, 2, driver.now)
+    assert driver.outcomes() == {"e1": STORED, "e2": STORED}
+
+    _reconnect(driver)
+    again = driver.append()
+    assert (ids(again), again.last, again.again) == (["e3", "e4", "e5"], True, True)
+    driver.dispatch.batch_stored(again.number, 1, driver.now, duplicate=True)
+    assert driver.outcomes() == {"e3": STORED}
+
+    _reconnect(driver)
+    third = driver.append()
+    assert (ids(third), third.again) == (["e4", "e5"], True)
+    _reconnect(driver)
+    assert sorted(ids(driver.singles())) == ["e4", "e5"]
+
+
 def test_example_of_a_segment_sorted_by_route() -> None:
     """The one in `Batches._sort`, with two messages each so that they go as batches."""
     routes = {topic: Route(topic.upper(), replicated=False, fresh=False) for topic in "ab"}
@@ -73,6 +98,23 @@ def test_example_of_a_segment_sorted_by_route() -> None:
     assert driver.sends() == [], "y still has envelopes on their way to B"
     driver.dispatch.batch_ended(second.number, 2, 0.0)
     assert driver.sends() == [["a3", "a4"]]
+
+
+def test_example_of_ids_asked_for_behind_a_duplicate() -> None:
+    driver = Driver()
+    driver.submit(*(envelope(f"e{number}", "a") for number in range(1, 10)))
+    first = driver.singles()
+    assert ids(first) == ["e1"]
+    driver.dispatch.acked(first.number, 0, _receipt(1, duplicate=True), driver.now)
+
+    ask = driver.dispatch.next_send(driver.now)
+    assert isinstance(ask, Ask)
+    assert ids(ask) == [f"e{number}" for number in range(2, 10)]
+    assert driver.sends() == []
+    known = [_receipt(number, duplicate=True) for number in range(2, 8)]
+    driver.dispatch.known(ask.number, [*known, None, None])
+    assert list(driver.outcomes().items()) == [(f"e{number}", STORED) for number in range(1, 8)]
+    assert driver.sends() == [["e8"]]
 
 
 def test_example_of_a_doubt() -> None:
@@ -97,19 +139,13 @@ def test_example_of_a_doubt() -> None:
     assert (ids(batch), batch.number) == (["e3", "e4", "e5"], 3)
     driver.tick(11.0)
     assert driver.counted("streams_in_doubt") == 1
-    driver.tick(11.01)
-    driver.submit(envelope("e6"))
-    sixth = driver.singles()
-    assert (ids(sixth), sixth.number) == (["e6"], 4)
-
     driver.tick(11.1)
     again = driver.singles()
-    assert sorted(ids(again)) == ["e3", "e4", "e5"]
+    assert (sorted(ids(again)), again.number) == (["e3", "e4", "e5"], 4)
     driver.tick(11.2)
-    driver.dispatch.acked(
-        again.number, ids(again).index("e3"), _receipt(3, duplicate=True), driver.now
-    )
+    third, fourth = map(ids(again).index, ("e3", "e4"))
+    driver.dispatch.acked(again.number, third, _receipt(3, duplicate=True), driver.now)
     assert driver.counted("streams_in_doubt") == 1
     driver.tick(11.3)
-    driver.dispatch.acked(sixth.number, 0, _receipt(6), driver.now)
+    driver.dispatch.acked(again.number, fourth, _receipt(4), driver.now)
     assert driver.counted("streams_in_doubt") == 0

@@ -4,7 +4,7 @@ import pytest
 
 from bytewax_jetstream.dispatch.window import Window
 from bytewax_jetstream.publishing import Append, Outgoing, Singles, Verdict
-from tests.support.dispatching import RECEIPT, Driver, envelope, ids
+from tests.support.dispatching import POLICY, RECEIPT, ROUTES, Driver, envelope, ids
 
 
 def test_messages_in_flight_stay_within_the_window() -> None:
@@ -70,7 +70,7 @@ def test_room_in_the_window_comes_back_however_an_attempt_ends(end: str) -> None
 
 
 def a_window(*sends: tuple[Outgoing, int, int]) -> Window:
-    window = Window()
+    window = Window(POLICY)
     for outgoing, messages, size in sends:
         window.send(outgoing, messages, size)
     return window
@@ -136,3 +136,93 @@ def test_withdrawn_numbers_do_not_go_out_and_the_others_do_in_order() -> None:
     window.withdraw_numbers({2, 3})
 
     assert list(window.outgoing) == [sends[0], sends[4]]
+
+
+LINK = POLICY._replace(window_bytes=1_000, first_window_bytes=100, ack_timeout=4.0)
+
+
+def fill(window: Window) -> int:
+    """Send until the window is full; returns the bytes that were sent for it."""
+    size = window.limit_bytes - window.bytes
+    window.send(Singles(window.next_number, [], []), 1, size)
+    return size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limits"),
+    [
+        (0.1, [200, 400, 800, 1_000, 1_000]),
+        (1.0, [200, 400, 800, 1_000, 1_000]),
+        (1.5, [100, 100, 100, 100, 100]),
+        (2.5, [100, 100, 100, 100, 100]),
+    ],
+    ids=["fast", "in good time", "slow", "too slow"],
+)
+def test_window_grows_while_it_is_answered_in_good_time(seconds: float, limits: list[int]) -> None:
+    window, now, found = Window(LINK), 0.0, []
+    for _ in limits:
+        size = fill(window)
+        window.follow_link(now)
+        window.release(1, size - 1)
+        window.follow_link(now)  # something is in flight yet
+        now += seconds
+        window.release(0, 1)
+        window.follow_link(now)
+        found.append(window.limit_bytes)
+
+    assert found == limits
+
+
+def test_window_shrinks_while_nothing_is_answered_in_time() -> None:
+    window = Window(LINK)
+    for _ in range(3):
+        size = fill(window)
+        window.follow_link(0.0)
+        window.release(1, size)
+        window.follow_link(0.0)
+    assert window.limit_bytes == 800
+    fill(window)
+    found = []
+    for now in (10.0, 12.0, 12.1, 12.2, 14.3, 14.4, 16.5, 16.6, 18.7):
+        window.follow_link(now)
+        found.append(window.limit_bytes)
+
+    assert found == [800, 800, 400, 400, 200, 200, 100, 100, 100]
+
+
+def test_window_is_small_again_on_the_next_connection() -> None:
+    window = Window(LINK)
+    size = fill(window)
+    window.follow_link(0.0)
+    window.release(1, size)
+    window.follow_link(0.0)
+    assert window.limit_bytes == 200
+    window.withdraw()
+
+    assert (window.limit_bytes, window.full_at) == (100, None)
+
+
+def test_dispatch_keeps_to_the_window_and_lets_it_grow() -> None:
+    driver = Driver(first_window_bytes=100, max_send=100)
+    driver.submit(*[envelope(str(number), size=30) for number in range(20)])
+    found = []
+    for _ in range(3):
+        sent = driver.singles()
+        assert driver.sends() == []
+        found.append(len(sent.envelopes))
+        acks = [(sent.number, index, RECEIPT) for index in range(len(sent.envelopes))]
+        driver.dispatch.acked_many(acks, driver.now)
+
+    assert found == [4, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("size", "flow"), [(1, 500), (50, 500), (100, 256), (10_000, 2), (90_000, 1)]
+)
+def test_batch_of_large_messages_is_answered_at_least_every_quarter_of_the_window(
+    size: int, flow: int
+) -> None:
+    driver = Driver(route=ROUTES.get, flow_interval=500, first_window_bytes=102_400)
+    driver.submit(*[envelope(str(number), size=size) for number in range(20)])
+
+    assert driver.append().flow == flow
