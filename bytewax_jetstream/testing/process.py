@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 import weakref
 from multiprocessing.connection import wait as wait_readable
 from pathlib import Path
@@ -112,9 +113,15 @@ class OwnedServer:
         self._scratch = None
 
     def pause(self) -> None:
-        """Stop the server with SIGSTOP: connections stay open, and nobody answers."""
+        """Stop the server with SIGSTOP: connections stay open, and nobody answers.
+
+        Returns when all of its threads have stopped, where the system tells (Linux).
+        """
         os.kill(self.pid, signal.SIGSTOP)
         self._paused = True
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while _runs(self.pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """Continue a paused server with SIGCONT."""
@@ -216,6 +223,15 @@ def free_ports(count: int) -> list[int]:
         for each in bound:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in bound]
+
+
+def _runs(pid: int) -> bool:
+    """Whether a thread of a process has not stopped; False where the system does not tell."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if stat.read_text().rpartition(")")[2].split()[0] != "T":
+                return True
+    return False
 
 
 def log_tail(scratch: Path) -> str | None:
