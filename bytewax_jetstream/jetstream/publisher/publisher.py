@@ -60,6 +60,9 @@ log = logging.getLogger(__name__)
 WINDOW = 8_192
 """Messages in flight: several round trips' worth at any rate, and settled well within an ack
 timeout."""
+ATOMIC_WINDOW = 200
+"""The same for groups. A server works off all that it has read before it answers, and a group on
+disk takes it up to 13 ms: more than this would not be answered within an ack timeout."""
 WINDOW_BYTES = 8 * 1024 * 1024
 MAX_SEND = 512
 """Messages a lane sends in one turn, in one write."""
@@ -134,7 +137,7 @@ class JetStreamPublisher:
             delivery_timeout=pool.delivery_timeout,
             ack_timeout=pool.ack_timeout,
             one_per_aggregate=True,
-            window=WINDOW,
+            window=ATOMIC_WINDOW if self._settings.atomic else WINDOW,
             window_bytes=WINDOW_BYTES,
             max_send=MAX_SEND,
             atomic=self._settings.atomic,
