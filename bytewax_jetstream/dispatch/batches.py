@@ -208,7 +208,8 @@ class Batches:
         if batch is None:
             return
         if batch.refusal is None or batch.refusal[0] != batch.stored:
-            self._retry(batch, Refusal(Verdict.RETRY, "its batch ended before it"), now)
+            refusal = Refusal(Verdict.RETRY, "its batch ended before it")
+            self._retry(batch, refusal, now, whole=self._may_go_again(batch))
             return
         lane = batch.lane
         self._end(batch)
@@ -242,7 +243,7 @@ class Batches:
         if index >= batch.stored:
             self._answers.add(batch.position_of(index), now)
         if index >= batch.count:  # the server does not take the end: what it stored is not known
-            self._retry(batch, refusal, now)
+            self._retry(batch, refusal, now, whole=self._may_go_again(batch))
         elif index >= batch.stored and (batch.refusal is None or index < batch.refusal[0]):
             batch.refusal = index, refusal
             if index == 0:
@@ -275,9 +276,8 @@ class Batches:
     def tick(self, now: float) -> None:
         """Retry the batches that fell silent."""
         for batch in [batch for batch in self.sent.values() if self._deadline(batch) <= now]:
-            # Late answers may still come, so it is not sent again as a whole.
-            lost = self._lose(batch, self._settlements.why_silent(), now)
-            self._singles.retry_later(batch.lane.queue, lost, now)
+            # Late answers may still come, so it does not go again as a batch.
+            self._retry(batch, self._settlements.why_silent(), now, whole=False)
         settled = [n for n, batch in self._silent.items() if all(e.done for e in batch.entries)]
         for number in settled:
             del self._silent[number]
@@ -524,11 +524,11 @@ class Batches:
         self._doubts.unanswered([each.envelope for each in silent], self._window.last_number)
         return batch.entries
 
-    def _retry(self, batch: Batch, refusal: Refusal, now: float) -> None:
-        """A batch is lost: what of it is unsettled goes again as a batch, or as singles after a
+    def _retry(self, batch: Batch, refusal: Refusal, now: float, *, whole: bool) -> None:
+        """A batch is lost: what of it is unsettled goes again as a whole, or as singles after a
         pause.
         """
-        if self._may_go_again(batch):
+        if whole:
             self._put_back(batch, refusal, now)
             batch.lane.queue.stop_clocks(now)
         else:

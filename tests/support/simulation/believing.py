@@ -12,7 +12,7 @@ class Believing(Batches):
     ever in doubt.
     """
 
-    def _retry(self, batch: Batch, refusal: Refusal, now: float) -> None:
+    def _retry(self, batch: Batch, refusal: Refusal, now: float, *, whole: bool) -> None:
         self._end(batch)
         for segment in batch.segments:
             self._doubts.not_in_process(segment.envelopes)
