@@ -12,7 +12,9 @@ Example: e1 to e9 of one aggregate, all singles; the stream has e1 to e7.
     answered   known: e2 to e7            -> stored, duplicates, in order
     send 6     single: e8; e9 is held behind it
 
-Questions that are not answered cost nothing but their time: then the next single is sent.
+Questions that are not answered cost nothing but their time: then the next single is sent. Groups
+are not asked for: the id of one message says nothing of the others, and the broker tells of a group
+that it knows when it is sent again.
 """
 
 from collections.abc import Sequence
@@ -41,14 +43,14 @@ class Asks:
     """What of the held singles is asked for."""
 
     def __init__(self, policy: Policy, window: Window, settlements: Settlements) -> None:
-        self._most = policy.max_send
+        self._most = 0 if policy.atomic else policy.max_send
         self._window = window
         self._settlements = settlements
         self._asked: dict[int, _Asked] = {}
 
     def behind(self, lane: LaneQueue, aggregate: str | None) -> None:
         """A single of this aggregate is a duplicate, and about to leave its lane."""
-        if aggregate is None or len(lane.held.get(aggregate) or ()) < LEAST:
+        if not self._most or aggregate is None or len(lane.held.get(aggregate) or ()) < LEAST:
             return
         number = self._window.next_number
         entries = lane.ask(aggregate, number, self._most)

@@ -129,3 +129,13 @@ def test_late_ack_of_what_is_asked_for_ends_it_once() -> None:
     assert driver.outcomes() == dict.fromkeys("123", STORED) | {"4": Outcome.REJECTED}
     driver.tick(7.0)
     assert driver.is_empty()
+
+
+def test_groups_are_sent_and_not_asked_for() -> None:
+    driver = Driver(atomic=True)
+    for first in (1, 3, 5):
+        driver.submit(*numbered(first, first + 1, aggregate="a"))
+    group = driver.groups()
+    driver.dispatch.acked(group.number, 0, DUPLICATE, driver.now)
+
+    assert driver.sends() == [["3", "4"]]
