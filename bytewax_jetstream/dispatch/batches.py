@@ -130,8 +130,10 @@ class Batches:
         # Each topic once and in order: asking about a stream may put it in doubt.
         routes = map(self._route, dict.fromkeys([each[0] for each in first.envelopes]))
         in_doubt = [self._is_in_doubt(route) for route in routes if route is not None]
-        if all(in_doubt):
-            return Plan.FEW_SINGLES if in_doubt else Plan.SINGLES
+        if not in_doubt:
+            return Plan.SINGLES
+        if all(in_doubt) or (first.past is not None and self._may_be_in_process(first)):
+            return Plan.FEW_SINGLES
         return Plan.WAIT if queue.singles else Plan.BATCH
 
     def may_send(self, queue: LaneQueue) -> bool:
@@ -307,7 +309,7 @@ class Batches:
             self._end(batch)
             entries = [entry for segment in batch.segments for entry in segment.entries()]
             lost = [entry.envelope for entry in entries]
-            self._doubts.unanswered(lost, self._window.last_number)
+            self._doubts.given_up(lost, self._window.last_number)
             self._settlements.abandon(batch.lane.queue, entries, refusal)
         self._window.withdraw_numbers({batch.number for batch in batches})
 
@@ -359,10 +361,14 @@ class Batches:
         if routes or route is None or self._is_in_doubt(route):
             return None
         if route.replicated:
-            ids = [envelope[2] for envelope in segment.envelopes]
-            if len(set(ids)) < len(ids) or not self._doubts.in_process.isdisjoint(ids):
+            ids = {envelope[2] for envelope in segment.envelopes}
+            if len(ids) < segment.count or self._may_be_in_process(segment):
                 return None
         return route
+
+    def _may_be_in_process(self, segment: Segment) -> bool:
+        in_process = self._doubts.in_process
+        return bool(in_process) and not in_process.isdisjoint([e[2] for e in segment.envelopes])
 
     def _sort(self, queue: LaneQueue) -> dict[Route, Segment]:
         """Split what waits first by route, as far as its envelopes need not wait for each other.
@@ -385,7 +391,7 @@ class Batches:
             route = None if segment.alone else self._route(envelope.topic)
             if route is not None and self._is_in_doubt(route):
                 route = None
-            if route is not None and self._may_be_in_process(route, envelope):
+            if route is not None and envelope.event_id in self._doubts.in_process:
                 if taken:
                     break
                 route = None
@@ -403,9 +409,6 @@ class Batches:
         if alone is not None:
             queue.enter_ready(alone.entries())
         return {route: part for route, part in parts.items() if route is not None}
-
-    def _may_be_in_process(self, route: Route, envelope: Envelope) -> bool:
-        return route.replicated and envelope.event_id in self._doubts.in_process
 
     # Sending
 
@@ -521,7 +524,8 @@ class Batches:
         for entry in batch.entries:
             entry.fail(now, self._policy.delivery_timeout)
             entry.run_clock(now)
-        self._doubts.unanswered([each.envelope for each in silent], self._window.last_number)
+        lost = [entry.envelope for entry in silent]
+        self._doubts.unanswered(lost, self._window.last_number, now)
         return batch.entries
 
     def _retry(self, batch: Batch, refusal: Refusal, now: float, *, whole: bool) -> None:
@@ -552,7 +556,7 @@ class Batches:
             past.unanswered(refusal, until)
             past.fail(now, self._policy.delivery_timeout)
             past.run_clock(now)
-            self._doubts.unanswered(segment.envelopes, self._window.last_number)
+            self._doubts.unanswered(segment.envelopes, self._window.last_number, now)
         batch.lane.queue.put_back(batch.segments)
 
     def _charge(self, batch: Batch, now: float) -> None:

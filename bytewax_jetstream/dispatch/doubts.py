@@ -25,8 +25,10 @@ Example: a stream with three replicas, an ack timeout of 5 s.
                since send 3. They back off, to be tried again as singles.
     t = 11.1   e3 to e5 go again as singles, send 4.
     t = 11.2   ack of e3 with `duplicate`: it does not tell what is in process.
-    t = 11.3   ack of e4, new to the stream, send 4 is after send 3: the doubt ends. What was not
-               sent again since the loss may go in batches: it is stored by now, or gone.
+    t = 11.3   ack of e4, new to the stream, send 4 is after send 3: the doubt ends.
+
+What is not sent again after a loss goes in batches once an envelope is stored that was sent an ack
+timeout after it: by then it is stored, or gone.
 
 Without the rule, e3 to e5 would go again as a batch at t = 11.1. The server would count them as
 duplicates of messages in process, acknowledge the batch, and could still lose them.
@@ -47,6 +49,12 @@ class _Since(NamedTuple):
     until: float
     """A send before this time cannot end it either."""
 
+    def is_over(self, number: int, sent: float) -> bool:
+        """Whether an envelope that is new to the stream ends it, by the number and time of its
+        send.
+        """
+        return number > self.number and sent >= self.until
+
 
 class Doubts:
     """Which streams are in doubt, and which event ids may be in process.
@@ -62,9 +70,10 @@ class Doubts:
         """Names of replicated routes that were asked for."""
         self._since: dict[str, _Since] = {}
         """The streams in doubt."""
-        self._lost: dict[str, set[str]] = {}
-        """Event ids by stream that were not answered and not sent again since: when its doubt
-        ends, none of them is in process."""
+        self._lost: dict[str, tuple[_Since, set[str]]] = {}
+        """Event ids by stream that were not answered and not sent again since. None of them is in
+        process once an envelope is stored that was sent an ack timeout after the last of them:
+        until then, bytes of a lost connection may arrive."""
         self.in_process: set[str] = set()
         """Event ids in flight or unanswered on replicated routes; read by all, changed here."""
 
@@ -97,7 +106,7 @@ class Doubts:
 
     def _add(self, event_ids: Sequence[str]) -> None:
         self.in_process.update(event_ids)
-        for lost in self._lost.values():
+        for _, lost in self._lost.values():
             lost.difference_update(event_ids)
 
     def not_in_process(self, envelopes: Iterable[Envelope]) -> None:
@@ -105,15 +114,29 @@ class Doubts:
         if self.in_process:
             self.in_process.difference_update([envelope[2] for envelope in envelopes])
 
-    def unanswered(self, envelopes: Sequence[Envelope], last_number: int) -> None:
-        """Attempts at these will not be answered: they may stay in process for long."""
+    def given_up(self, envelopes: Sequence[Envelope], last_number: int) -> None:
+        """These have ended unknown: attempts at them may stay in process for long."""
+        for name in self._streams(envelopes):
+            before = self._since.get(name)
+            self._since[name] = _Since(last_number, before.until if before else 0.0)
+
+    def unanswered(self, envelopes: Sequence[Envelope], last_number: int, now: float) -> None:
+        """Attempts at these will not be answered; they go again."""
+        self.given_up(envelopes, last_number)
+        for name, event_ids in self._streams(envelopes).items():
+            lost = self._lost[name][1] if name in self._lost else set[str]()
+            lost.update(event_ids)
+            self._lost[name] = _Since(last_number, now + self._ack_timeout), lost
+
+    def _streams(self, envelopes: Sequence[Envelope]) -> dict[str, list[str]]:
+        """The event ids of those on replicated routes, by stream."""
+        found: dict[str, list[str]] = {}
         for topic in {envelope[0] for envelope in envelopes}:
             route = self._route(topic)
             if route is not None and route.replicated:
-                before = self._since.get(route.name)
-                self._since[route.name] = _Since(last_number, before.until if before else 0.0)
-                lost = self._lost.setdefault(route.name, set())
-                lost.update([each[2] for each in envelopes if each[0] == topic])
+                event_ids = found.setdefault(route.name, [])
+                event_ids += [each[2] for each in envelopes if each[0] == topic]
+        return found
 
     def stored(self, number: int, sent: float, receipt: Receipt) -> None:
         """An envelope is stored: if it is new to the stream, nothing older is in process there.
@@ -125,6 +148,10 @@ class Doubts:
         if stream is None or duplicate:
             return
         since = self._since.get(stream)
-        if since is not None and number > since.number and sent >= since.until:
+        if since is not None and since.is_over(number, sent):
             del self._since[stream]
-            self.in_process -= self._lost.pop(stream, set())
+        if stream in self._lost:
+            since, lost = self._lost[stream]
+            if since.is_over(number, sent):
+                self.in_process -= lost
+                del self._lost[stream]

@@ -391,7 +391,7 @@ class Singles:
         for sent in sends:
             left = self._stop_awaiting(sent, sent.awaited())
             lost = [envelope for entry in left for envelope in entry.envelopes]
-            self._doubts.unanswered(lost, self._window.last_number)
+            self._doubts.given_up(lost, self._window.last_number)
         self._window.withdraw_numbers({sent.number for sent in sends})
         self._forget_settled()
 
@@ -511,7 +511,7 @@ class Singles:
                 entry.unanswered(refusal, until)
             entry.fail(now, self._policy.delivery_timeout)
         lost = [envelope for entry in unanswered for envelope in entry.envelopes]
-        self._doubts.unanswered(lost, self._window.last_number)
+        self._doubts.unanswered(lost, self._window.last_number, now)
         return unanswered
 
     def _stop_awaiting(self, sent: _Sent, indices: list[int]) -> list[Entry]:

@@ -104,7 +104,7 @@ def test_doubt_after_a_start_ends_when_something_new_and_sent_later_is_stored(
 def test_doubt_after_a_silence_ends_with_any_later_send(number: int, in_doubt: bool) -> None:
     doubts = the_doubts()
     doubts.is_about(FRESH, last_number=0, now=0.0)
-    doubts.unanswered([envelope("1", topic="new")], last_number=7)
+    doubts.unanswered([envelope("1", topic="new")], last_number=7, now=0.0)
     doubts.stored(number, 0.0, a_receipt("NEW"))
 
     assert doubts.is_about(FRESH, last_number=9, now=0.0) is in_doubt
@@ -113,7 +113,7 @@ def test_doubt_after_a_silence_ends_with_any_later_send(number: int, in_doubt: b
 def test_silence_during_a_doubt_keeps_the_time_before_which_no_send_ends_it() -> None:
     doubts = the_doubts()
     doubts.is_about(REPLICATED, last_number=0, now=10.0)
-    doubts.unanswered([envelope("1", topic="r3")], last_number=2)
+    doubts.unanswered([envelope("1", topic="r3")], last_number=2, now=10.0)
     doubts.stored(3, 14.9, a_receipt())
     assert len(doubts) == 1
     doubts.stored(3, 15.0, a_receipt())
@@ -124,7 +124,7 @@ def test_silence_during_a_doubt_keeps_the_time_before_which_no_send_ends_it() ->
 @pytest.mark.parametrize("topic", ["r1", "elsewhere"])
 def test_silence_leaves_no_doubt_where_nothing_can_be_in_process(topic: str) -> None:
     doubts = the_doubts()
-    doubts.unanswered([envelope("1", topic=topic)], last_number=1)
+    doubts.unanswered([envelope("1", topic=topic)], last_number=1, now=0.0)
 
     assert len(doubts) == 0
 
@@ -138,3 +138,34 @@ def test_only_ids_on_replicated_streams_may_be_in_process() -> None:
     doubts.not_in_process(numbered(1, 2, 6))
 
     assert doubts.in_process == {"3", "5", "7"}
+
+
+@pytest.mark.parametrize(
+    ("number", "sent", "in_process"),
+    [(8, 25.0, {"3"}), (8, 24.9, {"1", "2", "3"}), (7, 25.0, {"1", "2", "3"})],
+    ids=["sent later", "sent too soon", "sent before"],
+)
+def test_lost_ids_are_not_in_process_once_something_new_and_sent_later_is_stored(
+    number: int, sent: float, in_process: set[str]
+) -> None:
+    doubts = the_doubts()
+    lost = [envelope(event_id, topic="new") for event_id in "123"]
+    doubts.add_batch(lost)
+    doubts.unanswered(lost, last_number=7, now=20.0)
+    doubts.add_singles(lost[2:])  # sent again
+    doubts.stored(number, sent, a_receipt("NEW"))
+
+    assert doubts.in_process == in_process
+
+
+def test_lost_ids_stay_in_process_when_more_is_lost() -> None:
+    doubts = the_doubts()
+    first, second = (envelope(event_id, topic="new") for event_id in "12")
+    doubts.add_batch([first, second])
+    doubts.unanswered([first], last_number=7, now=20.0)
+    doubts.unanswered([second], last_number=9, now=24.0)
+    doubts.stored(10, 26.0, a_receipt("NEW"))
+    assert doubts.in_process == {"1", "2"}
+    doubts.stored(11, 29.0, a_receipt("NEW"))
+
+    assert doubts.in_process == set()

@@ -148,7 +148,7 @@ def test_lost_batch_is_not_sent_again_when_its_stream_may_have_forgotten_it() ->
     assert "before it in aggregate a" in str(reasons["3"])
 
 
-def test_lost_batch_on_a_replicated_stream_goes_as_singles_until_the_doubt_ends() -> None:
+def test_lost_batch_on_a_replicated_stream_goes_as_singles_for_an_ack_timeout() -> None:
     driver = Driver(
         route=lambda topic: Route("R3", replicated=True, fresh=True), max_send=200, window=200
     )
@@ -157,14 +157,15 @@ def test_lost_batch_on_a_replicated_stream_goes_as_singles_until_the_doubt_ends(
     driver.dispatch.disconnected("gone", driver.now)
     driver.dispatch.connected(driver.now)
     assert driver.lane.singles == 0
-    for number in range(FEW):
+    for number in range(2 * FEW):
+        driver.tick(0.0 if number < FEW else 5.0)  # an ack timeout after the loss
         single = driver.singles()
         assert ids(single) == [str(number)]
         receipt = Receipt("R3", None, number, duplicate=False)
         driver.dispatch.acked(single.number, 0, receipt, driver.now)
     again = driver.append()
 
-    assert (ids(again)[0], again.again) == (str(FEW), True)
+    assert (ids(again)[0], again.again) == (str(2 * FEW), True)
 
 
 def test_lost_batch_rejects_the_refused_message_and_retries_the_rest() -> None:
