@@ -1,9 +1,9 @@
 """`PoolSettings`: sizes and deadlines of the ACK pool. `PublisherSettings`: of any broker."""
 
 import os
-from typing import Protocol
+from typing import Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ..publishing import Publisher
@@ -33,9 +33,19 @@ class PoolSettings(Settings):
     delivery_timeout: Seconds = 60.0
     """Seconds after an envelope's first failed attempt until its outcome is unknown, and seconds
     without any progress on a connection until everything there is. What waits for its turn has no
-    clock: a slow broker never makes an envelope unknown. Must be longer than `ack_timeout`."""
+    clock: a slow broker never makes an envelope unknown. Always longer than `ack_timeout`."""
     drain_timeout: Seconds = 20.0
     """Seconds to settle what is unsettled after SIGTERM or SIGINT; then the run ends non-zero."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.delivery_timeout <= self.ack_timeout:
+            raise ValueError(
+                f"delivery_timeout ({self.delivery_timeout:g} s) must be longer than ack_timeout "
+                f"({self.ack_timeout:g} s), or a message that was lost once would never be sent "
+                "again: raise the one or lower the other"
+            )
+        return self
 
 
 class PublisherSettings(Protocol):

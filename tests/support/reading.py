@@ -41,7 +41,8 @@ AMY: dict[str, Any] = {"user": "amy", "password": "a"}
 
 def settings(url: str, *, outage: float = 60.0, **more: Any) -> JetStreamSettings:
     """Settings for a server, a source giving up after `outage` seconds."""
-    return JetStreamSettings(servers=(url,), pool=PoolSettings(delivery_timeout=outage), **more)
+    pool = PoolSettings(ack_timeout=min(5.0, outage / 2), delivery_timeout=outage)
+    return JetStreamSettings(servers=(url,), pool=pool, **more)
 
 
 def numbered(subject: str, count: int, *, first: int = 1) -> list[bytes]:

@@ -109,7 +109,7 @@ def test_envelopes_for_a_full_stream_are_unknown_with_what_to_do(
     nats_server: NatsServer,
 ) -> None:
     make_stream(nats_server.url, "FULL", "full", discard="new", max_msgs=50)
-    with opened(jetstream(nats_server.url, delivery_timeout=1)) as (pool, lane):
+    with opened(jetstream(nats_server.url, ack_timeout=0.5, delivery_timeout=1)) as (pool, lane):
         results = settle(lane, envelopes(100, "full"))
 
         assert broker_of(pool)["reconnects"] == 0
@@ -131,7 +131,8 @@ def test_a_full_stream_stops_a_dataflow_and_its_epoch_is_replayed(
     make_stream(nats_server.url, "FULLFLOW", "fullflow", discard="new", max_msgs=50)
     batch = envelopes(100, "fullflow")
     store = recovery_store(tmp_path / "store")
-    made = publishing(Envelopes(batch), jetstream(nats_server.url, delivery_timeout=1))
+    settings = jetstream(nats_server.url, ack_timeout=0.5, delivery_timeout=1)
+    made = publishing(Envelopes(batch), settings)
 
     with pytest.raises(BytewaxRuntimeError) as stopped:
         run(made.flow, store=store)

@@ -110,7 +110,7 @@ def test_message_in_flight_above_a_lowered_limit_does_not_hold_the_others_up(
     with (
         NatsServer(store_dir=tmp_path, config="max_payload: 1MB") as first,
         Proxy(first.url) as proxy,
-        opened(settings_for(proxy.url, ack_timeout=30)) as (pool, lane),
+        opened(settings_for(proxy.url, ack_timeout=30, delivery_timeout=60)) as (pool, lane),
     ):
         settle(lane, envelopes(10, "limited.x", first=1_000))
         proxy.requests.loses = lambda frame: frame.startswith((b"HPUB", b"PUB _"))

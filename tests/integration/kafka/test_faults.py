@@ -167,7 +167,9 @@ def test_stored_message_whose_retry_is_refused_is_not_rejected(
     server, proxy = proxied
     topic = new_topic(server.bootstrap, partitions=1)
     large = Envelope(topic, b"1" * 5_000, "large", "a")
-    settings = kafka(f"127.0.0.1:{proxy.port}", topics=(topic,), ack_timeout=60)
+    settings = kafka(
+        f"127.0.0.1:{proxy.port}", topics=(topic,), ack_timeout=60, delivery_timeout=120
+    )
     with opened(settings) as (_, lane):
         settle(lane, envelopes(10, topic))
         proxy.answers.loses = lambda piece: True
