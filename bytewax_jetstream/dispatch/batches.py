@@ -57,7 +57,7 @@ from .batch import Batch, BatchLane
 from .clocks import Answers
 from .doubts import Doubts
 from .lane_queue import LaneQueue
-from .segment import Entry, Segment
+from .segment import Entry, Segment, Submission
 from .settlements import Settlements
 from .singles import Singles
 from .window import Window
@@ -292,6 +292,10 @@ class Batches:
     def oldest(self) -> float:
         """The position of the oldest message in flight."""
         return min([batch.position_of(batch.stored) for batch in self.sent.values()], default=inf)
+
+    def submissions(self) -> list[Submission]:
+        """Those of all that is in flight."""
+        return [each.submission for sent in list(self.sent.values()) for each in sent.segments]
 
     def in_flight_on(self, topic: str) -> list[tuple[int, int]]:
         """Number and index of all that is in flight on a topic."""

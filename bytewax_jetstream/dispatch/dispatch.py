@@ -308,10 +308,24 @@ class Dispatch:
         """Number and index of all that is in flight on a topic."""
         return self._singles.in_flight_on(topic) + self._batches.in_flight_on(topic)
 
+    def oldest_submitted(self) -> float:
+        """When the oldest unsettled envelope was submitted; infinite when nothing is unsettled.
+
+        Any thread may ask. So it looks at copies, in the order in which an envelope moves on; what
+        is put back for a retry at this very moment may be missed.
+        """
+        lanes = list(self._lanes)
+        found = [each.submission for lane in lanes for each in list(lane.waiting)]
+        found += [each.submission for lane in lanes for each in lane.entries() if not each.done]
+        found += self._batches.submissions()
+        found += [each.submission for _, each in self._singles.unsettled(set(lanes))]
+        return min([submission.submitted for submission in found], default=inf)
+
     def statistics(self) -> dict[str, int]:
         """The counters."""
         return {
             "in_flight": self.in_flight,
+            "admitted_bytes": self._window.bytes,
             "retries": self._singles.retries + self._batches.retries,
             "late_acks": self._singles.late_acks,
             "batches": self._batches.batches,

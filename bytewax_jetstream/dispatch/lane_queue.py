@@ -289,7 +289,7 @@ class LaneQueue:
 
     def entries(self) -> list[Entry]:
         """The singles that are ready or held."""
-        behind = [entry for held in self.held.values() if held for entry in held]
+        behind = [entry for held in list(self.held.values()) if held for entry in list(held)]
         return [*self.ready, *behind]
 
     def clear_singles(self) -> None:

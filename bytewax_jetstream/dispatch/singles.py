@@ -351,7 +351,8 @@ class Singles:
     def unsettled(self, lanes: Set[LaneQueue]) -> Iterator[tuple[LaneQueue, Entry]]:
         """The entries of these lanes."""
         listed = [(lane, entry) for _, _, lane, entry in self._backing_off]
-        listed += [(sent.lane, each) for sent in self._sent.values() for each in sent.unanswered()]
+        every = list(self._sent.values())
+        listed += [(sent.lane, each) for sent in every for each in sent.unanswered()]
         for lane in lanes:
             listed += [(lane, entry) for entry in lane.entries()]
         return ((lane, entry) for lane, entry in listed if lane in lanes and not entry.done)

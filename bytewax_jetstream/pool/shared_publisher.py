@@ -129,11 +129,13 @@ class SharedPublisher:
 
     def statistics(self) -> dict[str, str | int | float]:
         """The counters of this broker."""
-        waited = time.monotonic() - self.dispatch.progress_at
+        now = time.monotonic()
+        stalled, oldest = now - self.dispatch.progress_at, now - self.dispatch.oldest_submitted()
         return {
             "broker": self.publisher.broker,
             "lanes": self.users,
-            "last_progress_seconds": round(max(0.0, waited), 3),
+            "last_progress_seconds": round(max(0.0, stalled), 3),
+            "oldest_unsettled_seconds": round(max(0.0, oldest), 3),
             **self.dispatch.statistics(),
             **self.publisher.statistics(),
         }

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import time
 
 import pytest
 
 from bytewax_jetstream.envelope import Envelope
 from tests.support.fake_publisher import FakePublisher, silent, stored
-from tests.support.pooling import envelopes, pooled
+from tests.support.lanes import broker_of
+from tests.support.pooling import InThread, envelopes, pooled
 from tests.support.waiting import until
 
 
@@ -46,7 +48,8 @@ def test_statistics_are_a_plain_value() -> None:
         until(lambda: lane.unsettled == 1)
         until(lambda: pool.unsettled == 1)
         statistics = pool.statistics()
-        assert 0.0 <= statistics["brokers"][0].pop("last_progress_seconds") < 60.0
+        for age in ("last_progress_seconds", "oldest_unsettled_seconds"):
+            assert 0.0 <= statistics["brokers"][0].pop(age) < 60.0
 
         assert (
             json.loads(json.dumps(statistics))
@@ -68,6 +71,7 @@ def test_statistics_are_a_plain_value() -> None:
                         "broker": "fake",
                         "lanes": 1,
                         "in_flight": 1,
+                        "admitted_bytes": 2,
                         "retries": 0,
                         "late_acks": 0,
                         "batches": 0,
@@ -80,6 +84,37 @@ def test_statistics_are_a_plain_value() -> None:
         )
     assert pool.statistics()["state"] == "closed"
     assert pool.statistics()["unknown"] == 1
+
+
+def test_oldest_unsettled_envelope_grows_older_until_it_is_settled() -> None:
+    publisher = FakePublisher(silent)
+    with pooled() as pool:
+        lane = pool.lane(publisher, name="lane")
+        assert broker_of(pool)["oldest_unsettled_seconds"] == 0.0
+        began = time.monotonic()
+        lane.submit(envelopes(1))
+        until(lambda: broker_of(pool)["oldest_unsettled_seconds"] > 0.1)
+        assert time.monotonic() - began > 0.1
+        lane.submit(envelopes(1, prefix="later"))
+        until(lambda: broker_of(pool)["in_flight"] == 2)
+        assert broker_of(pool)["oldest_unsettled_seconds"] > 0.1
+        assert broker_of(pool)["admitted_bytes"] == 2
+
+        publisher.release()
+        lane.flush()
+        assert broker_of(pool)["oldest_unsettled_seconds"] == 0.0
+        assert broker_of(pool)["admitted_bytes"] == 0
+
+
+def test_statistics_may_be_asked_for_while_envelopes_are_settled() -> None:
+    with pooled() as pool:
+        lane = pool.lane(FakePublisher(), name="lane")
+        publishing = InThread(
+            lambda: [lane.submit(envelopes(500, aggregates=7)) for _ in range(20)]
+        )
+        while publishing.is_alive() or lane.unsettled:
+            assert broker_of(pool)["oldest_unsettled_seconds"] < 60.0
+        assert publishing.end() is None
 
 
 def test_repr_shows_the_state() -> None:
