@@ -8,6 +8,7 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from ..pool import Lane
 from ..settings import BrokerSettings
+from .long_epochs import LongEpochs
 from .outlet import Outlet
 from .refusals import Refusals
 
@@ -21,6 +22,7 @@ class Lanes:
         self.step_id = step_id
         self.settings = settings
         self.refusals = Refusals(step_id)
+        self.long_epochs = LongEpochs(step_id)
         self._outlets: dict[int, Outlet] = {}
         self._open = 0
         self._lock = threading.Lock()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
+from math import inf
 
 import bytewax.operators as op
 from bytewax.dataflow import Stream
@@ -140,7 +141,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
                 self._lane = self._lanes.lane_of(pack.worker)
             if self._tally is None:
                 self._tally = EpochTally(
-                    self._lanes.step_id, pack.worker, self._lane.name, pack.epoch
+                    self._lanes.step_id, pack.worker, self._lane.name, pack.epoch, time.monotonic()
                 )
             self._lane.submit(pack.envelopes, epoch=pack.epoch)
             self._collect()
@@ -183,6 +184,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         began = time.monotonic()
         while not lane.wait(1, time.monotonic() + SLICE):
             self._stop_if_it_must(lane)
+            self._note_a_long_epoch(lane)
             # An envelope has its result before that: this only ends a wait that would never end.
             if time.monotonic() > lane.patience_ends(began):
                 raise SettleTimeoutError(
@@ -207,7 +209,14 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
                 self._report.oks.extend(delivery.oks)
                 self._report.errs.extend(delivery.errs)
                 self._lanes.refusals.add(delivery.errs)
+        self._note_a_long_epoch(self._lane)
         self._stop_if_it_must(self._lane)
+
+    def _note_a_long_epoch(self, lane: Lane) -> None:
+        tally = self._tally
+        if tally is not None and tally.became_long(now := time.monotonic()):
+            seconds = now - tally.began
+            self._lanes.long_epochs.add(lane, tally.epoch, seconds, tally.remembered)
 
     def _check_rejected(self, errs: list[PublishResult]) -> None:
         if not errs or self._readers is Readers.OF_ALL:
@@ -236,10 +245,17 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
 
 
 class EpochTally:
-    """Counts the results of one epoch in one lane."""
+    """Counts the results of one epoch in one lane.
 
-    def __init__(self, step: str, worker: int, lane: str, epoch: int) -> None:
-        self._step, self._worker, self._lane, self._epoch = step, worker, lane, epoch
+    :arg began: When its first envelope came.
+    """
+
+    def __init__(self, step: str, worker: int, lane: str, epoch: int, began: float) -> None:
+        self._step, self._worker, self._lane, self.epoch = step, worker, lane, epoch
+        self.began = began
+        self.remembered = inf
+        """For how many seconds its streams remember event ids, the shortest as far as is known."""
+        self._is_long = False
         self._stored = self._duplicates = self._rejected = 0
         self._last_event_id = ""
 
@@ -249,6 +265,12 @@ class EpochTally:
         self._duplicates += delivery.duplicates
         self._rejected += len(delivery.errs)
         self._last_event_id = delivery.last_event_id
+        self.remembered = min(self.remembered, delivery.remembered)
+
+    def became_long(self, now: float) -> bool:
+        """Whether it is open, for the first time, for more than half of that time."""
+        before, self._is_long = self._is_long, now - self.began > self.remembered / 2
+        return self._is_long and not before
 
     def checkpoint(self) -> Checkpoint:
         """The epoch's checkpoint; call this when all of its envelopes are settled."""
@@ -256,7 +278,7 @@ class EpochTally:
             step=self._step,
             worker=self._worker,
             lane=self._lane,
-            epoch=self._epoch,
+            epoch=self.epoch,
             stored=self._stored,
             duplicates=self._duplicates,
             rejected=self._rejected,

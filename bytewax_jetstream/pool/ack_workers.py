@@ -54,8 +54,8 @@ class AckWorkers:
         log.debug("ACK worker %d stopped", number)
 
     def _settle(self, task: AckTask) -> None:
-        mailbox, broker, settled, at = task
-        delivery, stop, unknown, size = results_of(settled, broker, at, mailbox.worker)
+        mailbox, broker, settled, at, window = task
+        delivery, stop, unknown, size = results_of(settled, broker, at, mailbox.worker, window)
         oks, errs = delivery.oks, delivery.errs
         counts = self.counts
         counts["stored"] += len(oks)

@@ -186,6 +186,10 @@ class Lane:
         """When a wait that began then must end, unless something is settled before."""
         return max(began, self._publisher.settled_at) + self.patience
 
+    def count_long_epoch(self) -> None:
+        """Count, in the statistics, an epoch whose older part a crash could store twice."""
+        self._publisher.count_long_epoch()
+
     def _check_types(self, items: Sequence[object]) -> None:
         for item in items:
             if not isinstance(item, Envelope):

@@ -1,5 +1,7 @@
 """Makes publish results from settlements."""
 
+from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 from ..dispatch import SegmentStored, Settlement, SinglesStored
@@ -21,6 +23,9 @@ class Delivery(NamedTuple):
     """Results of rejected and unknown envelopes."""
     duplicates: int
     last_event_id: str
+    remembered: float = inf
+    """For how many seconds the streams that stored them remember event ids, the shortest; infinite
+    where that is not known."""
 
 
 class Results(NamedTuple):
@@ -34,19 +39,34 @@ class Results(NamedTuple):
     """Payload bytes that were settled."""
 
 
-def results_of(settled: list[Settlement], broker: str, at: float, worker: int) -> Results:
-    """One result for each envelope, in the order of settlement."""
+def results_of(
+    settled: list[Settlement],
+    broker: str,
+    at: float,
+    worker: int,
+    duplicate_window: Callable[[str], float | None] = lambda topic: None,
+) -> Results:
+    """One result for each envelope, in the order of settlement.
+
+    :arg duplicate_window: For how many seconds the stream of a topic remembers event ids.
+    """
     stop: PublishResult | None = None
     size = duplicates = unknown = 0
     oks: list[PublishResult] = []
     errs: list[PublishResult] = []
+    topics: dict[str | None, str] = {}
+    """Of each stream that has stored something, a topic."""
     for one in settled:
         if isinstance(one, SegmentStored):
+            topics[one.receipt.stream] = one.segment.envelopes[-1].topic
             oks += _of_all(one, broker, at, worker)
             size += one.segment.size
             duplicates += bool(one.receipt.duplicate) * one.segment.count
             continue
         if isinstance(one, SinglesStored):
+            if one.receipts[0][0] is not None:  # Kafka has no streams
+                pairs = zip(one.receipts, one.entries, strict=True)
+                topics |= {receipt[0]: entry.envelope[0] for receipt, entry in pairs}
             oks += _of_each(one, broker, at, worker)
             size += sum([entry.size for entry in one.entries])
             duplicates += sum([bool(receipt[3]) for receipt in one.receipts])
@@ -57,6 +77,7 @@ def results_of(settled: list[Settlement], broker: str, at: float, worker: int) -
         if refusal is None:
             duplicates += bool(result.duplicate)
             oks.append(result)
+            topics[result.stream] = result.topic
             continue
         unknown += outcome is Outcome.UNKNOWN
         kept = picklable(entry.envelope)
@@ -79,7 +100,9 @@ def results_of(settled: list[Settlement], broker: str, at: float, worker: int) -
         envelope = last.segment.envelopes[-1]
     else:
         envelope = (last.entries[-1] if isinstance(last, SinglesStored) else last.entry).envelope
-    return Results(Delivery(oks, errs, duplicates, envelope.event_id), stop, unknown, size)
+    windows = [window for window in map(duplicate_window, topics.values()) if window is not None]
+    delivery = Delivery(oks, errs, duplicates, envelope.event_id, min(windows, default=inf))
+    return Results(delivery, stop, unknown, size)
 
 
 def _of_each(acked: SinglesStored, broker: str, at: float, worker: int) -> list[PublishResult]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from math import inf
@@ -31,12 +32,14 @@ class AckTask(NamedTuple):
     broker: str
     settled: list[Settlement]
     at: float
+    duplicate_window: Callable[[str], float | None]
 
 
 class SharedPublisher:
     """Passes what its publisher reports to its dispatch, and what the dispatch sends back.
 
-    Implements `PublisherEvents`. Everything in here runs on the pool's thread.
+    Implements `PublisherEvents`. Everything in here runs on the pool's thread, except for
+    `statistics` and `count_long_epoch`.
 
     :arg on_settled: Takes what an ACK worker is to settle.
     :arg on_processed: Called after each look at what the broker reported.
@@ -63,6 +66,8 @@ class SharedPublisher:
         self._mailboxes: dict[LaneQueue, Mailbox] = {}
         self._on_settled = on_settled
         self._on_processed = on_processed
+        self._long_epochs = 0
+        self._counting = threading.Lock()
         self.settled_at = time.monotonic()
         """When something of this publisher was settled last."""
         self._transit = Transit()
@@ -101,7 +106,8 @@ class SharedPublisher:
             self.publisher.send(outgoing)
         self._note_taken(first, now)
         for queue, settled in self.dispatch.take_settled():
-            task = AckTask(self._mailboxes[queue], self.publisher.broker, settled, now)
+            publisher, mailbox = self.publisher, self._mailboxes[queue]
+            task = AckTask(mailbox, publisher.broker, settled, now, publisher.duplicate_window)
             self._on_settled(task)
             self.settled_at = now
         due = min(self.dispatch.next_tick(), self._stall_due())
@@ -136,9 +142,15 @@ class SharedPublisher:
             "lanes": self.users,
             "last_progress_seconds": round(max(0.0, stalled), 3),
             "oldest_unsettled_seconds": round(max(0.0, oldest), 3),
+            "long_epochs": self._long_epochs,
             **self.dispatch.statistics(),
             **self.publisher.statistics(),
         }
+
+    def count_long_epoch(self) -> None:
+        """An epoch of one of its lanes is open for too long; called on any thread."""
+        with self._counting:
+            self._long_epochs += 1
 
     # PublisherEvents
 

@@ -3,9 +3,10 @@ import pickle
 import pytest
 
 from bytewax_jetstream.dataflow.lanes import Lanes
-from bytewax_jetstream.dataflow.publish_step import PublishLogic, Readers
+from bytewax_jetstream.dataflow.publish_step import EpochTally, PublishLogic, Readers
 from bytewax_jetstream.envelope import Checkpoint
 from bytewax_jetstream.errors import JetStreamPipelineError
+from bytewax_jetstream.pool.results import Delivery
 from bytewax_jetstream.recovery_state import Report, publish_state
 from bytewax_jetstream.settings import JetStreamSettings
 
@@ -38,3 +39,15 @@ def test_pending_results_of_a_resumed_step_are_in_its_next_state(state: object) 
 def test_a_step_that_finds_a_newer_state_does_not_start() -> None:
     with pytest.raises(JetStreamPipelineError, match=r"step flow\.publish found .* version 2"):
         _logic(("publish", 2))
+
+
+def test_epoch_becomes_long_once_after_half_of_its_shortest_duplicate_window() -> None:
+    tally = EpochTally("flow.publish", 0, "worker-0", 3, began=100.0)
+    assert not tally.became_long(1_000.0), "nothing is stored yet"
+    for remembered in (float("inf"), 120.0, 20.0, 60.0):
+        tally.add(Delivery([], [], 0, "order-1", remembered))
+
+    assert not tally.became_long(110.0)
+    assert tally.became_long(110.1)
+    assert not tally.became_long(110.2)
+    assert not tally.became_long(500.0)

@@ -166,3 +166,28 @@ def test_delivery_names_the_event_id_that_was_settled_last(last: Settlement, eve
     delivery = results_of([first, last], "fake", at=0.0, worker=0).delivery
 
     assert delivery.last_event_id == event_id
+
+
+def test_delivery_has_the_shortest_duplicate_window_of_the_streams_that_stored_it() -> None:
+    windows = {"orders": 120.0, "other": 20.0, "third": 60.0, "unknown": None, "bad": 1.0}
+
+    def remembered(*settled: Settlement) -> float:
+        results = results_of(list(settled), "fake", 0.0, 0, windows.__getitem__)
+        return results.delivery.remembered
+
+    def single(topic: str) -> SinglesStored:
+        stored = entry("1")
+        stored.envelope = envelope("1", topic=topic)
+        return SinglesStored([stored, entry("2")], [Receipt(topic.upper()), Receipt("ORDERS")])
+
+    refused = Settled(entry("3"), Outcome.REJECTED, None, Refusal(Verdict.REJECT, "too large"))
+    refused.entry.envelope = envelope("3", topic="bad")
+    alone = Settled(single("third").entries[0], Outcome.STORED, Receipt("THIRD"), None)
+    batch = SegmentStored(segment(envelope("4", topic="other")), Receipt("OTHER"))
+    assert remembered(SegmentStored(segment(envelope("1")), Receipt("ORDERS"))) == 120.0
+    assert remembered(SegmentStored(segment(envelope("1")), Receipt("ORDERS")), batch) == 20.0
+    assert remembered(single("other")) == 20.0
+    assert remembered(single("orders"), alone) == 60.0
+    assert remembered(single("unknown"), refused) == 120.0
+    assert remembered(refused) == float("inf")
+    assert remembered(SinglesStored([entry("1")], [Receipt(partition=1)])) == float("inf")

@@ -70,6 +70,7 @@ def test_statistics_are_a_plain_value() -> None:
                     {
                         "broker": "fake",
                         "lanes": 1,
+                        "long_epochs": 0,
                         "in_flight": 1,
                         "admitted_bytes": 2,
                         "retries": 0,
@@ -109,9 +110,7 @@ def test_oldest_unsettled_envelope_grows_older_until_it_is_settled() -> None:
 def test_statistics_may_be_asked_for_while_envelopes_are_settled() -> None:
     with pooled() as pool:
         lane = pool.lane(FakePublisher(), name="lane")
-        publishing = InThread(
-            lambda: [lane.submit(envelopes(500, aggregates=7)) for _ in range(20)]
-        )
+        publishing = InThread(lambda: lane.submit(envelopes(10_000, aggregates=7)))
         while publishing.is_alive() or lane.unsettled:
             assert broker_of(pool)["oldest_unsettled_seconds"] < 60.0
         assert publishing.end() is None
