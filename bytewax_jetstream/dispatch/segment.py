@@ -117,7 +117,7 @@ class Group(Entry):
     """Envelopes of one aggregate that are stored all or none: one attempt, one answer, one end."""
 
     def __init__(self, segment: "Segment") -> None:
-        super().__init__(segment.envelopes[0], segment.submission, segment.wires)
+        super().__init__(segment.envelopes[0], segment.submission, _asked_first(segment.wires))
         self.wires = segment.wires
         self.count = segment.count
         self.size = segment.size
@@ -135,6 +135,7 @@ class Group(Entry):
         left = [index for index, out in enumerate(which) if not out]
         self._segment = kept = segment.part(left)
         self.envelope, self.wires = kept.envelopes[0], kept.wires
+        self.wire = _asked_first(kept.wires)
         self.count, self.size = kept.count, kept.size
         return [member for member, out in zip(members, which, strict=True) if out]
 
@@ -142,6 +143,11 @@ class Group(Entry):
         """One entry for each envelope, to settle it by itself."""
         self._segment.attempts = self.attempts
         return self._segment.each()
+
+
+def _asked_first(wires: list[Wire]) -> Wire:
+    """Of a group that is asked for the reason to; nothing of it is sent then."""
+    return next((wire for wire in wires if type(wire) is AskFirst), None)
 
 
 class Segment:

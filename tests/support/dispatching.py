@@ -20,6 +20,7 @@ from bytewax_jetstream.errors import EnvelopeError
 from bytewax_jetstream.publishing import (
     Append,
     Ask,
+    AskFirst,
     Groups,
     Outgoing,
     Policy,
@@ -93,10 +94,12 @@ class Driver:
         if connected:
             self.dispatch.connected(self.now)
 
-    def _prepare(self, envelope: Envelope) -> bytes:
+    def _prepare(self, envelope: Envelope) -> Wire:
         self.prepared.append(envelope.event_id)
         if envelope.topic == "bad":
             raise EnvelopeError("the topic is bad: choose another")
+        if envelope.topic == "large":
+            return AskFirst(EnvelopeError("it is too large"))
         return b"wire of " + envelope.event_id.encode()
 
     def new_lane(self) -> LaneQueue:

@@ -101,6 +101,8 @@ class Fitting:
         for index, (members, their_wires) in enumerate(
             zip(groups.envelopes, groups.wires, strict=True)
         ):
+            if not all(isinstance(wire, bytes) for wire in their_wires):
+                continue  # it is not sent as it is
             for envelope, wire in zip(members, cast(list[bytes], their_wires), strict=True):
                 refusal = self._misfit(envelope.topic, groups.number, index, wire, LINES)
                 if refusal is not None:

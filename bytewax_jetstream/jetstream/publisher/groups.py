@@ -9,9 +9,16 @@ from typing import Any
 
 from ...envelope import Envelope, PublishOptions
 from ...errors import EnvelopeError
-from ...publishing import indices_by_aggregate
+from ...publishing import Alone, AskFirst, indices_by_aggregate
 
-__all__ = ["check_group", "group_frames", "reject_impossible", "several_streams"]
+__all__ = [
+    "LINES",
+    "check_group",
+    "group_frames",
+    "reject_impossible",
+    "several_streams",
+    "several_times",
+]
 
 MOST = 1_000
 """Envelopes of a group; the server takes no larger atomic batch."""
@@ -43,45 +50,85 @@ def reject_impossible(
     wires: list[Any],
     stream_of: Callable[[str], str | None],
     max_payload: int,
+    may_be_known: Callable[[Iterable[Envelope]], bool],
 ) -> None:
     """Reject a whole group when one of its envelopes can never be stored, or the group cannot.
 
+    Before that its ids are asked for. An earlier run may have stored some of it: the limits were
+    higher, or the source has cut its batches elsewhere.
+
     :arg wires: The wire form of each envelope, or its error; changed in place.
+    :arg may_be_known: Whether the server can say which of these envelopes are stored.
     """
     for indexes in indices_by_aggregate(envelopes):
         if len(indexes) == 1:
             continue
-        group = [(envelopes[index], wires[index]) for index in indexes]
-        reason = _why_not(
-            group, {stream_of(str(envelope.topic)) for envelope, _ in group}, max_payload
+        found = _why_not(
+            [(envelopes[index], wires[index]) for index in indexes], stream_of, max_payload
         )
-        if reason is not None:
-            for index in indexes:
-                if type(wires[index]) is not EnvelopeError:
-                    envelope = envelopes[index]
-                    wires[index] = EnvelopeError(
-                        reason, topic=envelope.topic, event_id=envelope.event_id
-                    )
+        if found is None:
+            continue
+        reason, asked = found
+        good = [index for index in indexes if type(wires[index]) is not EnvelopeError]
+        ask = may_be_known([envelopes[index] for index in good])
+        for index in [indexes[at] for at in asked] if ask else good:
+            envelope, wire = envelopes[index], wires[index]
+            error = EnvelopeError(reason, topic=envelope.topic, event_id=envelope.event_id)
+            if ask:
+                wires[index] = AskFirst(error)
+            else:
+                wires[index] = wire.error if type(wire) is AskFirst else error
 
 
 def _why_not(
-    group: list[tuple[Envelope, Any]], streams: set[str | None], max_payload: int
-) -> str | None:
-    if len(group) > MOST:
+    group: list[tuple[Envelope, Any]], stream_of: Callable[[str], str | None], max_payload: int
+) -> tuple[str, list[int]] | None:
+    """Why a group cannot be stored, and because of which envelopes: once these are known to be
+    stored, the rest can be a group. None if it can.
+    """
+    for envelope, wire in group:
+        if type(wire) is EnvelopeError:  # it is rejected, so all others must be stored already
+            reason = (
+                f"envelope {envelope.event_id!r:.80} of the same group cannot be stored: {wire}"
+            )
+            return reason, [at for at, (_, one) in enumerate(group) if type(one) is not type(wire)]
+    if large := [at for at, (_, wire) in enumerate(group) if _is_large(wire, max_payload)]:
+        envelope, wire = group[large[0]]
+        which = f"envelope {envelope.event_id!r:.80} of the same group"
+        if type(wire) is AskFirst:
+            return f"{which} cannot be stored: {wire.error}", large
         return (
+            f"{which} has {len(wire)} bytes, and in a group the limit is {max_payload - LINES}: "
+            f"shorten it or raise the server's max_payload of {max_payload}"
+        ), large
+    if len(group) > MOST:
+        reason = (
             f"its group has {len(group)} envelopes, and the limit for storing all or none is "
             f"{MOST}: emit the aggregate's envelopes in smaller batches"
         )
-    for envelope, wire in group:
-        if type(wire) is EnvelopeError:
-            return f"envelope {envelope.event_id!r:.80} of the same group cannot be stored: {wire}"
-        if len(wire) + LINES > max_payload:
-            return (
-                f"envelope {envelope.event_id!r:.80} of the same group has {len(wire)} bytes, and "
-                f"in a group the limit is {max_payload - LINES}: shorten it or raise the server's "
-                f"max_payload of {max_payload}"
-            )
-    return several_streams(streams)
+        return reason, [0]
+    again = [at for at, (_, wire) in enumerate(group) if type(wire) is Alone]
+    repeated = several_times([envelope for envelope, _ in group]) if again else None
+    if repeated is not None:
+        return repeated, again
+    several = several_streams({stream_of(envelope.topic) for envelope, _ in group})
+    return (several, [0]) if several is not None else None
+
+
+def _is_large(wire: Any, max_payload: int) -> bool:
+    return type(wire) is AskFirst or len(wire) + LINES > max_payload
+
+
+def several_times(envelopes: Sequence[Envelope]) -> str | None:
+    """Why a group with an event id that is several times in it cannot be stored, or None."""
+    ids = [envelope.event_id for envelope in envelopes]
+    if len(set(ids)) == len(ids):
+        return None
+    again = next(event_id for event_id in ids if ids.count(event_id) > 1)
+    return (
+        f"envelope {again!r:.80} is {ids.count(again)} times in its group, and the server stores "
+        "no group with an event id twice: emit it once, or give each of them an id of its own"
+    )
 
 
 def several_streams(streams: Iterable[str | None]) -> str | None:

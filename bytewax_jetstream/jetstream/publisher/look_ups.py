@@ -5,7 +5,9 @@ A refusal does not prove that nothing is stored, after a lost ack or on a replay
 - Wrong last sequence. The server checks it before the event id. Say an envelope expects 7 and is
   stored as 8, but its ack is lost. Then the second attempt is refused, because the last sequence is
   8: its own.
-- A limit that was lowered since. Some servers look at the size of a message before its id.
+- A limit that was lowered since. Some servers look at the size of a message before its id; and the
+  publisher itself sends nothing that is too large.
+- A group that can never be stored as it is. The source may have cut it differently before.
 - A duplicate id in a group. The server does not say which ids it knows: all of them if an earlier
   attempt stored the group, or some that were stored otherwise.
 
@@ -18,8 +20,8 @@ is in the way may still be this very one.
 
 import asyncio
 import base64
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ...envelope import Envelope
 from ...errors import ConnectError
@@ -34,6 +36,7 @@ from .error_codes import (
     WRONG_LAST_SEQUENCE,
     classify,
 )
+from .groups import several_times
 from .questions import NO_ANSWER, UNKNOWN_ID, Known, Questions
 
 __all__ = ["LookUps", "known_sequence"]
@@ -113,37 +116,41 @@ class LookUps:
         refusal, number, index = look_up.refusal, look_up.number, look_up.at
         self._asked_for.discard((number, index))
         answers = [each for each in known if not isinstance(each, str)]
-        sequences = list(map(known_sequence, known))
         retry = _why_again(refusal, known)
         if retry is not None:
             self._events.refused(number, index, retry)
         elif any("error" in each for each in answers):
             self._events.refused(number, index, refusal)  # the server does not say
         elif UNKNOWN_ID not in known:
-            self._store(look_up, [each for each in sequences if each is not None])
+            self._store(look_up, answers)
         elif answers:
             receipts = [
-                Receipt(look_up.stream, None, sequence, True) if sequence is not None else None
-                for sequence in sequences
+                Receipt(str(each["stream"]), None, known_sequence(each), True)
+                if not isinstance(each, str)
+                else None
+                for each in known
             ]
             self._events.group_known(number, index, receipts)
         elif refusal.code == DUPLICATE_IN_GROUP:
-            # The ids have left the duplicate window since the refusal; or one id is in it twice.
-            ids = {envelope.event_id for envelope in look_up.envelopes}
-            passed = len(ids) == len(look_up.envelopes)
-            verdict = Verdict.RETRY if passed else Verdict.REJECT
-            self._events.refused(number, index, refusal._replace(verdict=verdict))
+            repeated = several_times(look_up.envelopes)
+            if repeated is not None:
+                refusal = refusal._replace(reason=repeated, looked_up=True)
+            else:  # the ids have left the duplicate window since the refusal
+                refusal = refusal._replace(verdict=Verdict.RETRY)
+            self._events.refused(number, index, refusal)
         elif refusal.code in WRONG_LAST_SEQUENCE and len(known) == 1:
             self._read_stream(look_up)
         else:
             self._events.refused(number, index, refusal._replace(looked_up=True))
 
-    def _store(self, look_up: _LookUp, sequences: list[int]) -> None:
-        """All ids are known: each message is stored."""
-        last, several = sequences[-1], len(sequences)
-        together = sequences == list(range(last + 1 - several, last + 1))
-        receipt = Receipt(look_up.stream, None, last if together else None, True)
-        self._events.acked(look_up.number, look_up.at, receipt)
+    def _store(self, look_up: _LookUp, answers: Sequence[Mapping[str, Any]]) -> None:
+        """All ids are known: each message is stored, not always in one stream or in one go."""
+        streams = {str(answer["stream"]) for answer in answers}
+        sequences = [int(answer["seq"]) for answer in answers]
+        together = sequences == list(range(sequences[-1] + 1 - len(sequences), sequences[-1] + 1))
+        stream = streams.pop() if len(streams) == 1 else None
+        sequence = sequences[-1] if together and stream is not None else None
+        self._events.acked(look_up.number, look_up.at, Receipt(stream, None, sequence, True))
 
     def _read_stream(self, look_up: _LookUp) -> None:
         task = asyncio.get_running_loop().create_task(self._compare(look_up))

@@ -211,7 +211,7 @@ class JetStreamPublisher:
                 for index in refuse_conflicts(envelopes, wires, self._topics.stream_of):
                     wires[index] = Alone(cast(bytes, wires[index]))
         if self._settings.atomic:
-            reject_impossible(envelopes, wires, self._topics.stream_of, limit)
+            reject_impossible(envelopes, wires, self._topics.stream_of, limit, self._may_be_known)
         return wires
 
     def route(self, topic: str) -> Route | None:
@@ -253,7 +253,7 @@ class JetStreamPublisher:
                 for index, (group, wires) in enumerate(
                     zip(outgoing.envelopes, outgoing.wires, strict=True)
                 )
-                if group
+                if group and not self._ask_group_first(number, index, group, wires)
             )
         elif checked.issuperset([envelope[0] for envelope in outgoing.envelopes]):
             inbox, frames = self._inbox, []
@@ -264,7 +264,7 @@ class JetStreamPublisher:
                 if wire is None:
                     continue
                 if type(wire) is AskFirst:
-                    self._ask_first(number, index, envelope, wire)
+                    self._ask_first(number, index, envelope.topic, wire)
                     continue
                 topic = envelope.topic.encode()
                 frame = b"HPUB %s %s%d.%d%s" % (topic, inbox, number, index, wire)
@@ -276,7 +276,7 @@ class JetStreamPublisher:
                 zip(outgoing.envelopes, outgoing.wires, strict=True)
             ):
                 if type(wire) is AskFirst:
-                    self._ask_first(number, index, envelope, wire)
+                    self._ask_first(number, index, envelope.topic, wire)
             self._write_or_hold(
                 Item(number, index, [envelope], [wire], grouped=False)
                 for index, (envelope, wire) in enumerate(
@@ -328,12 +328,16 @@ class JetStreamPublisher:
             )
         except EnvelopeError as error:
             # An earlier run may have stored it, if the limit was higher then.
-            known = settings.dedupe and not settings.atomic and is_open
             empty = self._topics.was_empty(self._topics.stream_of(envelope.topic))
-            if known and error.limit == limit and not empty:
+            if error.limit == limit and not empty and self._may_be_known([envelope]):
                 return AskFirst(error)
             raise
         return wire if is_open else self._held.stamped(wire)
+
+    def _may_be_known(self, envelopes: Iterable[Envelope]) -> bool:
+        """Whether the servers of all of these can say if they are stored."""
+        topics = {envelope.topic for envelope in envelopes}
+        return self._settings.dedupe and all(map(self._topics.is_open, topics))
 
     def _write_or_hold(self, items: Iterable[Item]) -> None:
         to_send = []
@@ -376,11 +380,21 @@ class JetStreamPublisher:
         ]
         self._events.known(ask.number, receipts)
 
-    def _ask_first(self, number: int, index: int, envelope: Envelope, wire: AskFirst) -> None:
-        """Look up an envelope that is too large now."""
-        stream = self._topics.stream_of(envelope.topic) or ""
+    def _ask_first(self, number: int, index: int, topic: str, wire: AskFirst) -> None:
+        """Look up a single or a group that cannot be sent as it is."""
+        stream = self._topics.stream_of(topic) or ""
         refusal = Refusal(Verdict.REJECT, str(wire.error))
         self._look_ups.take(number, index, stream, refusal)
+
+    def _ask_group_first(
+        self, number: int, index: int, group: Sequence[Envelope], wires: Sequence[Wire]
+    ) -> bool:
+        """Look a group up, if it cannot be sent as it is; returns whether that is so."""
+        for wire in wires:
+            if type(wire) is AskFirst:
+                self._ask_first(number, index, group[0].topic, wire)
+                return True
+        return False
 
     def _is_elsewhere(self) -> bool:
         """Whether the streams are in another JetStream domain than the server. Then a stream there

@@ -256,6 +256,9 @@ def test_the_same_id_twice_in_a_group_is_rejected(nats_server: NatsServer) -> No
         results = lane.flush()
 
     assert {result.outcome for result in results} == {Outcome.REJECTED}
+    assert {"envelope 'e-0' is 2 times in its group" in str(each.reason) for each in results} == {
+        True
+    }
     assert stored(nats_server.url, "TWICE") == []
 
 

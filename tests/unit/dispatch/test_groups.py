@@ -57,3 +57,30 @@ def test_ack_of_a_single_does_not_settle_a_group() -> None:
 
     assert driver.settled() == []
     assert driver.dispatch.in_flight == 2
+
+
+def test_group_that_is_only_asked_for_has_no_attempt_and_is_never_in_doubt() -> None:
+    driver = Driver(atomic=True)
+    driver.submit(envelope("1", "a"), envelope("2", "a", topic="large"))
+    driver.groups()
+    driver.tick(5.0)
+    driver.tick(5.1)
+    driver.refused(driver.groups(), 0, Verdict.REJECT)
+
+    ends = [(one.outcome, one.entry.attempts) for one in driver.settled()]
+    assert ends == [(Outcome.REJECTED, 0)] * 2
+
+
+def test_rest_of_a_group_that_was_asked_for_is_sent_once_nothing_in_it_is_too_large() -> None:
+    driver = Driver(atomic=True)
+    driver.submit(envelope("1", "a"), envelope("2", "a", topic="large"), envelope("3", "a"))
+    asked = driver.groups()
+    driver.dispatch.group_known(asked.number, 0, [None, RECEIPT, None])
+    sent = driver.groups()
+    assert ids(sent) == ["1", "3"]
+    driver.tick(5.0)
+    driver.tick(5.1)
+    driver.refused(driver.groups(), 0, Verdict.REJECT)
+
+    ends = {one.entry.envelope.event_id: one.entry.attempts for one in driver.settled()}
+    assert ends == {"2": 0, "1": 2, "3": 2}
