@@ -211,6 +211,7 @@ UNREACHABLE = frozenset(
         KafkaError._TIMED_OUT,  # noqa: SLF001
         KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
         KafkaError._DESTROY,  # noqa: SLF001
+        KafkaError._DESTROY_BROKER,  # noqa: SLF001
         KafkaError.REQUEST_TIMED_OUT,
     }
 )
@@ -219,9 +220,21 @@ UNREACHABLE = frozenset(
 def ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -> dict[str, Topic]:
     """Create, update or check the declared topics, as `topic_strategy` says; returns them. Blocks.
 
+    It is done again when a connection was lost, because librdkafka does not repeat such requests.
+
     :raises TopicError: when one is missing or too weak; it says what to change.
     :raises ConnectError: when no broker answers by the deadline.
     """
+    while True:
+        try:
+            return _ensure_topics(admin, settings, deadline)
+        except ConnectError:
+            if time.monotonic() + PAUSE >= deadline:
+                raise
+        time.sleep(PAUSE)
+
+
+def _ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) -> dict[str, Topic]:
     strategy = settings.topic_strategy
     if strategy == "skip":
         return {}

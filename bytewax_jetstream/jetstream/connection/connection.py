@@ -17,15 +17,15 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from random import uniform
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 
-from ...errors import ConnectError
+from ...errors import ConnectError, JetStreamPipelineError
 from ...settings import JetStreamSettings
 from .addresses import Address, Addresses
 from .client import SingleUseClient
@@ -37,8 +37,11 @@ from .parser import BulkReader, MessageHandler
 __all__ = ["DENIED_PUBLISH", "Connection"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FIRST_PAUSE = 0.02
+SET_UP_PAUSE = 0.02
+"""Seconds before what a lost connection has interrupted is tried again."""
 LONGEST_PAUSE = 2.0
 """Seconds between attempts to connect, and between connections that were good for nothing."""
 STEADY_SECONDS = 10.0
@@ -191,6 +194,33 @@ class Connection:
         self._keeper.add_done_callback(lambda task: task.cancelled() or task.result())
         self._on_up()
 
+    async def repeat_if_lost(self, work: Callable[[], Awaitable[T]], deadline: float) -> T:
+        """Do what needs a connection; from the start if the connection is lost meanwhile, as long
+        as there is time.
+
+        :raises ConnectError: when the connection is lost, and there is no time left.
+        """
+        while True:
+            client = self._client
+            try:
+                return await work()
+            except JetStreamPipelineError as error:
+                if client is not None and client is self._client and not client.lost.done():
+                    raise
+                if time.monotonic() + SET_UP_PAUSE >= deadline:
+                    servers, seconds = (
+                        ", ".join(self._settings.servers),
+                        self._settings.connect_timeout,
+                    )
+                    raise self._failure(
+                        f"the connection to {servers} was lost while it was set up, and what was "
+                        f"asked was not answered within {seconds:g} s ({words(error)}): check that "
+                        "the server is running there",
+                        seconds=seconds,
+                        reason=words(error),
+                    ) from None
+            await asyncio.sleep(SET_UP_PAUSE)
+
     async def close(self) -> None:
         """Close within a bounded time; unsent bytes are dropped."""
         if self._keeper is not None:
@@ -217,6 +247,8 @@ class Connection:
         """
         client, seconds = self._live(), self._settings.connect_timeout
         self._denied_subscriptions.pop(subject, None)
+        if subject in self._subscriptions:  # it was not confirmed the last time
+            self.unsubscribe(subject)
         self._subscriptions[subject] = (handler, client.raw_subscribe(subject, handler))
         # The server answers in order: after this round trip it has accepted or denied it.
         try:

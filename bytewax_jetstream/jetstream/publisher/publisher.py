@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, count, repeat
@@ -170,6 +171,7 @@ class JetStreamPublisher:
         self._replays = Replays(events, self._questions, self._write_append, self._topics.stream_of)
         self._denials = Denials(events)
         self._fitting = Fitting(self._connection, events, self._refuse_misfit)
+        deadline = time.monotonic() + self._settings.connect_timeout
         await self._connection.open()
         inbox = self._connection.new_inbox()
         self._inbox = inbox.encode() + b"."
@@ -182,14 +184,15 @@ class JetStreamPublisher:
             rb"MSG %s(\d+)\.(\d+) \d+ (\d+)\r\n%s\r\n"
             % (re.escape(self._inbox), PUB_ACK % expected)
         ).match
-        await self._connection.subscribe(f"{inbox}.>", self._answered)
+        subscribe = partial(self._connection.subscribe, f"{inbox}.>", self._answered)
+        await self._connection.repeat_if_lost(subscribe, deadline)
         if self._settings.atomic and not self._connection.takes_groups:
             raise StreamError(
                 "this server cannot store groups all or none: use nats-server 2.12 or later, "
                 "or atomic=False"
             )
         try:
-            await self._topics.ensure()
+            await self._connection.repeat_if_lost(self._topics.ensure, deadline)
         except JetStreamApiError as error:
             raise StreamError(
                 f"the streams cannot be listed: {error}; check the server's log", code=error.code

@@ -127,10 +127,12 @@ class SharedConnection:
         self._active_at = time.monotonic()
 
     async def _open(self) -> None:
+        deadline = time.monotonic() + self.settings.connect_timeout
         await self.connection.open()
         if self.settings.streams:
+            ensure = partial(ensure_streams, self.connection, self.settings)
             try:
-                await ensure_streams(self.connection, self.settings)
+                await self.connection.repeat_if_lost(ensure, deadline)
             except JetStreamApiError as error:
                 raise StreamError(
                     f"the streams cannot be listed: {error}; check the server's log",

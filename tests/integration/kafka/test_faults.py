@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ from tests.support.dataflows import (
 )
 from tests.support.kafka import audit, new_topic, records
 from tests.support.lanes import broker_of, kafka, opened, publish, settle
-from tests.support.proxy import Proxy
+from tests.support.proxy import Direction, Proxy
 from tests.support.streams import FLAWLESS, envelopes
 from tests.support.waiting import until
 
@@ -132,6 +133,28 @@ def proxied() -> Iterator[tuple[KafkaServer, Proxy]]:
     ):
         proxy.aim(f"kafka://{server.proxied}")
         yield server, proxy
+
+
+@pytest.mark.parametrize("way", ["requests", "answers"])
+def test_reset_while_the_publisher_starts_is_retried(
+    proxied: tuple[KafkaServer, Proxy], way: str
+) -> None:
+    server, proxy = proxied
+    direction: Direction = getattr(proxy, way)
+    for number in count():  # each piece of what is said until a lane is open
+        topic = f"starts-{way}-{number}"
+        declared = KafkaTopicSettings(name=topic, partitions=2)
+        pieces, cut = count(), direction.cut
+        direction.cuts = lambda piece: next(pieces) == number  # noqa: B023  # called here only
+        settings = kafka(f"127.0.0.1:{proxy.port}", topic_settings=(declared,), connect_timeout=60)
+        with opened(settings) as (_, lane):
+            direction.cuts = lambda piece: False
+            results = settle(lane, envelopes(10, topic))
+        assert {result.outcome for result in results.values()} == {Outcome.STORED}
+        assert audit(server.bootstrap, topic, envelopes(10, topic)) == FLAWLESS
+        if direction.cut == cut:
+            break
+    assert number > 3
 
 
 def test_messages_with_lost_responses_are_retried_and_stored_once(
