@@ -224,6 +224,8 @@ class LaneQueue:
             entry.run_clock(now)
             if entry.is_overdue(now):
                 overdue.append(entry)
+                if not self._one_per_aggregate:
+                    break  # what is behind it may be of its aggregate
                 continue
             messages -= entry.count
             size -= entry.size

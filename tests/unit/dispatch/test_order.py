@@ -136,6 +136,40 @@ def test_held_envelope_goes_on_when_the_one_before_it_is_taken_out() -> None:
     assert queue.singles == 1
 
 
+def test_silent_library_sends_nothing_behind_what_it_was_given_up_for() -> None:
+    driver = Driver(ack_timeout=None, one_per_aggregate=False, window=2)
+    driver.submit(*(envelope(name, name[0]) for name in ("a1", "a2", "a3", "b1")))
+    sent = driver.singles()
+    assert ids(sent) == ["a1", "a2"]
+    driver.now = 59.0
+    driver.dispatch.acked(sent.number, 1, RECEIPT, driver.now)  # the connection makes progress
+    assert driver.sends() == [["a3"]]
+    driver.submit(envelope("a4", "a"))
+    driver.tick(60.0)
+
+    assert driver.sends() == [], "a1 keeps its place, a3 is in flight"
+    driver.dispatch.acked(sent.number, 0, RECEIPT, driver.now)
+    assert driver.sends() == [["b1"]]
+    assert driver.outcomes() == {
+        "a2": Outcome.STORED,
+        "a1": Outcome.UNKNOWN,
+        "a4": Outcome.UNKNOWN,
+    }
+
+
+def test_nothing_goes_behind_what_may_not_be_sent_again_in_the_same_turn() -> None:
+    driver = Driver(one_per_aggregate=False, duplicate_window=lambda topic: 10.0)
+    driver.submit(envelope("a1", "a"))
+    driver.singles()
+    driver.dispatch.disconnected("gone", driver.now)
+    driver.tick(5.1)
+    driver.submit(envelope("a2", "a"), envelope("b1", "b"))
+    driver.dispatch.connected(driver.now)
+
+    assert driver.sends() == [["b1"]]
+    assert driver.outcomes() == {"a1": Outcome.UNKNOWN, "a2": Outcome.UNKNOWN}
+
+
 def test_retries_that_are_due_together_keep_their_order() -> None:
     driver = Driver(one_per_aggregate=False)
     driver.dispatch._singles._random = Steady()
