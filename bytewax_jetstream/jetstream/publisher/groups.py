@@ -63,60 +63,67 @@ def reject_impossible(
     for indexes in indices_by_aggregate(envelopes):
         if len(indexes) == 1:
             continue
-        found = _why_not(
-            [(envelopes[index], wires[index]) for index in indexes], stream_of, max_payload
-        )
-        if found is None:
+        group = [(envelopes[index], wires[index]) for index in indexes]
+        reasons = _why_not(group, stream_of, max_payload)
+        if not reasons:
             continue
-        reason, asked = found
         good = [index for index in indexes if type(wires[index]) is not EnvelopeError]
-        ask = may_be_known([envelopes[index] for index in good])
-        for index in [indexes[at] for at in asked] if ask else good:
-            envelope, wire = envelopes[index], wires[index]
-            error = EnvelopeError(reason, topic=envelope.topic, event_id=envelope.event_id)
-            if ask:
-                wires[index] = AskFirst(error)
-            else:
-                wires[index] = wire.error if type(wire) is AskFirst else error
+        if may_be_known([envelopes[index] for index in good]):
+            for at, reason in reasons.items():
+                index = indexes[at]
+                wires[index] = AskFirst(_error(envelopes[index], reason))
+            continue
+        reason = next(iter(reasons.values()))
+        for index in good:
+            wire = wires[index]
+            own = type(wire) is AskFirst
+            wires[index] = wire.error if own else _error(envelopes[index], reason)
+
+
+def _error(envelope: Envelope, reason: str) -> EnvelopeError:
+    return EnvelopeError(reason, topic=envelope.topic, event_id=envelope.event_id)
 
 
 def _why_not(
     group: list[tuple[Envelope, Any]], stream_of: Callable[[str], str | None], max_payload: int
-) -> tuple[str, list[int]] | None:
-    """Why a group cannot be stored, and because of which envelopes: once these are known to be
-    stored, the rest can be a group. None if it can.
+) -> dict[int, str]:
+    """Because of which envelopes a group cannot be stored, and why; empty if it can. Once these are
+    known to be stored, the rest can be a group.
     """
     for envelope, wire in group:
         if type(wire) is EnvelopeError:  # it is rejected, so all others must be stored already
-            reason = (
-                f"envelope {envelope.event_id!r:.80} of the same group cannot be stored: {wire}"
-            )
-            return reason, [at for at, (_, one) in enumerate(group) if type(one) is not type(wire)]
-    if large := [at for at, (_, wire) in enumerate(group) if _is_large(wire, max_payload)]:
-        envelope, wire = group[large[0]]
-        which = f"envelope {envelope.event_id!r:.80} of the same group"
-        if type(wire) is AskFirst:
-            return f"{which} cannot be stored: {wire.error}", large
-        return (
-            f"{which} has {len(wire)} bytes, and in a group the limit is {max_payload - LINES}: "
-            f"shorten it or raise the server's max_payload of {max_payload}"
-        ), large
+            good = [at for at, (_, each) in enumerate(group) if type(each) is not EnvelopeError]
+            return dict.fromkeys(good, f"{_which(envelope)} cannot be stored: {wire}")
+    sizes = {at: _too_large(*each, max_payload) for at, each in enumerate(group)}
+    large = {at: reason for at, reason in sizes.items() if reason is not None}
+    if large:
+        return large
     if len(group) > MOST:
-        reason = (
-            f"its group has {len(group)} envelopes, and the limit for storing all or none is "
+        return {
+            0: f"its group has {len(group)} envelopes, and the limit for storing all or none is "
             f"{MOST}: emit the aggregate's envelopes in smaller batches"
-        )
-        return reason, [0]
+        }
     again = [at for at, (_, wire) in enumerate(group) if type(wire) is Alone]
     repeated = several_times([envelope for envelope, _ in group]) if again else None
     if repeated is not None:
-        return repeated, again
+        return dict.fromkeys(again, repeated)
     several = several_streams({stream_of(envelope.topic) for envelope, _ in group})
-    return (several, [0]) if several is not None else None
+    return {0: several} if several is not None else {}
 
 
-def _is_large(wire: Any, max_payload: int) -> bool:
-    return type(wire) is AskFirst or len(wire) + LINES > max_payload
+def _too_large(envelope: Envelope, wire: Any, max_payload: int) -> str | None:
+    if type(wire) is AskFirst:
+        return f"{_which(envelope)} cannot be stored: {wire.error}"
+    if len(wire) + LINES <= max_payload:
+        return None
+    return (
+        f"{_which(envelope)} has {len(wire)} bytes, and in a group the limit is "
+        f"{max_payload - LINES}: shorten it or raise the server's max_payload of {max_payload}"
+    )
+
+
+def _which(envelope: Envelope) -> str:
+    return f"envelope {envelope.event_id!r:.80} of the same group"
 
 
 def several_times(envelopes: Sequence[Envelope]) -> str | None:

@@ -72,6 +72,21 @@ def test_group_with_an_envelope_above_a_lowered_limit_keeps_what_is_stored(
             assert result.attempts == 0
 
 
+def test_reason_names_the_large_envelope_that_is_not_stored(tmp_path: Path) -> None:
+    batch = envelopes(3, "lowered", aggregates=1)
+    batch = [each._replace(payload=bytes(40 * KB)) for each in batch]
+    with NatsServer(store_dir=tmp_path) as server:
+        make_stream(server.url, "LOWERED", "lowered", allow_atomic=True)
+        _publish(server.url, batch[:2])
+    with NatsServer(store_dir=tmp_path, config=f"max_payload: {20 * KB}") as server:
+        results = {each.event_id: each for each in _publish(server.url, batch)}
+
+    assert {results[event_id].outcome for event_id in ("e-0", "e-1")} == {Outcome.STORED}
+    assert str(results["e-2"].reason).startswith(
+        "envelope 'e-2' of the same group cannot be stored"
+    )
+
+
 def test_envelope_alone_of_its_aggregate_above_a_lowered_limit_is_found_stored(
     tmp_path: Path,
 ) -> None:
