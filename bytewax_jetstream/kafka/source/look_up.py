@@ -187,7 +187,11 @@ class _Asking:
             for into, futures in asked:
                 for one, future in futures.items():
                     try:
-                        into[one.topic, one.partition] = self._answer(future)
+                        answer = self._answer(future)
+                        if answer.offset >= 0:
+                            into[one.topic, one.partition] = answer
+                        else:  # how the library answers when a connection was lost
+                            failed = one.topic, one.partition, None
                     except KafkaException as error:
                         failed = one.topic, one.partition, error_of(error)
             missing -= first.keys() & end.keys()

@@ -39,6 +39,7 @@ from tests.support.dataflows import (
     run,
 )
 from tests.support.kafka import audit, new_topic, records
+from tests.support.kafka_reading import Reading
 from tests.support.lanes import broker_of, kafka, opened, publish, settle
 from tests.support.proxy import Direction, Proxy
 from tests.support.streams import FLAWLESS, envelopes
@@ -155,6 +156,24 @@ def test_reset_while_the_publisher_starts_is_retried(
         if direction.cut == cut:
             break
     assert number > 3
+
+
+@pytest.mark.parametrize("way", ["requests", "answers"])
+def test_reset_while_a_source_starts_is_not_taken_for_a_gap(
+    proxied: tuple[KafkaServer, Proxy], way: str
+) -> None:
+    server, proxy = proxied
+    topic = new_topic(server.bootstrap, partitions=2)
+    publish(kafka(server.bootstrap), *envelopes(20, topic))
+    settings = kafka(f"127.0.0.1:{proxy.port}", connect_timeout=60)
+    direction: Direction = getattr(proxy, way)
+    for number in sorted([*range(3, 8)] * 2):  # pieces of what is said at the start
+        pieces = count()
+        direction.cuts = lambda piece: next(pieces) == number  # noqa: B023  # called here only
+        with Reading(settings, topics=topic, tail=False) as reading:
+            reading.to_the_end()
+        assert len(reading.values) == len(reading.items) == 20
+    assert direction.cut > 5
 
 
 def test_messages_with_lost_responses_are_retried_and_stored_once(
