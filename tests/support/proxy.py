@@ -32,6 +32,9 @@ class Direction:
         """Seconds before each frame goes on."""
         self.piece = 0
         """Bytes that go on at once; 0 for all."""
+        self.rate = 0
+        """Bytes that go on in a second; 0 for no limit. For a link that is slow all the while the
+        proxy must be opaque: otherwise it takes a frame as a whole before it passes it on."""
         self.lost = 0
         self.cut = 0
         self.frames: list[bytes] = []
@@ -98,7 +101,9 @@ class Proxy:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
+        server = self._loop.run_until_complete(
+            asyncio.start_server(self._accept, sock=_listening())
+        )
         self._port = server.sockets[0].getsockname()[1]
         self._listening.set()
         self._loop.run_forever()
@@ -158,7 +163,10 @@ class Proxy:
                 if way.delay:
                     await asyncio.sleep(way.delay)
                 for start in range(0, len(frame), way.piece or len(frame)):
-                    writer.write(frame[start : start + (way.piece or len(frame))])
+                    piece = frame[start : start + (way.piece or len(frame))]
+                    if way.rate:
+                        await asyncio.sleep(len(piece) / way.rate)
+                    writer.write(piece)
                     await writer.drain()
 
     def _cut_all(self) -> None:
@@ -171,6 +179,14 @@ class Proxy:
 
     def _freeze_all(self) -> None:
         self._frozen |= self._streams
+
+
+def _listening() -> socket.socket:
+    """Its connections have small buffers, so that the client sees how far a slow link is."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    listening.bind(("127.0.0.1", 0))
+    return listening
 
 
 async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, bytes]]:
