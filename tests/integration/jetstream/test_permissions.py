@@ -5,6 +5,7 @@ import os
 import signal
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -61,9 +62,13 @@ def _make_stream(server: NatsServer, stream: str, batched: bool) -> None:
     api(server.url, f"STREAM.CREATE.{stream}", config, user="all", password="all")
 
 
-def _some(url: str, delivery_timeout: float = 30) -> JetStreamSettings:
+def _some(url: str, delivery_timeout: float = 30, ack_timeout: float = 1) -> JetStreamSettings:
     return jetstream(
-        url, user="some", password="some", ack_timeout=1, delivery_timeout=delivery_timeout
+        url,
+        user="some",
+        password="some",
+        ack_timeout=ack_timeout,
+        delivery_timeout=delivery_timeout,
     )
 
 
@@ -116,7 +121,9 @@ def test_permission_taken_away_with_messages_out_rejects_none_that_is_stored(
 ) -> None:
     server = reloadable.server
     _make_stream(server, "OUT", batched)
-    with Proxy(server.url) as proxy, opened(_some(proxy.url, delivery_timeout=4)) as (_, lane):
+    # At the denial, the first attempts of the stored ones are still awaited.
+    settings = partial(_some, delivery_timeout=7, ack_timeout=5)
+    with Proxy(server.url) as proxy, opened(settings(proxy.url)) as (_, lane):
         proxy.answers.loses = lambda frame: frame.startswith((b"MSG", b"HMSG")) and b"OUT" in frame
         lane.submit(envelopes(50, "OUT.x"))
         until(lambda: len(message_ids_of(server, "OUT")) == 50)

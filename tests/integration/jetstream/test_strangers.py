@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from nats.errors import Error as NatsError
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.testing import NatsServer
 from bytewax_jetstream.testing.process import free_ports
-from tests.support.lanes import jetstream, opened, publish, settle
+from tests.support.lanes import broker_of, jetstream, opened, publish, settle
+from tests.support.proxy import Proxy
 from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, message_ids
 from tests.support.waiting import until
 
@@ -49,6 +51,9 @@ def answering(url: str, subject: str, answer: object) -> Iterator[list[int]]:
         loop.close()
 
 
+IS_ACK = re.compile(rb'MSG _INBOX(?!.*"error").*"seq":\s?\d', re.DOTALL).match
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -75,9 +80,18 @@ def test_error_of_somebody_who_answers_on_the_subject_rejects_nothing(
     if isinstance(answer, dict) and "stream" in answer:
         answer = {**answer, "stream": stream}
     batch = envelopes(50, f"{stream}.x")
-    with answering(url, f"{stream}.>", answer) as asked, opened(jetstream(url)) as (_, lane):
+    with (
+        Proxy(url) as proxy,
+        answering(url, f"{stream}.>", answer) as asked,
+        opened(jetstream(proxy.url, ack_timeout=0.5)) as (pool, lane),
+    ):
+        # The somebody is quicker than the stream, whose acks of the first attempts are lost.
+        proxy.answers.loses = lambda frame: (
+            IS_ACK(frame) is not None and not broker_of(pool)["retries"]
+        )
         results = settle(lane, batch)
 
+        assert proxy.answers.lost > 0
         until(lambda: asked[0] >= 50)
         assert lane.stop_reason is None
     assert {result.outcome for result in results.values()} == {Outcome.STORED}
