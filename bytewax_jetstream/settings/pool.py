@@ -26,7 +26,10 @@ class PoolSettings(Settings):
     brought nothing when measured (C3 in `tests/benchmark/README.md`).
     """
     budget_bytes: Count = 256 * 1024 * 1024
-    """How many payload bytes may be unsettled at once, over all lanes and brokers."""
+    """How many payload bytes may be unsettled at once, over all lanes and brokers. Each takes about
+    two bytes of memory, because a message is kept as it was given and as it is sent; with payloads
+    of 1 KB it is 2.5 bytes, and more with smaller ones.
+    """
     ack_timeout: Seconds = 5.0
     """Seconds an attempt may be silent; then the message is sent again, with the same id. An answer
     to something sent before it renews them, and so do bytes that the server takes."""

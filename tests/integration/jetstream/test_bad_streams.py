@@ -3,13 +3,14 @@
 import re
 import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bytewax.errors import BytewaxRuntimeError
 
-from bytewax_jetstream.envelope import Envelope, Outcome
+from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
 from bytewax_jetstream.errors import PublishError, StreamError
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
@@ -18,6 +19,7 @@ from tests.support.lanes import broker_of, jetstream, opened, publish, settle
 from tests.support.proxy import Proxy
 from tests.support.streams import (
     FLAWLESS,
+    Names,
     api,
     audit,
     change_stream,
@@ -123,6 +125,43 @@ def test_envelopes_for_a_full_stream_are_unknown_with_what_to_do(
             in str(result.reason)
         )
         assert result.envelope is not None
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batches", "singles"])
+def test_nothing_is_stored_behind_an_unknown_envelope_of_its_aggregate(
+    nats_server: NatsServer, names: Names, batched: bool
+) -> None:
+    full, other, url = names(), names(), nats_server.url
+    make_stream(url, full, full, discard="new", max_msgs=1, allow_batched=batched)
+    make_stream(url, other, f"{other}.>", allow_batched=batched)
+    publish(jetstream(url), Envelope(full, b"", "there"))
+    created, paid = Envelope(full, b"", "created", "order"), Envelope(f"{other}.x", b"", "paid")
+    found: dict[str, PublishResult] = {}
+    with opened(jetstream(url, delivery_timeout=2)) as (_, lane):
+        lane.submit([created, paid._replace(aggregate_id="order"), paid._replace(event_id="else")])
+
+        lane.submit([paid._replace(event_id="shipped", aggregate_id="order")])
+        traffic = count()
+
+        def all_ended() -> bool:
+            # Other traffic is stored all the while, so that only the clock of `created` ends.
+            lane.submit([Envelope(f"{other}.traffic", b"", f"traffic-{next(traffic)}")])
+            found.update((result.event_id, result) for result in lane.collect())
+            return {"created", "paid", "shipped"} <= found.keys()
+
+        until(all_ended)
+        lane.submit([paid._replace(event_id="after", aggregate_id="order")])
+        found.update((result.event_id, result) for result in lane.flush())
+
+    assert found["created"].outcome is Outcome.UNKNOWN
+    for event_id in ("paid", "shipped"):
+        assert (found[event_id].outcome, found[event_id].attempts) == (Outcome.UNKNOWN, 0)
+        assert "not sent: an envelope before it in aggregate order is unknown" in str(
+            found[event_id].reason
+        )
+    assert found["else"].outcome is found["after"].outcome is Outcome.STORED
+    ids = [id_ for id_ in message_ids(url, other) if not id_.startswith("traffic")]
+    assert ids == ["else", "after"]
 
 
 def test_a_full_stream_stops_a_dataflow_and_its_epoch_is_replayed(

@@ -12,7 +12,8 @@ from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions, Publis
 from bytewax_jetstream.jetstream.publisher.publisher import JetStreamPublisher
 from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsServer
-from tests.support.lanes import broker_of, jetstream, opened, settle
+from tests.support.lanes import broker_of, jetstream, opened, publish, settle
+from tests.support.proxy import Proxy
 from tests.support.streams import FLAWLESS, api, audit, envelopes, make_stream, message_ids, stored
 from tests.support.waiting import until
 
@@ -206,6 +207,21 @@ def test_named_group_is_the_same_however_the_source_cuts_its_batches(
     assert [message.payload for message in found] == [each.payload for each in batch]
     groups = [message.headers["Nats-Batch-Id"] for message in found]
     assert [groups.count(name) for name in dict.fromkeys(groups)] == [3, 3, 3, 3]
+
+
+def test_a_thousand_known_groups_are_looked_up_at_once_on_a_long_link(
+    nats_server: NatsServer,
+) -> None:
+    make_stream(nats_server.url, "KNOWN1000", "known1000", allow_atomic=True, storage="memory")
+    batch = envelopes(2_000, "known1000", aggregates=1_000)
+    publish(_settings(nats_server.url, ack_timeout=10), *batch)
+    with Proxy(nats_server.url, opaque=True) as proxy:
+        proxy.requests.delay = proxy.answers.delay = 0.015
+
+        results = publish(_settings(proxy.url, ack_timeout=10, delivery_timeout=40), *batch)
+
+    assert _outcomes(results) == {Outcome.STORED}
+    assert {each.duplicate for each in results.values()} == {True}
 
 
 @pytest.mark.parametrize(

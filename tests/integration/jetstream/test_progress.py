@@ -5,8 +5,8 @@ import time
 import pytest
 
 from bytewax_jetstream.envelope import Outcome
-from bytewax_jetstream.testing import NatsServer
-from tests.support.lanes import broker_of, jetstream, opened
+from bytewax_jetstream.testing import NatsCluster, NatsServer
+from tests.support.lanes import broker_of, jetstream, opened, publish, settle
 from tests.support.proxy import Proxy
 from tests.support.streams import FLAWLESS, audit, envelopes, make_stream
 from tests.support.waiting import until
@@ -34,6 +34,32 @@ def test_one_hot_aggregate_behind_a_long_round_trip_and_a_reset_is_stored(
     assert time.monotonic() - began > DELIVERY_TIMEOUT
     assert {result.outcome for result in results} == {Outcome.STORED}
     assert audit(nats_server.url, "HOT", batch) == FLAWLESS
+
+
+def test_hot_aggregate_of_a_replicated_stream_in_doubt_is_stored(
+    cluster: NatsCluster, batched: bool
+) -> None:
+    make_stream(cluster.url, "REPLICATED", "replicated.>", num_replicas=3)
+    publish(jetstream(cluster.url), *envelopes(10, "replicated.x", aggregates=1))
+    batch = envelopes(600, "replicated.x", aggregates=1, first=10)
+    with Proxy(cluster.servers[0].url) as proxy:
+        proxy.requests.delay = 0.005
+        settings = jetstream(proxy.url, ack_timeout=0.5, delivery_timeout=DELIVERY_TIMEOUT)
+        with opened(settings) as (pool, lane):
+            began = time.monotonic()
+            lane.submit(batch)
+            until(lambda: broker_of(pool)["in_flight"] > 0)
+            proxy.cut_all()
+            results = lane.flush()
+            assert time.monotonic() - began > DELIVERY_TIMEOUT
+            proxy.requests.delay = 0
+            until(lambda: broker_of(pool)["streams_in_doubt"] == 0)
+            more = settle(lane, envelopes(100, "replicated.x", first=1_000))
+
+            assert broker_of(pool)["reconnects"] >= 1
+            assert bool(broker_of(pool)["batches"]) == batched, "none was sent after the doubt"
+    assert {result.outcome for result in [*results, *more.values()]} == {Outcome.STORED}
+    assert audit(cluster.url, "REPLICATED", batch)._replace(strangers=0) == FLAWLESS
 
 
 def test_link_that_carries_less_than_the_timeouts_need_holds_the_producer_back(
