@@ -5,7 +5,6 @@ import os
 import signal
 import urllib.request
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
@@ -121,18 +120,21 @@ def test_permission_taken_away_with_messages_out_rejects_none_that_is_stored(
 ) -> None:
     server = reloadable.server
     _make_stream(server, "OUT", batched)
-    # At the denial, the first attempts of the stored ones are still awaited.
-    settings = partial(_some, delivery_timeout=7, ack_timeout=5)
-    with Proxy(server.url) as proxy, opened(settings(proxy.url)) as (_, lane):
-        proxy.answers.loses = lambda frame: frame.startswith((b"MSG", b"HMSG")) and b"OUT" in frame
-        lane.submit(envelopes(50, "OUT.x"))
-        until(lambda: len(message_ids_of(server, "OUT")) == 50)
-        reloadable.deny("OUT.x")
-        proxy.answers.loses = lambda frame: False
-        lane.submit([Envelope("OUT.x", b"50", "e-50", "a-0")])
-        results = lane.flush()
+    with Proxy(server.url) as proxy:
+        settings = _some(proxy.url, delivery_timeout=9, ack_timeout=8)
+        with opened(settings) as (pool, lane):
+            other = pool.lane(JetStreamPublisher(settings), name="other")
+            proxy.answers.loses = lambda frame: b"MSG" in frame[:4] and b"OUT" in frame
+            lane.submit(envelopes(50, "OUT.x"))
+            until(lambda: len(message_ids_of(server, "OUT")) == 50)
+            reloadable.deny("OUT.x")
+            other.submit([Envelope("OUT.x", b"50", "e-50")])
+            # At the denial, the attempts of those that are stored are still awaited.
+            until(lambda: b"-ERR" in b"".join(line[:4] for line in proxy.answers.frames))
+            assert broker_of(pool)["retries"] == 0
+            results = [*lane.flush(), *other.flush()]
 
-        assert lane.stop_reason is not None
+            assert lane.stop_reason is not None
     assert len(results) == 51
     rejected = {each.event_id for each in results if each.outcome is Outcome.REJECTED}
     assert not rejected & set(message_ids_of(server, "OUT"))
