@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -217,12 +218,12 @@ def test_a_thousand_known_groups_are_looked_up_at_once_on_a_long_link(
     publish(_settings(nats_server.url, ack_timeout=10), *batch)
     with Proxy(nats_server.url, opaque=True) as proxy:
         proxy.requests.delay = proxy.answers.delay = 0.015
+        began = time.monotonic()
 
         results = publish(_settings(proxy.url, ack_timeout=10, delivery_timeout=40), *batch)
 
-    assert _outcomes(results) == {Outcome.STORED}
-    # One after the other, some would be asked for so late that they go again.
-    assert {(each.duplicate, each.attempts) for each in results.values()} == {(True, 1)}
+    assert time.monotonic() - began < 25, "one after the other takes 30 s at least"
+    assert {(each.outcome, each.duplicate) for each in results.values()} == {(Outcome.STORED, True)}
 
 
 @pytest.mark.parametrize(

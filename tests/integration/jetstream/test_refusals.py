@@ -142,9 +142,11 @@ def test_a_thousand_expected_sequences_are_looked_up_at_once_on_a_long_link(
     publish(jetstream(nats_server.url), *batch)
     with Proxy(nats_server.url, opaque=True) as proxy:
         proxy.requests.delay = proxy.answers.delay = 0.015
+        began = time.monotonic()
 
         results = publish(jetstream(proxy.url, ack_timeout=5, delivery_timeout=40), *batch)
 
+    assert time.monotonic() - began < 40, "one after the other takes 45 s at least"
     assert _outcomes(results) == {(Outcome.STORED, True): 1_500}
 
 
