@@ -1,20 +1,21 @@
 """The simulated broker: what it stores, refuses and answers, and what it loses with a leader.
 
-What it stored and which event ids it knows survives every fault, as with JetStream. A replicated
-broker loses its quorum: then it counts ids as stored that are only in process, and may elect a
-leader that never heard of them.
+What it stored and which event ids it knows survives every fault, as with JetStream; it forgets the
+ids after its duplicate window. A replicated broker loses its quorum: then it counts ids as stored
+that are only in process, and may elect a leader that never heard of them.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
-from bytewax_jetstream.dispatch import Dispatch
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.publishing import Receipt, Refusal, Verdict
 from tests.support.simulation.clock import HEALED, Clock
+from tests.support.simulation.events import Events
 from tests.support.simulation.faults import Faults
 from tests.support.simulation.network import Network, Report, Request, SentAppend
 
@@ -45,6 +46,7 @@ class Broker:
 
     :arg flow_interval: It acknowledges a batch after so many messages.
     :arg dedupe: Whether it knows event ids; without, retries are stored twice.
+    :arg duplicate_window: For how long it knows them; None if forever.
     :arg problems: Takes what must never be, as sentences.
     """
 
@@ -52,24 +54,28 @@ class Broker:
         self,
         clock: Clock,
         faults: Faults,
-        dispatch: Dispatch,
+        events: Events,
         network: Network,
         *,
         flow_interval: int,
         dedupe: bool,
+        duplicate_window: float | None,
         problems: list[str],
     ) -> None:
         self._clock = clock
         self._faults = faults
-        self._dispatch = dispatch
+        self._events = events
         self._network = network
         self._flow_interval = flow_interval
         self.dedupe = dedupe
+        self._duplicate_window = inf if duplicate_window is None else duplicate_window
         self._problems = problems
         self.log: list[str] = []
         """Event ids, in the order in which they were stored."""
         self.indices: dict[str, int] = {}
         """Where in the log an event id was stored first."""
+        self._forgets: dict[str, float] = {}
+        """When it will not know an event id any more."""
         self.refused: dict[str, set[tuple[int, int]]] = defaultdict(set)
         """Which attempts it refused, or gave up, for good, by event id."""
         self._batches: dict[int, Batch] = {}
@@ -87,22 +93,31 @@ class Broker:
 
     def arrive(self, request: Request) -> None:
         """Store an envelope or a group, or refuse it, and answer."""
+        *before, last = request.envelopes
+        if self._ignores(last.topic):
+            return
         answer = self._decide(request)
         if answer is not None:
-            self._network.answer(request, answer)
+            self._answer(request, answer)
             return
-        *before, last = request.envelopes
         for envelope in before:
             self._store(envelope.event_id, lambda: None)
-        self._store(last.event_id, lambda: self._network.answer(request, self._receipt(last)))
+        self._store(last.event_id, lambda: self._answer(request, self._receipt(last)))
+
+    def _answer(self, request: Request, answer: Receipt | Refusal) -> None:
+        if not self._is_silent(request.envelopes[0].topic):
+            self._network.answer(request, answer)
+
+    def _knows(self, event_id: str) -> bool:
+        return self.dedupe and self._forgets.get(event_id, 0.0) > self._clock.now
 
     def _decide(self, request: Request) -> Receipt | Refusal | None:
         """The answer to an attempt; None when it is to be stored."""
         ids = [envelope.event_id for envelope in request.envelopes]
-        known = [event_id in self.indices for event_id in ids]
+        known = [self._knows(event_id) for event_id in ids]
         if any(known) and not all(known):
             self._problems.append(f"of {' '.join(ids)} only some are stored")
-        if self.dedupe and all(known):
+        if all(known):
             last = request.envelopes[-1]
             index = self.indices[last.event_id]
             return Receipt(_stream(last), sequence=index, duplicate=True)
@@ -126,9 +141,11 @@ class Broker:
             self.refused[envelope.event_id].add((request.number, request.index))
 
     def known(self, envelope: Envelope) -> Receipt | None:
-        """Where it stored an event id."""
-        index = self.indices.get(envelope.event_id)
-        return None if index is None else Receipt(_stream(envelope), None, index, duplicate=True)
+        """Where it stored an event id, if it knows that and says so."""
+        event_id = envelope.event_id
+        if not self._knows(event_id) or self._is_silent(envelope.topic):
+            return None
+        return Receipt(_stream(envelope), sequence=self.indices[event_id], duplicate=True)
 
     # Batches
 
@@ -136,12 +153,14 @@ class Broker:
         """As fast-ingest in gap mode `fail`: nothing is stored after the first message that is
         missing or refused.
         """
-        dispatch, number, chance = self._dispatch, append.number, self._clock.chance
+        if self._ignores(append.topic):
+            return
+        events, number, chance = self._events, append.number, self._clock.chance
         if number not in self._batches and (not append.messages or append.messages[0][0]):
             self._batches[number] = Batch(over=True)  # it never saw it begin
         batch = self._batches.setdefault(number, Batch())
         if batch.over:
-            self._network.report(lambda: dispatch.batch_ended(number, 0, self._clock.now))
+            self._report(append, partial(events.batch_ended, number, 0))
             return
         reports: list[Report] = []
         for index, envelope in append.messages:
@@ -149,12 +168,10 @@ class Broker:
             if index != batch.count:
                 batch.over = True
                 break
-            if self.dedupe and event_id in self.indices:
+            if self._knows(event_id):
                 if index == 0 and self._clock.random.random() < 0.5:
                     batch.over = True
-                    self._network.report(
-                        lambda: dispatch.batch_returned(number, 1, self._clock.now, duplicate=True)
-                    )
+                    self._report(append, partial(events.batch_returned, number, 1))
                     return
             elif event_id in self._proposed:
                 pass  # taken for stored
@@ -167,42 +184,50 @@ class Broker:
                 batch.pending = event_id
             batch.count += 1
             if batch.count % self._flow_interval == 0:
-                self._report_when_stored(batch.pending, self._flow_ack(number, batch.count))
+                flow_ack = partial(events.batch_stored, number, batch.count)
+                self._report_when_stored(append, batch.pending, flow_ack)
         if append.end is not None and not batch.over:
             batch.over = True
             if chance(self._faults.reject):
                 # It does not take the end, and so does not say how much it stored.
-                refusal, now = Refusal(Verdict.REJECT, "no"), self._clock.now
-                refused = partial(dispatch.refused, number, append.end, refusal, now)
-                self._report_when_stored(batch.pending, refused)
+                refused = partial(events.refused, number, append.end, Refusal(Verdict.REJECT, "no"))
+                self._report_when_stored(append, batch.pending, refused)
                 return
         if batch.over:
-            count = batch.count
-            reports.append(lambda: dispatch.batch_ended(number, count, self._clock.now))
-            self._report_when_stored(batch.pending, *reports)
-
-    def _flow_ack(self, number: int, count: int) -> Report:
-        return lambda: self._dispatch.batch_stored(number, count, self._clock.now)
+            reports.append(partial(events.batch_ended, number, batch.count))
+            self._report_when_stored(append, batch.pending, *reports)
 
     def _refuse_in_batch(self, number: int, index: int, event_id: str) -> Report:
         verdict = self._clock.random.choice((Verdict.RETRY, Verdict.REJECT, Verdict.STOP))
         if verdict is not Verdict.RETRY:
             self.refused[event_id].add((number, index))
-        refusal = Refusal(verdict, "no")
-        return partial(self._dispatch.refused, number, index, refusal, self._clock.now)
+        return partial(self._events.refused, number, index, Refusal(verdict, "no"))
 
-    def _report_when_stored(self, event_id: str, *reports: Report) -> None:
+    def _report(self, append: SentAppend, *reports: Report) -> None:
+        if not self._is_silent(append.topic):
+            self._network.report(*reports)
+
+    def _report_when_stored(self, append: SentAppend, event_id: str, *reports: Report) -> None:
         """Report once an envelope is no longer in process."""
         proposal = self._proposed.get(event_id)
         if proposal is None:
-            self._network.report(*reports)
+            self._report(append, *reports)
             return
 
         def answer() -> None:
             proposal.answer()
-            self._network.report(*reports)
+            self._report(append, *reports)
 
         self._proposed[event_id] = _Proposal(event_id, answer)
+
+    # Silence
+
+    def _is_silent(self, topic: str) -> bool:
+        return self._faults.silence.covers(topic, self._clock.now)
+
+    def _ignores(self, topic: str) -> bool:
+        """Whether it does not even store what comes."""
+        return self._is_silent(topic) and not self._faults.silence.stores
 
     # The log
 
@@ -212,6 +237,7 @@ class Broker:
             return
         self.indices.setdefault(event_id, len(self.log))
         self.log.append(event_id)
+        self._forgets[event_id] = self._clock.now + self._duplicate_window
         answer()
 
     def _receipt(self, envelope: Envelope) -> Receipt:

@@ -2,19 +2,17 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from math import inf
-from typing import NamedTuple
 
 from bytewax_jetstream.dispatch import Dispatch, LaneQueue, Settled
 from bytewax_jetstream.envelope import Envelope, Outcome
-from bytewax_jetstream.publishing import Policy
 from tests.support.simulation.broker import Broker
+from tests.support.simulation.kinds import LARGEST_SUBMISSION, Kind
+from tests.support.simulation.record import Accepted, Attempts, Record, Result
 
 __all__ = [
-    "Accepted",
-    "Record",
     "check_order",
+    "check_patience",
     "check_progress",
     "check_results",
     "check_routes",
@@ -23,48 +21,17 @@ __all__ = [
 ]
 
 
-class Accepted(NamedTuple):
-    """An envelope a lane was given."""
-
-    envelope: Envelope
-    lane: LaneQueue
-    at: float
-    group: object
-    """The same for those that are stored all or none."""
-
-
-@dataclass
-class Record:
-    """What a run was given, and what came of it."""
-
-    policy: Policy
-    patient: bool
-    """Whether the delivery timeout is long after the last fault: then nothing may be unknown."""
-    accepted: dict[str, Accepted] = field(default_factory=dict)
-    """By event id, in order."""
-    results: dict[str, list[tuple[float, Settled]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    """By event id, each with its time."""
-    unknown: dict[tuple[LaneQueue, str | None], list[str]] = field(default_factory=dict)
-    """Event ids that ended unknown, by lane and aggregate."""
-    closed: set[LaneQueue] = field(default_factory=set)
-    progress: float = 0.0
-    """When the last answer settled something, or something was accepted while nothing was
-    unsettled."""
-    failed: bool = False
-    """Whether the publisher was abandoned."""
-
-
 # During the run
 
 
-def check_window(dispatch: Dispatch, policy: Policy) -> Iterator[str]:
+def check_window(dispatch: Dispatch, kind: Kind) -> Iterator[str]:
     """No more is in flight than the window allows, and one group or message."""
-    largest_group = 30 if policy.atomic else 1
+    policy = kind.policy
+    largest_group = LARGEST_SUBMISSION if policy.atomic else 1
     messages, size = dispatch.in_flight, dispatch._window.bytes
-    most, most_bytes = policy.window + largest_group, policy.window_bytes + 300 * largest_group
-    if messages >= most or size >= most_bytes:
+    most = policy.window + largest_group
+    most_bytes = policy.window_bytes + max(kind.sizes) * largest_group
+    if messages >= most or size > most_bytes:
         yield f"{messages} messages and {size} bytes are in flight: more than the window"
 
 
@@ -82,10 +49,17 @@ def check_progress(record: Record, now: float) -> Iterator[str]:
     """Nothing is unsettled longer than the delivery timeout without an answer that settles
     something.
     """
-    unsettled = len(record.accepted) - len(record.results)
-    if unsettled and now > record.progress + record.policy.delivery_timeout + 0.01:
-        waited = now - record.progress
-        yield f"{unsettled} envelopes are unsettled, and nothing was answered for {waited:g} s"
+    if record.unsettled and record.stalled(now - 0.01):
+        count, waited = record.unsettled, now - record.progress
+        yield f"{count} envelopes are unsettled, and nothing was answered for {waited:g} s"
+
+
+def check_patience(record: Record, envelopes: Sequence[Envelope], now: float) -> Iterator[str]:
+    """None is sent again before its last attempt can have failed."""
+    for event_id in (envelope.event_id for envelope in envelopes):
+        attempts = record.attempts.get(event_id)
+        if attempts is not None and now < attempts.fails - 1e-6:
+            yield f"{event_id} is sent again at {now:g} s, and had time until {attempts.fails:g} s"
 
 
 # At the end
@@ -99,10 +73,13 @@ def check_results(record: Record, broker: Broker) -> Iterator[str]:
         if len(results) != 1:
             yield f"{event_id} has {len(results)} results"
             continue
-        ((_, settled),) = results
-        ends[accepted.group].add((event_id in broker.indices, settled.outcome))
-        yield from _check_outcome(settled, broker)
-        yield from _check_excuse(accepted, settled, record, broker)
+        (result,) = results
+        ends[accepted.group].add((event_id in broker.indices, result.settled.outcome))
+        yield from _check_outcome(result.settled, broker)
+        yield from _check_bad(accepted, result.settled)
+        yield from _check_time(accepted, result, record)
+        if result.settled.outcome is Outcome.UNKNOWN:
+            yield from _check_unknown(accepted, result, record, broker)
     for group, outcomes in ends.items():
         if len(outcomes) > 1:
             yield f"the group {group} did not end as one: {outcomes}"
@@ -123,26 +100,62 @@ def _check_outcome(settled: Settled, broker: Broker) -> Iterator[str]:
         yield f"{event_id} is called rejected, and is stored"
 
 
-def _check_excuse(
-    accepted: Accepted, settled: Settled, record: Record, broker: Broker
-) -> Iterator[str]:
-    """Nothing is unknown, and nothing rejected before it was sent, without a reason."""
+def _check_bad(accepted: Accepted, settled: Settled) -> Iterator[str]:
+    """What can never be stored as it is, and nothing else, is rejected before it is sent."""
     envelope, outcome, attempts = accepted.envelope, settled.outcome, settled.entry.attempts
-    if outcome is Outcome.UNKNOWN:
-        unknown = record.unknown.setdefault((accepted.lane, envelope.aggregate_id), [])
-        if unknown and envelope.aggregate_id is not None:
-            return  # not sent any more, because one before it in its aggregate is unknown
-        unknown.append(envelope.event_id)
-    excused = (
-        not record.patient
-        or record.failed
-        or accepted.lane in record.closed
-        or broker.refused[envelope.event_id]
-    )
-    if outcome is Outcome.UNKNOWN and not excused:
-        yield f"{envelope.event_id} is unknown although the broker healed in time"
     if (envelope.topic == "bad") != (attempts == 0 and outcome is Outcome.REJECTED):
         yield f"{envelope.event_id} on {envelope.topic} is {outcome} after {attempts} attempts"
+
+
+def _check_unknown(
+    accepted: Accepted, result: Result, record: Record, broker: Broker
+) -> Iterator[str]:
+    """Nothing is unknown that an answer says is stored, and nothing without a reason:
+
+    - its publisher was abandoned, or its lane closed;
+    - an attempt was refused for good, which proves nothing after one that was not answered;
+    - it is behind an unknown envelope of its aggregate;
+    - the broker may have forgotten its id;
+    - nothing at all was settled by an answer for the delivery timeout;
+    - since its first attempt failed, the delivery timeout has passed, and no answer has come.
+
+    The last two are no reasons where the broker answers everything in time.
+    """
+    event_id, aggregate = accepted.envelope.event_id, accepted.envelope.aggregate_id
+    before = record.unknown.setdefault((accepted.lane, aggregate), [])
+    follows = bool(before) and aggregate is not None
+    before.append(event_id)
+    attempts = record.attempts.get(event_id, Attempts(inf, inf))
+    if attempts.answered < result.at:
+        yield f"{event_id} is unknown, and was answered at {attempts.answered:g} s"
+    if (
+        record.failed
+        or accepted.lane in record.closed
+        or follows
+        or broker.refused[event_id]
+        or result.at >= attempts.written + record.resend_seconds
+    ):
+        return
+    policy = record.kind.policy
+    if record.kind.patient:
+        yield f"{event_id} is unknown although the broker answered in time"
+    failed = min(attempts.failed, attempts.fails)
+    if not result.stalled and result.at < failed + policy.delivery_timeout - 1e-6:
+        yield f"{event_id} is unknown at {result.at:g} s, its time was not over"
+
+
+def _check_time(accepted: Accepted, result: Result, record: Record) -> Iterator[str]:
+    """Where there is always room, and each answer comes within the transit, if it comes: the first
+    attempt fails at the latest with the ack timeout after that; then the clock runs all the time,
+    and what is in flight at its end gets the same time again.
+    """
+    event_id, policy, transit = accepted.envelope.event_id, record.kind.policy, record.kind.transit
+    attempts = record.attempts.get(event_id)
+    if transit is None or attempts is None or accepted.envelope.aggregate_id is not None:
+        return
+    took = result.at - attempts.written
+    if took > policy.delivery_timeout + 2 * (transit + policy.attempt_seconds) + 0.01:
+        yield f"{event_id} took {took:g} s, longer than the delivery timeout"
 
 
 def check_order(record: Record, broker: Broker) -> Iterator[str]:

@@ -49,4 +49,4 @@ class Clock:
 
     def delay(self, longest: float) -> float:
         """How long something takes; short once all has healed."""
-        return self.random.uniform(0, longest if self.now < HEALED else 0.01)
+        return self.random.uniform(0, longest if self.now < HEALED else min(longest, 0.01))

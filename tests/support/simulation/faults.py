@@ -1,9 +1,24 @@
 """How unreliable the simulated broker and its network are."""
 
+from math import inf
 from random import Random
 from typing import NamedTuple
 
-__all__ = ["NO_FAULTS", "Faults", "some_faults"]
+__all__ = ["NO_FAULTS", "Faults", "Silence", "some_faults"]
+
+
+class Silence(NamedTuple):
+    """For some time the broker answers nothing, or nothing about one topic."""
+
+    begin: float
+    end: float = inf
+    topic: str | None = None
+    stores: bool = False
+    """Whether it stores all the same what reaches it then."""
+
+    def covers(self, topic: str, now: float) -> bool:
+        """Whether the broker is silent about a topic."""
+        return self.begin <= now < self.end and self.topic in (None, topic)
 
 
 class Faults(NamedTuple):
@@ -17,13 +32,20 @@ class Faults(NamedTuple):
     reject: float
     give_up: float
     delay: float
-    """The longest of a request or an answer, in seconds."""
+    """The longest of a request or an answer, in seconds, besides what the link takes."""
     mean_uptime: float
     restart: float
     """That a connection was lost because the broker ended: what it had received and not stored is
     gone."""
     mean_quorum: float = 1000.0
     """Seconds until a replicated broker loses its quorum for some time."""
+    outages: tuple[float, ...] = (0.01, 0.5, 3.0)
+    """Seconds from the end of a connection to the next."""
+    stalls: tuple[float, ...] = (0.0, 1.0, 5.0)
+    """Seconds by which what was under way on a lost connection may arrive later."""
+    silence: Silence = Silence(begin=inf)
+    no_return_after: float = inf
+    """A connection that is lost after this is the last."""
 
 
 NO_FAULTS = Faults(
@@ -42,7 +64,7 @@ NO_FAULTS = Faults(
 
 
 def some_faults(random: Random) -> Faults:
-    """The faults of one run."""
+    """Some of all that is a matter of chance."""
 
     def some(most: float) -> float:
         return random.choice((0.0, 0.0, most / 4, most))

@@ -10,19 +10,20 @@ same seed plays the same run.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from random import Random
 
 from bytewax_jetstream.dispatch import Dispatch, LaneQueue
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import EnvelopeError
-from bytewax_jetstream.publishing import Append, Ask, Groups, Outgoing, Policy, Route, prepare_each
+from bytewax_jetstream.pool.transit import Transit
+from bytewax_jetstream.publishing import Append, Ask, Groups, Outgoing, Route, prepare_each
 from tests.support.dispatching import each_settled
 from tests.support.simulation.broker import Broker
 from tests.support.simulation.checks import (
-    Accepted,
-    Record,
     check_order,
+    check_patience,
     check_progress,
     check_results,
     check_routes,
@@ -30,12 +31,15 @@ from tests.support.simulation.checks import (
     left_behind,
 )
 from tests.support.simulation.clock import HEALED, Clock
-from tests.support.simulation.faults import Faults, some_faults
-from tests.support.simulation.network import Network, Request
+from tests.support.simulation.events import Events
+from tests.support.simulation.faults import Faults
+from tests.support.simulation.kinds import KINDS, LAST_SUBMISSION, Kind
+from tests.support.simulation.network import Network, Request, SentAppend
+from tests.support.simulation.record import Accepted, Record, Result
 
 __all__ = ["World"]
 
-LAST_SUBMISSION = 6.0
+PAYLOAD = b"." * 1_000_000
 MOST_STEPS = 20_000
 """A run of some hundred envelopes takes a tenth of that; more means that it goes in circles."""
 
@@ -43,62 +47,67 @@ MOST_STEPS = 20_000
 class World:
     """One run.
 
+    :arg kind: What the run is like; drawn from the seed when not given, like the rest.
+    :arg faults: Instead of those of its kind.
     :arg dispatch: The class under test.
     :arg one_per_aggregate: As in `Policy`; without it, retries change the order.
     :arg dedupe: Whether the broker knows event ids; without it, retries are stored twice.
-    :arg batches: Whether streams take batches; drawn from the seed when not given, like the rest.
+    :arg batches: Whether streams take batches.
     :arg replicated: Whether the broker is.
     :arg atomic: Whether an aggregate's envelopes of one submission are stored all or none.
-    :arg faults: How unreliable it all is.
     """
 
     def __init__(
         self,
         seed: int,
         *,
+        kind: Callable[[Random], Kind] | None = None,
+        faults: Faults | None = None,
         dispatch: type[Dispatch] = Dispatch,
         one_per_aggregate: bool = True,
         dedupe: bool = True,
         batches: bool | None = None,
         replicated: bool | None = None,
         atomic: bool | None = None,
-        faults: Faults | None = None,
     ) -> None:
         self._clock = Clock(seed)
         random = self._random = self._clock.random
-        self._faults = faults or some_faults(random)
-        patient = random.random() < 0.5
-        policy = self._policy = Policy(
-            delivery_timeout=60.0 if patient else random.choice((1.0, 4.0, 10.0)),
-            ack_timeout=random.choice((0.2, 1.0)),
+        drawn = (kind or random.choice(KINDS))(random)
+        policy = drawn.policy._replace(
             one_per_aggregate=one_per_aggregate,
-            window=random.choice((1, 4, 16, 1000)),
-            window_bytes=random.choice((100, 1000, 1_000_000)),
-            max_send=random.choice((1, 3, 64)),
-            flow_interval=random.choice((1, 3)),
-            atomic=random.random() < 0.3 if atomic is None else atomic,
+            atomic=drawn.policy.atomic if atomic is None else atomic,
         )
+        self._kind = drawn._replace(policy=policy, faults=faults or drawn.faults)
+        self._faults = self._kind.faults
         self._replicated = random.random() < 0.5 if replicated is None else replicated
         routed = random.random() < 0.7 if batches is None else batches
-        topics = ("good", "other") if routed else ()
+        topics = self._kind.topics if routed else ()
         routes = {topic: Route(f"S-{topic}", self._replicated, fresh=False) for topic in topics}
         self.problems: list[str] = []
+        window = self._kind.duplicate_window
         self.dispatch = dispatch(
-            policy, partial(prepare_each, self._prepare), Random(seed + 1), routes.get
+            policy,
+            partial(prepare_each, self._prepare),
+            Random(seed + 1),
+            routes.get,
+            lambda topic: window,
         )
         """What is tested, also for its counters."""
-        self._network = Network(self._clock, self._faults, self.dispatch)
+        self._record = Record(self._kind)
+        self._events = Events(self._clock, self.dispatch, self._record)
+        self._network = Network(self._clock, self._faults, self._kind.speed, self._events)
+        self._transit = Transit()
         self._broker = Broker(
             self._clock,
             self._faults,
-            self.dispatch,
+            self._events,
             self._network,
             flow_interval=policy.flow_interval,
             dedupe=dedupe,
+            duplicate_window=window,
             problems=self.problems,
         )
         self._lanes = [self.dispatch.add_lane() for _ in range(random.randint(1, 3))]
-        self._record = Record(policy, patient)
         self._by_wire: dict[object, Envelope] = {}
         self._tick_at = float("inf")
         self.later_appends = 0
@@ -108,7 +117,7 @@ class World:
         """Play to the end; returns what was broken."""
         random, at = self._random, self._clock.at
         for lane in self._lanes:
-            for _ in range(random.randint(1, 6)):
+            for _ in range(random.randint(*self._kind.submissions)):
                 at(random.uniform(0, LAST_SUBMISSION), partial(self._submit, lane))
             if random.random() < 0.1:
                 at(random.uniform(0, 1.5 * LAST_SUBMISSION), partial(self._close, lane))
@@ -123,6 +132,8 @@ class World:
             self._process()
         else:
             self.problems.append(f"runs forever: {self.dispatch!r} at {self.now:g} s")
+        # It lets go of what is settled with the next tick, which comes when more is sent.
+        self.dispatch.tick(self.now)
         self.problems += check_results(self._record, self._broker)
         self.problems += check_order(self._record, self._broker)
         self.problems += left_behind(self.dispatch, self._lanes)
@@ -139,7 +150,12 @@ class World:
     def outcomes(self) -> Counter[Outcome]:
         """How the envelopes of this run ended."""
         every = self._record.results.values()
-        return Counter(settled.outcome for results in every for _, settled in results)
+        return Counter(result.settled.outcome for results in every for result in results)
+
+    @property
+    def kind(self) -> Kind:
+        """What it is like."""
+        return self._kind
 
     @property
     def disconnections(self) -> int:
@@ -163,17 +179,19 @@ class World:
         record = self._record
         if lane in record.closed:
             return
-        random, envelopes, submission = self._random, [], len(record.accepted)
+        random, kind, envelopes = self._random, self._kind, list[Envelope]()
+        submission = len(record.accepted)
         before = set(record.accepted)
-        for _ in range(random.choice((1, 5, 30))):
+        for _ in range(random.choice(kind.submission_sizes)):
             bad = random.random() < 0.02
+            topic = "bad" if bad else random.choice(kind.topics)
             envelope = Envelope(
-                topic="bad" if bad else random.choice(("good", "good", "good", "other")),
-                payload=b"." * random.choice((0, 10, 90, 300)),
+                topic=topic,
+                payload=PAYLOAD[: random.choice(kind.sizes)],
                 event_id=f"e{len(record.accepted)}",
-                aggregate_id=random.choice((None, "a", "b", "c")),
+                aggregate_id=random.choice((None, "s") if topic == "stuck" else kind.aggregates),
             )
-            grouped = self._policy.atomic and envelope.aggregate_id is not None and not bad
+            grouped = kind.policy.atomic and envelope.aggregate_id is not None and not bad
             group = (submission, envelope.aggregate_id) if grouped else envelope.event_id
             record.accepted[envelope.event_id] = Accepted(envelope, lane, self.now, group)
             envelopes.append(envelope)
@@ -195,21 +213,29 @@ class World:
     # The pool, in short
 
     def _process(self) -> None:
+        first = self.dispatch.position
         while (outgoing := self.dispatch.next_send(self.now)) is not None:
             self._send(outgoing)
+        self._note_taken(first)
         self._take()
-        self.problems += check_window(self.dispatch, self._policy)
+        self.problems += check_window(self.dispatch, self._kind)
         self.problems += check_progress(self._record, self.now)
         due = self.dispatch.next_tick()
         if due < self._tick_at:
             self._tick_at = due
             self._clock.at(max(due, self.now), self._tick)
 
+    def _note_taken(self, first: int) -> None:
+        position = self._transit.look(first, *self._network.transit())
+        if position is not None:
+            self.dispatch.taken(position, self.now)
+
     def _take(self) -> None:
+        stalled = self._record.stalled(self.now)
         for lane, settlements in self.dispatch.take_settled():
             for settled in (each for some in settlements for each in each_settled(some)):
                 event_id = settled.entry.envelope.event_id
-                self._record.results[event_id].append((self.now, settled))
+                self._record.results[event_id].append(Result(self.now, settled, stalled))
                 if settled.outcome is not Outcome.UNKNOWN and settled.entry.attempts:
                     self._record.progress = self.now
                 if self._record.accepted[event_id].lane is not lane:
@@ -217,6 +243,7 @@ class World:
 
     def _tick(self) -> None:
         self._tick_at = float("inf")
+        self._note_taken(self.dispatch.position)
         self.dispatch.tick(self.now)
         due = self.dispatch.next_tick()
         if due <= self.now:
@@ -225,7 +252,7 @@ class World:
     # The publisher, in short
 
     def _connect(self) -> None:
-        if self._record.failed:
+        if self._record.failed or self.now > self._faults.no_return_after:
             return
         self._network.connect()
         self.dispatch.connected(self.now)
@@ -236,44 +263,40 @@ class World:
     def _disconnect(self) -> None:
         if self._network.cut():
             self._broker.restart()
+        self._record.cut(self.now)
+        self._transit.clear()
         self.dispatch.disconnected("the connection is lost", self.now)
-        self._clock.at(self.now + self._random.choice((0.01, 0.5, 3.0)), self._connect)
+        self._clock.at(self.now + self._random.choice(self._faults.outages), self._connect)
 
     def _send(self, outgoing: Outgoing) -> None:
         if isinstance(outgoing, Append):
             self._send_append(outgoing)
-            return
-        if isinstance(outgoing, Ask):
-            self._ask(outgoing)
-            return
-        if isinstance(outgoing, Groups):
-            sent = outgoing.envelopes
+        elif isinstance(outgoing, Ask):
+            self._network.ask(outgoing, self._broker.known, self._kind.policy.attempt_seconds)
+        elif isinstance(outgoing, Groups):
+            self._send_singles(outgoing.number, outgoing.envelopes)
         else:
-            sent = [[envelope] for envelope in outgoing.envelopes]
+            self._send_singles(outgoing.number, [[each] for each in outgoing.envelopes])
+
+    def _send_singles(self, number: int, sent: list[list[Envelope]]) -> None:
+        """Singles, or groups: each has an answer of its own."""
         aggregates = set[str]()
         for index, envelopes in enumerate(sent):
             aggregate = envelopes[0].aggregate_id
-            if aggregate in aggregates and self._policy.one_per_aggregate:
-                number = outgoing.number
+            if aggregate in aggregates and self._kind.policy.one_per_aggregate:
                 self.problems.append(f"two of aggregate {aggregate} are in send {number}")
             aggregates.add(aggregate or "")
-            request = Request(outgoing.number, index, tuple(envelopes))
-            self._network.send(request, self._broker.arrive)
-
-    def _ask(self, ask: Ask) -> None:
-        """The broker says what it knows, or is not heard; that is never silent for ever."""
-
-        def answer() -> None:
-            heard = not self._clock.chance(self._faults.drop_answer)
-            known = [self._broker.known(each) if heard else None for each in ask.envelopes]
-            self.dispatch.known(ask.number, known)
-
-        self._clock.at(self.now + self._clock.delay(self._faults.delay), answer)
+            self.problems += check_patience(self._record, envelopes, self.now)
+            request = Request(number, index, tuple(envelopes))
+            taken = self._network.send(request, self._broker.arrive)
+            self._events.sent(number, index, envelopes, taken)
 
     def _send_append(self, append: Append) -> None:
         self.problems += check_routes(self.dispatch)
         self.later_appends += bool(append.first and append.wires)
         envelopes = [self._by_wire[wire] for wire in append.wires]
+        self._events.appended(append.number, envelopes)
         messages = list(enumerate(envelopes, start=append.first))
         end = append.first + len(envelopes) if append.last else None
-        self._network.send_append(append.number, messages, end, self._broker.arrive_append)
+        sent = SentAppend(append.number, append.topic, messages, end)
+        self._network.send_append(sent, self._broker.arrive_append)
