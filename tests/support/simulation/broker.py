@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from math import inf
 from typing import NamedTuple
 
@@ -44,7 +45,6 @@ class _Proposal(NamedTuple):
 class Broker:
     """One stream for each topic, with one log for all.
 
-    :arg flow_interval: It acknowledges a batch after so many messages.
     :arg dedupe: Whether it knows event ids; without, retries are stored twice.
     :arg duplicate_window: For how long it knows them; None if forever.
     :arg problems: Takes what must never be, as sentences.
@@ -57,7 +57,6 @@ class Broker:
         events: Events,
         network: Network,
         *,
-        flow_interval: int,
         dedupe: bool,
         duplicate_window: float | None,
         problems: list[str],
@@ -66,7 +65,6 @@ class Broker:
         self._faults = faults
         self._events = events
         self._network = network
-        self._flow_interval = flow_interval
         self.dedupe = dedupe
         self._duplicate_window = inf if duplicate_window is None else duplicate_window
         self._problems = problems
@@ -162,6 +160,8 @@ class Broker:
         if batch.over:
             self._report(append, partial(events.batch_ended, number, 0))
             return
+        if append.again and not batch.count and self._is_returned(append, batch):
+            return
         reports: list[Report] = []
         for index, envelope in append.messages:
             event_id = envelope.event_id
@@ -183,7 +183,7 @@ class Broker:
                 self._store(event_id, lambda: None)
                 batch.pending = event_id
             batch.count += 1
-            if batch.count % self._flow_interval == 0:
+            if batch.count % append.flow == 0:
                 flow_ack = partial(events.batch_stored, number, batch.count)
                 self._report_when_stored(append, batch.pending, flow_ack)
         if append.end is not None and not batch.over:
@@ -196,6 +196,17 @@ class Broker:
         if batch.over:
             reports.append(partial(events.batch_ended, number, batch.count))
             self._report_when_stored(append, batch.pending, *reports)
+
+    def _is_returned(self, append: SentAppend, batch: Batch) -> bool:
+        """What may be stored is asked for first; if some is in process, nothing of it is sent."""
+        ids = [envelope.event_id for _, envelope in append.messages]
+        known = len(list(takewhile(self._knows, ids)))
+        if known:
+            self._report(append, partial(self._events.batch_stored, append.number, known))
+        batch.over = any(event_id in self._proposed for event_id in ids)
+        if batch.over:
+            self._report(append, partial(self._events.batch_returned, append.number, known))
+        return batch.over
 
     def _refuse_in_batch(self, number: int, index: int, event_id: str) -> Report:
         verdict = self._clock.random.choice((Verdict.RETRY, Verdict.REJECT, Verdict.STOP))

@@ -23,7 +23,7 @@ class Events:
         self._singles: dict[tuple[int, int], list[str]] = {}
         """Event ids of the attempts that were not answered, by number and index."""
         self._batches: defaultdict[int, list[str]] = defaultdict(list)
-        """Event ids of all messages of a batch."""
+        """Event ids of all messages of a batch that is not over, or silent."""
 
     # What is sent, and so may be answered
 
@@ -38,6 +38,13 @@ class Events:
         self._batches[number] += [envelope.event_id for envelope in envelopes]
         self._record.written(envelopes, self._clock.now, self._clock.now)
 
+    def cut(self) -> None:
+        """The connection is lost. Batches go again as a whole and are asked for then, so later
+        answers to them need not be believed.
+        """
+        self._batches.clear()
+        self._record.cut(self._clock.now)
+
     # What the broker reports
 
     def acked(self, number: int, index: int, receipt: Receipt) -> None:
@@ -49,21 +56,23 @@ class Events:
     def refused(self, number: int, index: int, refusal: Refusal) -> None:
         """A single, a group, or a message of a batch is not stored."""
         self._record.refused(self._singles.pop((number, index), ()), self._clock.now)
+        if index == len(self._batches.get(number, ())):
+            self._batches.pop(number, None)  # its end is not taken
         self._dispatch.refused(number, index, refusal, self._clock.now)
 
     def batch_stored(self, number: int, count: int) -> None:
         """The first messages of a batch are stored."""
-        self._record.answered(self._batches[number][:count], self._clock.now)
+        self._record.answered(self._batches.get(number, [])[:count], self._clock.now)
         self._dispatch.batch_stored(number, count, self._clock.now)
 
     def batch_ended(self, number: int, count: int) -> None:
         """A batch is over, and of it so much is stored."""
-        self._record.answered(self._batches[number][:count], self._clock.now)
+        self._record.answered(self._batches.pop(number, [])[:count], self._clock.now)
         self._dispatch.batch_ended(number, count, self._clock.now)
 
     def batch_returned(self, number: int, count: int) -> None:
         """A batch is over because its first messages were stored before."""
-        self._record.answered(self._batches[number][:count], self._clock.now)
+        self._record.answered(self._batches.pop(number, [])[:count], self._clock.now)
         self._dispatch.batch_returned(number, count, self._clock.now, duplicate=True)
 
     def known(self, ask: Ask, receipts: Sequence[Receipt | None]) -> None:

@@ -55,6 +55,7 @@ def _policy(random: Random, **fixed: Any) -> Policy:
         max_send=random.choice((1, 3, 64)),
         flow_interval=random.choice((1, 3)),
         atomic=random.random() < 0.3,
+        first_window_bytes=random.choice((1000, 256 * 1024)),
     )
     return drawn._replace(**fixed)
 
@@ -126,6 +127,7 @@ def stuck_subject(random: Random) -> Kind:
             ack_timeout=0.5,
             window=1000,
             window_bytes=1_000_000,
+            first_window_bytes=256 * 1024,
             max_send=64,
         ),
         NO_FAULTS._replace(

@@ -4,7 +4,7 @@ from math import inf
 from random import Random
 from typing import NamedTuple
 
-__all__ = ["ENVELOPE_OVERHEAD", "QUICK", "Link", "Speed", "some_speed"]
+__all__ = ["ENVELOPE_OVERHEAD", "Link", "Speed", "some_speed"]
 
 ENVELOPE_OVERHEAD = 100
 """Bytes of a message besides its payload."""
@@ -33,9 +33,6 @@ class Speed(NamedTuple):
             return seconds
         slow = min((seconds - self.trickles_at) * 1000, self.recovers_at - self.trickles_at)
         return seconds + 0.999 * slow
-
-
-QUICK = Speed(bandwidth=1e9, round_trip=0.0)
 
 
 def some_speed(random: Random) -> Speed:

@@ -35,6 +35,10 @@ class SentAppend(NamedTuple):
     """That of the first message of its batch."""
     messages: list[tuple[int, Envelope]]
     """Each with its index in the batch."""
+    flow: int
+    """After how many messages of its batch the broker is to say how many it has stored."""
+    again: bool
+    """Whether its ids are asked for first."""
     end: int | None
     """Behind how many messages the end of the batch comes, if it comes."""
 

@@ -102,7 +102,6 @@ class World:
             self._faults,
             self._events,
             self._network,
-            flow_interval=policy.flow_interval,
             dedupe=dedupe,
             duplicate_window=window,
             problems=self.problems,
@@ -263,7 +262,7 @@ class World:
     def _disconnect(self) -> None:
         if self._network.cut():
             self._broker.restart()
-        self._record.cut(self.now)
+        self._events.cut()
         self._transit.clear()
         self.dispatch.disconnected("the connection is lost", self.now)
         self._clock.at(self.now + self._random.choice(self._faults.outages), self._connect)
@@ -298,5 +297,5 @@ class World:
         self._events.appended(append.number, envelopes)
         messages = list(enumerate(envelopes, start=append.first))
         end = append.first + len(envelopes) if append.last else None
-        sent = SentAppend(append.number, append.topic, messages, end)
+        sent = SentAppend(append.number, append.topic, messages, append.flow, append.again, end)
         self._network.send_append(sent, self._broker.arrive_append)
