@@ -43,6 +43,8 @@ class Kind(NamedTuple):
     submissions: tuple[int, int] = (1, 5)
     """How many a lane is given, at least and at most."""
     submission_sizes: tuple[int, ...] = (1, 5, LARGEST_SUBMISSION)
+    submitted: tuple[float, float] = (0.0, LAST_SUBMISSION)
+    """From when to when."""
 
 
 def _policy(random: Random, **fixed: Any) -> Policy:
@@ -99,6 +101,23 @@ def healthy(random: Random) -> Kind:
         _aggregates(random),
         sizes=random.choice((SMALL, (0, 300, largest // 10, largest))),
         patient=True,
+    )
+
+
+def hot_aggregate(random: Random) -> Kind:
+    """One aggregate, long round trips, a short silence: then most of it waits for long."""
+    begin = random.uniform(2, 3)
+    policy = _policy(random, delivery_timeout=4.0, ack_timeout=1.0, window=1000, max_send=64)
+    return Kind(
+        policy._replace(window_bytes=1_000_000, atomic=False),
+        NO_FAULTS._replace(delay=0.0, silence=Silence(begin, begin + 1.2)),
+        some_speed(random)._replace(round_trip=random.uniform(0.1, 0.3)),
+        ONE_HOT,
+        topics=("good",),
+        patient=True,
+        submissions=(1, 2),
+        submission_sizes=(LARGEST_SUBMISSION,),
+        submitted=(2.0, 3.0),
     )
 
 
@@ -219,6 +238,7 @@ KINDS: tuple[Callable[[Random], Kind], ...] = (
     anything,
     healthy,
     healthy,
+    hot_aggregate,
     large_messages,
     stuck_subject,
     trickling_peer,

@@ -4,9 +4,9 @@
                            ▲                                    │
                            └──────── reports ◄── network ◄──────┘
 
-The network loses, delays, repeats and re-orders; the broker refuses, restarts and loses its
-quorum. `World(seed).run()` plays one run to its end and returns what was broken, as sentences; the
-same seed plays the same run.
+The network has the speed of a link, and loses, delays, repeats and re-orders; the broker refuses,
+restarts, falls silent and loses its quorum: see `kinds`. `World(seed).run()` plays one run to its
+end and returns what was broken, as sentences; the same seed plays the same run.
 """
 
 from collections import Counter
@@ -117,7 +117,7 @@ class World:
         random, at = self._random, self._clock.at
         for lane in self._lanes:
             for _ in range(random.randint(*self._kind.submissions)):
-                at(random.uniform(0, LAST_SUBMISSION), partial(self._submit, lane))
+                at(random.uniform(*self._kind.submitted), partial(self._submit, lane))
             if random.random() < 0.1:
                 at(random.uniform(0, 1.5 * LAST_SUBMISSION), partial(self._close, lane))
         at(random.uniform(0, 2), self._connect)

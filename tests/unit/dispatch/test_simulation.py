@@ -9,12 +9,20 @@ import pytest
 
 from bytewax_jetstream.dispatch import Dispatch, Entry, LaneQueue, dispatch
 from bytewax_jetstream.dispatch.clocks import Answers
+from bytewax_jetstream.dispatch.segment import Past
 from bytewax_jetstream.dispatch.singles import Singles
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.publishing import Receipt, Refusal, Verdict
 from tests.support.simulation.believing import Believing
 from tests.support.simulation.faults import NO_FAULTS
-from tests.support.simulation.kinds import anything, large_messages, short_memory, stuck_subject
+from tests.support.simulation.kinds import (
+    anything,
+    hot_aggregate,
+    large_messages,
+    short_memory,
+    stuck_subject,
+)
+from tests.support.simulation.link import Link, Speed
 from tests.support.simulation.world import World
 
 SEEDS = 2_000
@@ -67,6 +75,17 @@ def test_seed_plays_the_same_run_again() -> None:
     assert first.now == again.now
     assert first.outcomes == again.outcomes
     assert first.dispatch.statistics() == again.dispatch.statistics()
+
+
+def test_link_takes_as_long_for_its_bytes_as_it_can_carry_also_while_it_trickles() -> None:
+    link = Link(Speed(bandwidth=1000.0, round_trip=0.0, trickles_at=1.0, recovers_at=3.0))
+
+    # One second at 1,000 B/s, two at 1 B/s, and one at 1,000 B/s again.
+    assert link.write(500, 0.0) == 0.5
+    assert link.write(1502, 0.0) == pytest.approx(4.0)
+    assert [link.unsent(now) for now in (0.0, 0.5, 1.0, 3.0, 3.5, 4.0)] == [
+        2002, 1502, 1002, 1000, 500, 0,
+    ]  # fmt: skip
 
 
 # The simulation is worth what it notices. Each test breaks a rule and sees a run turn red; the same
@@ -221,6 +240,16 @@ def test_simulation_notices_an_attempt_that_fails_while_its_bytes_are_taken() ->
 
     seeds = _noticed("and had time until", kind=large_messages, dispatch=Impatient)
     assert _play(seeds, kind=large_messages).problems == {}
+
+
+def test_simulation_notices_a_clock_that_runs_while_an_envelope_waits_for_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = {"kind": hot_aggregate, "batches": True, "replicated": False}
+    with monkeypatch.context() as mutation:
+        mutation.setattr(Past, "stop_clock", lambda past, now: None)
+        seeds = _noticed("although the broker answered in time", **run)
+    assert _play(seeds, **run).problems == {}
 
 
 def _renew_clocks(broken: Dispatch, now: float) -> None:
