@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 __all__ = ["NO_FAULTS", "Faults", "Silence", "some_faults"]
 
+NEVER = 1e9
+"""Seconds of which no run takes a part worth mentioning."""
+
 
 class Silence(NamedTuple):
     """For some time the broker answers nothing, or nothing about one topic."""
@@ -37,7 +40,7 @@ class Faults(NamedTuple):
     restart: float
     """That a connection was lost because the broker ended: what it had received and not stored is
     gone."""
-    mean_quorum: float = 1000.0
+    mean_quorum: float = NEVER
     """Seconds until a replicated broker loses its quorum for some time."""
     outages: tuple[float, ...] = (0.01, 0.5, 3.0)
     """Seconds from the end of a connection to the next."""
@@ -57,7 +60,7 @@ NO_FAULTS = Faults(
     reject=0.0,
     give_up=0.0,
     delay=0.1,
-    mean_uptime=1000.0,
+    mean_uptime=NEVER,
     restart=0.0,
 )
 """To be replaced in part, for a run with one kind of fault."""
