@@ -246,6 +246,10 @@ class Dispatch:
         if not self._batches.refused(number, index, refusal, now):
             self._singles.refused(number, index, refusal, now)
 
+    def delayed(self, number: int, index: int, refusal: Refusal) -> None:
+        """The publisher itself tries a single again."""
+        self._singles.delayed(number, index, refusal)
+
     def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
         """The broker stored some envelopes of a group before; the others go again."""
         self._singles.group_known(number, index, receipts)

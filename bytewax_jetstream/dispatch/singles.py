@@ -270,6 +270,13 @@ class Singles:
         if entry is not None:
             self._refuse(sent.lane, entry, refusal, now)
 
+    def delayed(self, number: int, index: int, refusal: Refusal) -> None:
+        """The publisher itself tries an entry again; it is awaited as before."""
+        sent = self._sent.get(number)
+        entry = sent.at(index) if sent is not None else None
+        if entry is not None:
+            entry.last = self.last_refusal = refusal
+
     def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
         """Envelopes of a group with a receipt are stored; the others go again, without them."""
         sent = self._sent.get(number)

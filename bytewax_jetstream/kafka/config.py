@@ -68,11 +68,14 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
     } | settings.add_config
 
 
-def producer(settings: KafkaSettings) -> dict[str, Any]:
+def producer(settings: KafkaSettings, *, alone: bool = False) -> dict[str, Any]:
     """Properties of a producer that loses, doubles and reorders nothing while it lives, and never
     gives a message up: the dispatch does, when a message was not reported for too long.
 
+    When the brokers refuse a request for good, it stops: it sends nothing that is behind it.
     `add_config` may change the defaults, but not what the results promise.
+
+    :arg alone: Each message goes in a request of its own; a refused one stops nothing.
     """
     pool = settings.pool
     defaults = {
@@ -99,5 +102,8 @@ def producer(settings: KafkaSettings) -> dict[str, Any]:
         "allow.auto.create.topics": False,
         "queue.buffering.max.messages": 2 * WINDOW,
         "queue.buffering.max.kbytes": 2_097_151,
+        "enable.gapless.guarantee": not alone,
     }
+    if alone:
+        promised["batch.num.messages"] = 1
     return defaults | connection(settings) | promised

@@ -16,8 +16,10 @@ __all__ = [
     "FINAL_AT_START",
     "GONE_CODES",
     "REJECT_CODES",
+    "SIZE_CODES",
     "STOP_CODES",
     "UNKNOWN_PARTITION",
+    "WITH_OTHERS",
     "classify",
 ]
 
@@ -44,6 +46,10 @@ REJECT_CODES = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant this user WRITE on the topic, then publish again",
 }
 """Never, this message or this topic: other messages are not concerned."""
+WITH_OTHERS = KafkaError._INVALID_DIFFERENT_RECORD  # noqa: SLF001  # the library's name for it
+"""What librdkafka says of a message that was refused with its request, for another one in it."""
+SIZE_CODES = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+"""A request was too large for its topic, and the next may be, too."""
 STOP_CODES = {
     # The topic was checked before its first message, so it was deleted since.
     KafkaError._UNKNOWN_TOPIC: REMEDY,  # noqa: SLF001
@@ -106,6 +112,8 @@ def classify(code: int, text: str, envelope: Envelope | None, *, checked: bool =
         return Refusal(Verdict.REJECT, f"{reason}: {missing}", code)
     if code in REJECT_CODES:
         return Refusal(Verdict.REJECT, f"{reason}: {REJECT_CODES[code]}", code)
+    if code == WITH_OTHERS:
+        return Refusal(Verdict.RETRY, f"{reason}: another message in its request", code)
     if code in STOP_CODES:
         verdict = Verdict.STOP if checked else Verdict.REJECT
         return Refusal(verdict, f"{reason}: {STOP_CODES[code]}", code)

@@ -24,8 +24,9 @@ from ..publishing import PublisherEvents, Refusal, Verdict
 from ..settings import KafkaSettings
 from .encoding import check_topic
 from .topics import CLEANUP, REMEDY, Topic, TopicAdmin, ensure_topics
+from .waiting import Waiting, still_awaited
 
-__all__ = ["NEVER_SENT", "KnownTopics"]
+__all__ = ["KnownTopics"]
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +36,11 @@ PAUSE_SHARE = 20
 LONGEST_PAUSE = 1.0
 """After a round of look-ups comes a pause, this many times as long as the round, but no longer."""
 
-NEVER_SENT = Refusal(Verdict.GIVE_UP, "it was given up before librdkafka got it")
-
 
 class _Parked(NamedTuple):
     """A message that waits for its topic's look-up."""
 
-    number: int
-    """Of its send."""
-    at: int
-    """Its index in it."""
+    waiting: Waiting
     refusal: Refusal | None
     """What becomes of it if the topic is gone; None if it was not sent yet."""
 
@@ -52,7 +48,7 @@ class _Parked(NamedTuple):
 class KnownTopics:
     """Topics that were looked up, and the messages that wait for a look-up; for the pool's thread.
 
-    :arg send: Called with number, index and envelope of a message whose topic was found.
+    :arg send: Called with a message whose topic was found.
     :arg refresh: Has the producer look at a topic, by a deadline; returns how many partitions it
         sees, 0 without the topic, None if no broker answered. Blocks; called on other threads.
     :arg on_looked_up: Called after each round of look-ups.
@@ -62,7 +58,7 @@ class KnownTopics:
         self,
         settings: KafkaSettings,
         *,
-        send: Callable[[int, int, Envelope], None],
+        send: Callable[[Waiting], None],
         refresh: Callable[[str, float], int | None],
         on_looked_up: Callable[[], None],
     ) -> None:
@@ -128,28 +124,38 @@ class KnownTopics:
             return f"topic {envelope.topic} is compacted and needs a key: give it an aggregate id"
         return None
 
-    def park(self, topic: str, number: int, index: int) -> None:
+    def needs_keys(self, topic: str) -> None:
+        """A message was refused that went alone and had no key.
+
+        If the topic's configuration may not be read, it is taken for compacted.
+        """
+        found = self.found.get(topic)
+        if found is not None and not found.config:
+            self.compacted.add(topic)
+
+    def park(self, waiting: Waiting) -> None:
         """Keep a message until its topic is looked up."""
-        self._park(topic, _Parked(number, index, None))
+        self._park(_Parked(waiting, None))
 
-    def park_for_partition(self, topic: str, number: int, index: int) -> None:
+    def park_for_partition(self, waiting: Waiting) -> None:
         """Keep a message for a partition that its topic did not have when it was last looked up."""
-        self._stale.add(_plain(topic))
-        self._park(topic, _Parked(number, index, None))
+        self._stale.add(_plain(waiting.envelope.topic))
+        self._park(_Parked(waiting, None))
 
-    def park_failed(self, topic: str, number: int, index: int, refusal: Refusal) -> None:
+    def park_failed(self, waiting: Waiting, refusal: Refusal) -> None:
         """Keep a message that failed because its topic, or partition, was not there any more; and
         everything that comes behind it on that topic.
 
         :arg refusal: What becomes of it if there is no such topic.
         """
+        topic = waiting.envelope.topic
         self.found.pop(topic, None)
         self._missing_since.setdefault(_plain(topic), time.monotonic())
         self._stale.add(_plain(topic))
-        self._park(topic, _Parked(number, index, refusal))
+        self._park(_Parked(waiting, refusal))
 
-    def _park(self, topic: str, parked: _Parked) -> None:
-        self._parked.setdefault(_plain(topic), []).append(parked)
+    def _park(self, parked: _Parked) -> None:
+        self._parked.setdefault(_plain(parked.waiting.envelope.topic), []).append(parked)
         if self._look_up is None or self._look_up.done():
             self._look_up = asyncio.get_running_loop().create_task(self._look_up_parked())
 
@@ -197,29 +203,28 @@ class KnownTopics:
             if time.monotonic() - since < self._settings.pool.ack_timeout:
                 return None
             return f"there is no topic {name}: {REMEDY}"
-        return topic.weakness(name, self._settings.batch_bytes) or topic
+        return topic.danger(name) or topic
 
     def _decide(self, name: str, parked: list[_Parked], found: Topic | str | None) -> None:
         if found is None:
             # Asked again; except for what is settled, because its delivery timeout is over.
-            waiting = [each for each in parked if self._is_awaited(each)]
-            if waiting:
-                self._parked[name] = waiting + self._parked.get(name, [])
+            awaited = self._awaited(parked)
+            if awaited:
+                self._parked[name] = awaited + self._parked.get(name, [])
             return
         self._stale.discard(name)
         self._missing_since.pop(name, None)
         if isinstance(found, str):
-            for number, index, refusal in parked:
+            for waiting, refusal in parked:
                 refused = refusal or Refusal(Verdict.REJECT, found)
-                self._events.refused(number, index, refused)
+                self._events.refused(*waiting.place, refused)
             return
         self._add(name, found if self._admin is not None else Topic(None))
         # What was parked meanwhile goes too, or what is sent from now on would overtake it.
-        late = {each[:2] for each in self._parked.get(name, ())}
-        for each in sorted(parked + self._parked.pop(name, []), key=lambda each: each[:2]):
-            if self._is_awaited(each):
-                (envelope,) = self._events.in_flight(*each[:2])
-                self._send_or_reject(envelope, each, found.partitions, is_late=each[:2] in late)
+        late = {each.waiting.place for each in self._parked.get(name, ())}
+        for each in self._awaited(parked + self._parked.pop(name, [])):
+            waiting = each.waiting
+            self._send_or_reject(waiting, found.partitions, is_late=waiting.place in late)
 
     def _add(self, name: str, topic: Topic) -> None:
         self.found[name] = topic
@@ -230,28 +235,24 @@ class KnownTopics:
         else:
             self.compacted.discard(name)
 
-    def _is_awaited(self, parked: _Parked) -> bool:
-        """Whether a message is still to be sent. If it was given up, its place is given back."""
-        number, index, _ = parked
-        if self._events.in_flight(number, index):
-            return True
-        self._events.refused(number, index, NEVER_SENT)
-        return False
+    def _awaited(self, parked: list[_Parked]) -> list[_Parked]:
+        """Those that are still to be sent, in order."""
+        by_place = {each.waiting.place: each for each in parked}
+        in_order = [by_place[place].waiting for place in sorted(by_place)]
+        awaited = still_awaited(self._events, in_order, set())
+        return [by_place[waiting.place] for waiting in awaited]
 
-    def _send_or_reject(
-        self, envelope: Envelope, parked: _Parked, partitions: int | None, *, is_late: bool
-    ) -> None:
-        topic, partition = envelope.topic, envelope.partition
-        number, index, _ = parked
+    def _send_or_reject(self, waiting: Waiting, partitions: int | None, *, is_late: bool) -> None:
+        topic, partition = waiting.envelope.topic, waiting.envelope.partition
         if partitions is None or partition is None or partition < partitions:
-            self._send(number, index, envelope)
+            self._send(waiting)
         elif is_late:
-            self.park_for_partition(topic, number, index)
+            self.park_for_partition(waiting)
         else:
             reason = (
                 f"topic {topic} has no partition {partition}: give 0 to {partitions - 1}, or None"
             )
-            self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
+            self._events.refused(*waiting.place, Refusal(Verdict.REJECT, reason))
 
 
 def _plain(topic: str) -> str:

@@ -72,6 +72,9 @@ class Client:
 
     :arg on_reports: Called when reports arrive and there were none, on the thread that served them.
     :arg on_failure: Called once when the producer has failed for good, on the thread that noticed.
+    :arg on_stop: Called when the brokers have refused a request for good, so that nothing more
+        is sent, on the thread that noticed. The reports of all messages come.
+    :arg alone: Each message goes in a request of its own. Such a producer does not stop.
     :raises ConnectError: when librdkafka rejects the settings.
     """
 
@@ -80,6 +83,9 @@ class Client:
         settings: KafkaSettings,
         on_reports: Callable[[], None],
         on_failure: Callable[[str], None],
+        on_stop: Callable[[], None] = lambda: None,
+        *,
+        alone: bool = False,
     ) -> None:
         self.acks: list[tuple[int, int, Receipt]] = []
         self.failures: list[Failure] = []
@@ -88,7 +94,7 @@ class Client:
         self.report = _report_type(self.acks.append, self.failures.append)
         """Makes the callback for one message's report, from its `place_of`."""
         self._last_error_at = float("-inf")
-        self._on_reports, self._on_failure = on_reports, on_failure
+        self._on_reports, self._on_failure, self._on_stop = on_reports, on_failure, on_stop
         self._told = False
         self._queued = 0
         """Messages with librdkafka when `flush_hint` was last called."""
@@ -97,7 +103,11 @@ class Client:
         self._pid = os.getpid()
         with accepted(settings):
             self._producer = Producer(
-                {**producer(settings), "error_cb": self._on_error, "logger": library_log}
+                {
+                    **producer(settings, alone=alone),
+                    "error_cb": self._on_error,
+                    "logger": library_log,
+                }
             )
         self.produce = self._producer.produce
         self._thread = threading.Thread(
@@ -160,6 +170,14 @@ class Client:
         since_error = time.monotonic() - self._last_error_at
         return seconds >= RETRY_BACKOFF and since_error < seconds + SUPPRESSED
 
+    def may_have_been_sent(self, seconds: float) -> bool:
+        """Whether a message that the library still had after so many seconds may have been sent."""
+        return time.monotonic() - self._last_error_at < seconds + SUPPRESSED
+
+    def give_back(self, *, in_flight: bool = False) -> None:
+        """Have the library report what it has not sent, and, if asked for, what is not answered."""
+        self._producer.purge(in_queue=True, in_flight=in_flight, blocking=False)
+
     def close(self, seconds: float) -> int:
         """End the threads within that time, and drop every message without a report: it may be
         stored or not. Returns how many those were.
@@ -201,10 +219,13 @@ class Client:
             self._on_reports()
 
     def _fail(self, error: BaseException) -> None:
-        if not self._failed:
+        found = error_of(error)
+        if found is not None and found.code() == KafkaError._GAPLESS_GUARANTEE:  # noqa: SLF001
+            self._on_stop()
+        elif not self._failed:
             self._failed = True
             log.error("the producer failed", exc_info=error)
-            reason = error_of(error) or repr(error)
+            reason = found or repr(error)
             self._on_failure(
                 f"the Kafka producer has failed ({reason}): check the brokers, then start the "
                 "flow again"

@@ -2,8 +2,10 @@
 
 librdkafka alone retries. It does so idempotently: a partition keeps its order with many messages in
 flight, and no message is stored twice within a run. A message that librdkafka gives up on may be
-stored, so its outcome is unknown. The library and its threads are in `producer`, the topics in
-`known_topics`.
+stored, so its outcome is unknown. When the brokers refuse a whole request for good, the producer
+stops, so that nothing overtakes what was in it; another one takes its place, and the topic's
+messages go alone for a time (`careful`). The library and its threads are in `producer`, the topics
+in `known_topics`.
 """
 
 import asyncio
@@ -12,6 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Hashable, Sequence
+from math import inf
 from typing import Any, cast
 
 from confluent_kafka import KafkaError, KafkaException
@@ -30,6 +33,7 @@ from ..publishing import (
     prepare_each,
 )
 from ..settings import KafkaSettings
+from .careful import Careful
 from .config import WINDOW
 from .encoding import (
     ANY,
@@ -45,12 +49,15 @@ from .encoding import (
 from .error_codes import (
     FINAL_AT_START,
     GONE_CODES,
+    SIZE_CODES,
     STOP_CODES,
     UNKNOWN_PARTITION,
+    WITH_OTHERS,
     classify,
 )
-from .known_topics import NEVER_SENT, KnownTopics
-from .producer import INDEX_BITS, PAUSE, Client, error_of, place_of
+from .known_topics import KnownTopics
+from .producer import INDEX_BITS, PAUSE, Client, Failure, error_of, place_of
+from .waiting import Waiting, still_awaited
 
 __all__ = ["KafkaPublisher"]
 
@@ -61,6 +68,12 @@ MAX_SEND = 1 << INDEX_BITS
 """How many messages a lane may send at a time, before reports are served."""
 RETRY_SECONDS = 0.01
 """After how long messages that librdkafka had no room for are offered again."""
+LOOK_AGAIN_SECONDS = 0.005
+"""After how long to look whether a producer that has stopped has reported all messages."""
+STOPPED_SECONDS = 2.0
+"""How long after its request timeout such a producer is waited for."""
+FATAL_SECONDS = 2.0
+"""How long a producer may refuse messages without saying why."""
 CLOSE_SECONDS = 2.0
 FIRST = 0
 """The partition of the empty key, where librdkafka would choose one at random: its CRC-32 is 0."""
@@ -85,12 +98,18 @@ class KafkaPublisher:
         self._client: Client | None = None
         self._topics = KnownTopics(
             settings,
-            send=self._send_found,
+            send=self._send_one,
             refresh=self._refresh,
             on_looked_up=self._reported,
         )
-        self._backlog: deque[tuple[int, int, Record]] = deque()
-        """Messages that librdkafka had no room for, in order."""
+        self._careful = Careful(connect=self._connect_alone, encode=self._encode, judge=self._judge)
+        self._backlog: deque[Waiting] = deque()
+        """Messages that librdkafka had no room for, or that wait for another producer, in order."""
+        self._is_closing = False
+        self._stopped: _Stopped | None = None
+        self._closing: set[asyncio.Task[int]] = set()
+        """The ends of producers that have stopped."""
+        self._fatal_since = inf
         self._retry: asyncio.TimerHandle | None = None
         self._first: dict[str, tuple[int, int]] = {}
         """Number and index of the first message on each topic that is not refused, as far as is
@@ -98,7 +117,7 @@ class KafkaPublisher:
         self._has_failed = False
         self._spreads_empty_keys = settings.partitioner == "consistent_random"
         """Whether librdkafka would put the empty key into any partition."""
-        self._counts = dict.fromkeys(("queue_full", "hand_overs"), 0)
+        self._counts = dict.fromkeys(("queue_full", "hand_overs", "producers_stopped"), 0)
 
     @property
     def identity(self) -> Hashable:
@@ -129,18 +148,8 @@ class KafkaPublisher:
         :raises ConnectError: when no broker answers within the connect timeout.
         :raises TopicError: when a declared topic is missing, or keeps less than declared.
         """
-        self._events = events
-        loop = asyncio.get_running_loop()
-
-        def on_loop(callback: Any, *arguments: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and the publisher with it
-                loop.call_soon_threadsafe(callback, *arguments)
-
-        self._client = client = Client(
-            self._settings,
-            on_reports=lambda: on_loop(self._reported),
-            on_failure=lambda reason: on_loop(events.failed, reason),
-        )
+        self._events = self._careful.events = events
+        self._client = client = self._connect()
         deadline = time.monotonic() + self._settings.connect_timeout
         await asyncio.to_thread(self._reach, client, deadline)
         await self._topics.open(events, deadline)
@@ -176,13 +185,21 @@ class KafkaPublisher:
             outgoing.number,
         )
         first = place_of(number, 0)
+        careful, compacted = self._careful.topics, self._topics.compacted
         wires = cast(list[Record | None], outgoing.wires)
         if not self._first.keys() >= {envelope.topic for envelope in outgoing.envelopes}:
             for index, envelope in enumerate(outgoing.envelopes):
                 self._first.setdefault(envelope.topic, (number, index))
         for index, (envelope, wire) in enumerate(zip(outgoing.envelopes, wires, strict=True)):
-            if wire is not None or envelope.topic not in topics or self._backlog:
-                self._send_one(number, index, wire or encode(envelope))
+            if (
+                wire is not None
+                or envelope.topic not in topics
+                or self._backlog
+                or self._stopped is not None
+                or envelope.topic in careful
+                or (compacted and envelope.aggregate_id is None)
+            ):
+                self._send_one(Waiting(number, index, envelope), wire)
                 continue
             headers: Headers = [(EVENT_ID, envelope.event_id)]
             if envelope.event_type is not None:
@@ -200,7 +217,7 @@ class KafkaPublisher:
                     headers,
                 )
             except (BufferError, KafkaException) as error:
-                self._not_taken(number, index, encode(envelope), error)
+                self._not_taken(Waiting(number, index, envelope), error)
         client.serve()
         self._take_reports()
 
@@ -217,28 +234,36 @@ class KafkaPublisher:
     async def close(self) -> None:
         """End the producer within a bounded time, without waiting for reports."""
         self._topics.close()
+        self._careful.close()
+        self._is_closing = True
         if self._retry is not None:
             self._retry.cancel()
-        if self._client is not None:
+        if self._stopped is not None:
+            self._stopped.timer.cancel()
+        clients = [each for each in (self._client, self._careful.client) if each is not None]
+        if clients:
             try:
-                left = await asyncio.to_thread(self._let_go, self._client)
+                left = await asyncio.to_thread(self._let_go, clients)
+                await asyncio.gather(*self._closing, return_exceptions=True)
             except RuntimeError:  # the interpreter is ending, and starts no more threads
-                left = self._let_go(self._client)
+                left = self._let_go(clients)
             if left:
                 log.warning(
                     "closed while %d messages had no report: whether they are stored is unknown",
                     left,
                 )
-            self._client = None
+            self._client = self._careful.client = None
 
     def statistics(self) -> dict[str, int]:
         """Counters of the producer."""
-        queued = len(self._client) if self._client is not None else 0
+        clients = [each for each in (self._client, self._careful.client) if each is not None]
+        queued = sum(len(each) for each in clients)
         return {
             **self._counts,
             "topic_look_ups": self._topics.look_ups,
             "queued": queued,
             "topics": len(self._topics.found),
+            "topics_one_by_one": len(self._careful.topics),
         }
 
     def _prepare(self, envelope: Envelope) -> Record | None:
@@ -263,12 +288,31 @@ class KafkaPublisher:
             return record._replace(partition=FIRST)
         return record
 
-    def _let_go(self, client: Client) -> int:
+    def _let_go(self, clients: Sequence[Client]) -> int:
         """End the library's threads; returns how many messages had no report. Blocks."""
         self._topics.release_admin()
-        return client.close(CLOSE_SECONDS)
+        return sum(client.close(CLOSE_SECONDS) for client in clients)
 
     # Starting
+
+    def _connect(self, *, alone: bool = False) -> Client:
+        loop, events = asyncio.get_running_loop(), self._events
+
+        def on_loop(callback: Any, *arguments: Any) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and the publisher with it
+                loop.call_soon_threadsafe(callback, *arguments)
+
+        client = Client(
+            self._settings,
+            on_reports=lambda: on_loop(self._reported),
+            on_failure=lambda reason: on_loop(events.failed, reason),
+            on_stop=lambda: on_loop(self._stopped_by_itself, client),
+            alone=alone,
+        )
+        return client
+
+    def _connect_alone(self) -> Client:
+        return self._connect(alone=True)
 
     def _reach(self, client: Client, deadline: float) -> None:
         """Try until a broker answers. Blocks.
@@ -306,17 +350,23 @@ class KafkaPublisher:
 
     # Sending a message that needs encoding, or has to wait for its topic or for room
 
-    def _send_one(self, number: int, index: int, wire: Record) -> None:
-        topic = self._topics.found.get(wire.topic)
+    def _send_one(self, waiting: Waiting, wire: Record | None = None) -> None:
+        number, index, envelope = waiting
+        topic = self._topics.found.get(envelope.topic)
         client = self._client
+        wire = wire or self._encode(envelope)
         if topic is None:
-            self._topics.park(wire.topic, number, index)
-        elif self._backlog:
-            self._backlog.append((number, index, wire))
+            self._topics.park(waiting)
+        elif self._backlog or self._stopped is not None:
+            self._backlog.append(waiting)
         elif topic.partitions is not None and wire.partition >= topic.partitions:
-            self._topics.park_for_partition(wire.topic, number, index)
-        elif reason := misdated(wire, topic.config, time.time()):
+            self._topics.park_for_partition(waiting)
+        elif reason := (
+            misdated(wire, topic.config, time.time()) or self._topics.refusal_of(envelope)
+        ):
             self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
+        elif wire.topic in self._careful.topics:
+            self._careful.add(waiting)
         elif client is not None:
             try:
                 client.produce(
@@ -324,49 +374,45 @@ class KafkaPublisher:
                     client.report(place_of(number, index)), None, wire.timestamp, wire.headers,
                 )  # fmt: skip
             except (BufferError, KafkaException) as error:
-                self._not_taken(number, index, wire, error)
+                self._not_taken(waiting, error)
 
-    def _send_found(self, number: int, index: int, envelope: Envelope) -> None:
-        reason = self._topics.refusal_of(envelope)
-        if reason is None:
-            self._send_one(number, index, self._encode(envelope))
-        else:
-            self._events.refused(number, index, Refusal(Verdict.REJECT, reason))
-
-    def _not_taken(self, number: int, index: int, wire: Record, error: Exception) -> None:
+    def _not_taken(self, waiting: Waiting, error: Exception) -> None:
         """Librdkafka has refused a message, or has no room for it."""
+        number, index, _ = waiting
         found = error_of(error)
         if found is None or found.code() == KafkaError._QUEUE_FULL:  # noqa: SLF001
             self._counts["queue_full"] += 1
-            self._backlog.append((number, index, wire))
-            if self._retry is None:
-                self._retry = asyncio.get_running_loop().call_later(
-                    RETRY_SECONDS, self._send_backlog
-                )
-        elif found.fatal():
-            if not self._has_failed:  # once, not for each message
+            self._send_later(waiting)
+        elif found.fatal() or found.code() == KafkaError._FATAL:  # noqa: SLF001
+            # It has stopped, or has failed; whoever serves its reports is told which.
+            self._fatal_since = min(self._fatal_since, time.monotonic())
+            if time.monotonic() < self._fatal_since + FATAL_SECONDS:
+                self._send_later(waiting)
+            elif not self._has_failed:  # once, not for each message
                 self._has_failed = True
                 self._events.failed(
                     f"the Kafka producer has failed ({found.str()}): check the brokers, then start "
                     "the flow again"
                 )
+        elif found.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            refusal = classify(found.code(), found.str(), waiting.envelope)
+            self._events.refused(number, index, refusal)
         else:
-            self._failed(number, index, found.code(), found.str())
+            self._failed((number, index, found.code(), found.str(), 0.0))
+
+    def _send_later(self, waiting: Waiting) -> None:
+        self._backlog.append(waiting)
+        if self._retry is None:
+            loop = asyncio.get_running_loop()
+            self._retry = loop.call_later(RETRY_SECONDS, self._send_backlog)
 
     def _send_backlog(self) -> None:
         self._retry = None
-        waiting, self._backlog = self._backlog, deque()
-        for number, index, wire in waiting:
-            if self._events.in_flight(number, index):  # its delivery timeout has not passed
-                self._send_one(number, index, wire)
-            else:
-                self._events.refused(number, index, NEVER_SENT)
-        self._reported()
-
-    def _refresh(self, topic: str, deadline: float) -> int | None:
-        """Have the producer look at a topic again; blocks."""
-        client = self._client
-        return client.partitions(topic, deadline) if client is not None else None
+        if self._stopped is None:
+            waiting, self._backlog = self._backlog, deque()
+            for each in still_awaited(self._events, waiting, set()):
+                self._send_one(each)
+            self._reported()
 
     # Reports
 
@@ -381,47 +427,160 @@ class KafkaPublisher:
         if acks:
             self._counts["hand_overs"] += 1
             self._events.acked_many(acks)
-        for number, index, code, text, seconds in failures:
-            self._failed(number, index, code, text, seconds)
+        for failure in failures:
+            self._failed(failure)
+        self._careful.take_reports()
 
-    def _failed(self, number: int, index: int, code: int, text: str, seconds: float = 0.0) -> None:
-        """A message is refused; if its topic seems to be gone, the topic is looked up first."""
+    def _failed(self, failure: Failure) -> None:
+        """The producer for whole requests has not stored a message."""
+        number, index, code, text, _ = failure
         envelope = next(iter(self._events.in_flight(number, index)), None)
-        if code in GONE_CODES and envelope is not None:
+        if envelope is None:
+            refusal = classify(code, text, None, checked=self._topics.are_checked)
+            self._events.refused(number, index, refusal)
+            return
+        waiting = Waiting(number, index, envelope)
+        meaning = self._meaning(self._client, waiting, failure)
+        if meaning is not None:
+            self._refuse_or_send_again(waiting, failure, meaning)
+
+    def _refuse_or_send_again(self, waiting: Waiting, failure: Failure, refusal: Refusal) -> None:
+        number, index, code, _, seconds = failure
+        client, envelope = self._client, waiting.envelope
+        if code == KafkaError._PURGE_QUEUE and not self._is_closing:  # noqa: SLF001
+            stopped = self._stop()
+            if client is not None and not client.may_have_been_sent(seconds):
+                stopped.returned.append(waiting)
+                return
+            refusal = _in_doubt(refusal, "an attempt of it may not have been answered")
+        elif code >= 0 or code == WITH_OTHERS:
+            stopped = self._stop()
+            self._careful.begin(envelope.topic, refusal.reason, stays=code in SIZE_CODES)
+            never_allowed = (
+                code == KafkaError.TOPIC_AUTHORIZATION_FAILED and refusal.verdict is Verdict.REJECT
+            )
+            if refusal.verdict is not Verdict.GIVE_UP and not never_allowed:
+                stopped.returned.append(waiting)
+                return
+        if (
+            self._stopped is not None
+            and refusal.verdict is Verdict.GIVE_UP
+            and envelope.aggregate_id is not None
+        ):
+            self._stopped.broken.add(envelope.aggregate_id)
+        self._events.refused(number, index, refusal)
+
+    def _judge(self, waiting: Waiting, failure: Failure) -> Refusal | None:
+        """What it means that a message was not stored which went alone."""
+        _, _, code, _, _ = failure
+        refusal = self._meaning(self._careful.client, waiting, failure)
+        if refusal is None:
+            for each in self._careful.take_all(waiting.envelope.topic):
+                if each.place != waiting.place:
+                    self._topics.park(each)
+        elif code == KafkaError.INVALID_RECORD and waiting.envelope.aggregate_id is None:
+            self._topics.needs_keys(waiting.envelope.topic)
+        return refusal
+
+    def _meaning(self, client: Client | None, waiting: Waiting, failure: Failure) -> Refusal | None:
+        """What becomes of a message that a producer has not stored; None if its topic seems to be
+        gone, which is looked up first.
+        """
+        _, _, code, text, seconds = failure
+        envelope = waiting.envelope
+        if code in GONE_CODES:
             # Even where librdkafka's own words are about its removed partition object.
             words = "Unknown topic or partition" if code == KafkaError._DESTROY else text  # noqa: SLF001
             gone = classify(UNKNOWN_PARTITION, words, None, checked=self._topics.are_checked)
-            self._topics.park_failed(envelope.topic, number, index, gone)
-        else:
-            refusal = self._classify(code, text, number, index)
-            # An answer of a broker (codes from 0) is that to the last attempt.
-            client = self._client
-            retried = code >= 0 and client is not None and client.may_have_retried(seconds)
-            if retried and refusal.verdict is not Verdict.GIVE_UP:
-                refusal = _in_doubt(refusal, "an earlier attempt was not answered")
-            self._events.refused(number, index, refusal)
-
-    def _classify(self, code: int, text: str, number: int, index: int) -> Refusal:
-        envelope = next(iter(self._events.in_flight(number, index)), None)
+            self._topics.park_failed(waiting, gone)
+            return None
         refusal = classify(code, text, envelope, checked=self._topics.are_checked)
-        if envelope is None:
-            return refusal
         if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            return self._denied(envelope.topic, (number, index), refusal)
-        if code == KafkaError.INVALID_RECORD and envelope.aggregate_id is None:
-            self._topics.compacted.add(envelope.topic)  # its configuration could not be read
+            refusal = self._denied(envelope.topic, waiting.place, refusal)
+        # An answer of a broker (codes from 0) is that to the last attempt.
+        answered = code >= 0 or code == WITH_OTHERS
+        retried = answered and client is not None and client.may_have_retried(seconds)
+        if retried and refusal.verdict is not Verdict.GIVE_UP:
+            return _in_doubt(refusal, "an earlier attempt was not answered")
         return refusal
 
     def _denied(self, topic: str, at: tuple[int, int], refusal: Refusal) -> Refusal:
         """This user may not write to a topic. If it could before, a dataflow must not dead-letter
-        the rest of its input: then the message is unknown.
+        the rest of its input: then the message is tried again.
         """
         first = self._first.get(topic)
         if first is None or first == at or self._events.in_flight(*first):
             if first == at:
                 del self._first[topic]
             return refusal
-        return _in_doubt(refusal, "this user could write to the topic before")
+        reason = f"{refusal.reason} (it could write to topic {topic} before)"
+        return Refusal(Verdict.RETRY, reason, refusal.code)
+
+    # A producer that has stopped
+
+    def _stopped_by_itself(self, client: Client) -> None:
+        if client is self._client and not self._is_closing:
+            self._stop()
+
+    def _stop(self) -> "_Stopped":
+        """Hand the producer nothing more, and replace it as soon as it has reported everything."""
+        if self._stopped is None:
+            self._counts["producers_stopped"] += 1
+            wait = self._settings.pool.ack_timeout + STOPPED_SECONDS
+            # Not at once: this may be in the middle of taking reports.
+            timer = asyncio.get_running_loop().call_later(0, self._look_at_stopped)
+            self._stopped = _Stopped(timer, time.monotonic() + wait)
+        return self._stopped
+
+    def _look_at_stopped(self) -> None:
+        stopped, client = self._stopped, self._client
+        assert stopped is not None, "it is looked at until it is replaced"
+        if client is None or self._is_closing:
+            return
+        left = len(client)  # before the reports are taken, or some would be missed
+        self._reported()
+        if left:
+            client.give_back(in_flight=time.monotonic() > stopped.until)
+            stopped.timer = asyncio.get_running_loop().call_later(
+                LOOK_AGAIN_SECONDS, self._look_at_stopped
+            )
+        else:
+            self._replace(stopped, client)
+
+    def _replace(self, stopped: "_Stopped", client: Client) -> None:
+        """Send again, in order, what the producer has not stored."""
+        closing = asyncio.get_running_loop().create_task(
+            asyncio.to_thread(client.close, CLOSE_SECONDS)
+        )
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        self._client, self._stopped, self._fatal_since = self._connect(), None, inf
+        backlog, self._backlog = self._backlog, deque()
+        again = sorted(stopped.returned, key=lambda each: each.place)
+        for each in still_awaited(self._events, [*again, *backlog], stopped.broken):
+            self._send_one(each)
+        self._reported()
+
+    def _refresh(self, topic: str, deadline: float) -> int | None:
+        """Have the producer look at a topic again; blocks."""
+        client = self._client
+        return client.partitions(topic, deadline) if client is not None else None
+
+
+class _Stopped:
+    """What comes back from a producer that has stopped.
+
+    :arg timer: When to look at it.
+    :arg until: Until when to wait for answers.
+    """
+
+    def __init__(self, timer: asyncio.TimerHandle, until: float) -> None:
+        self.timer = timer
+        self.until = until
+        self.returned: list[Waiting] = []
+        """What it has not stored, and is to be sent again."""
+        self.broken: set[str] = set()
+        """Aggregates with a message that it may have stored."""
 
 
 def _in_doubt(refusal: Refusal, why: str) -> Refusal:

@@ -47,15 +47,23 @@ class Topic(NamedTuple):
     config: Mapping[str, str] = {}
     """Empty if this user may not read it."""
 
-    def weakness(self, name: str, batch_bytes: int) -> str | None:
-        """Why this topic could lose a stored message, or refuse a small one; None when it is safe.
-
-        Asked of every topic, also of one that no settings declare.
+    def danger(self, name: str) -> str | None:
+        """Why this topic could lose a stored message. Asked of every topic, also of one that no
+        settings declare.
         """
         if self.config.get(UNCLEAN) == "true":
             return (
                 f"topic {name} may elect a leader that lacks stored messages: set {UNCLEAN}=false"
             )
+        return None
+
+    def weakness(self, name: str, batch_bytes: int) -> str | None:
+        """Why this topic could lose a stored message, or refuse a request of small ones; None when
+        it does neither. Asked of topics that the settings name.
+        """
+        danger = self.danger(name)
+        if danger is not None:
+            return danger
         limit = int(self.config.get(MAX_MESSAGE, batch_bytes))
         if limit < batch_bytes:
             return (

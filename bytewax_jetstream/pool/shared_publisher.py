@@ -194,6 +194,10 @@ class SharedPublisher:
         """A message is not stored."""
         self.dispatch.refused(number, index, refusal, time.monotonic())
 
+    def delayed(self, number: int, index: int, refusal: Refusal) -> None:
+        """A single is not stored now; the publisher tries it again."""
+        self.dispatch.delayed(number, index, refusal)
+
     def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
         """Some envelopes of a group are stored, the others go again."""
         self.dispatch.group_known(number, index, receipts)

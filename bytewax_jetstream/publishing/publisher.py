@@ -106,6 +106,11 @@ class PublisherEvents(Protocol):
     def refused(self, number: int, index: int, refusal: Refusal) -> None:
         """The broker has not stored the message at that index; of a batch, none from there on."""
 
+    def delayed(self, number: int, index: int, refusal: Refusal) -> None:
+        """The broker does not store a single now, and the publisher itself tries it again: the
+        refusal is the reason if its time runs out.
+        """
+
     def group_known(self, number: int, index: int, receipts: Sequence[Receipt | None]) -> None:
         """The broker has stored some envelopes of a group before, those with a receipt, and now
         nothing of it: the others go again, as a group of their own.

@@ -134,7 +134,10 @@ class KafkaSettings(Settings):
     """
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
     batch_bytes: Count = 1_000_000
-    """Bytes in one request to a partition, at most the topic's `max.message.bytes`."""
+    """Bytes in one request to a partition. Set it to at most the topic's `max.message.bytes`: a
+    topic that takes less is refused at the start if it is named here, and gets each message in a
+    request of its own otherwise.
+    """
     max_message_bytes: Count = 1_000_000
     """Size of the largest message this flow sends; a larger one is rejected before it is sent."""
     topics: Words = ()

@@ -6,13 +6,20 @@ from itertools import count
 from typing import NamedTuple, cast
 
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from bytewax_jetstream.envelope import Envelope
 from tests.support.streams import Audit
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, until
 
-__all__ = ["Record", "audit", "make_topic", "new_topic", "records"]
+__all__ = ["SECONDS", "Record", "audit", "lower_limit", "make_topic", "new_topic", "records"]
 
 SECONDS = PATIENCE
 _numbers = count(1)
@@ -59,14 +66,31 @@ def make_topic(
     admin.create_topics([NewTopic(name, partitions, replicas, config=settings)])[name].result(
         SECONDS
     )
-    until = time.monotonic() + SECONDS
+    deadline = time.monotonic() + SECONDS
     while True:
         topic = admin.list_topics(timeout=SECONDS).topics.get(name)
         found = list(topic.partitions.values()) if topic is not None else []
         if len(found) == partitions and all(partition.leader >= 0 for partition in found):
             return
-        assert time.monotonic() < until, f"topic {name} has no leaders"
+        assert time.monotonic() < deadline, f"topic {name} has no leaders"
         time.sleep(0.02)
+
+
+def lower_limit(address: str, topic: str, limit: int) -> None:
+    """Set a topic's `max.message.bytes`, and wait until the broker has it."""
+    admin = AdminClient({"bootstrap.servers": address})
+    entry = ConfigEntry(
+        "max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET
+    )
+    changed = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin.incremental_alter_configs([changed])[changed].result(SECONDS)
+    asked = ConfigResource(ResourceType.TOPIC, topic)
+    until(
+        lambda: (
+            admin.describe_configs([asked])[asked].result(SECONDS)["max.message.bytes"].value
+            == str(limit)
+        )
+    )
 
 
 def records(address: str, topic: str, **config: str) -> list[Record]:
@@ -84,7 +108,7 @@ def records(address: str, topic: str, **config: str) -> list[Record]:
         }
         consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
         found: list[Record] = []
-        until = time.monotonic() + SECONDS
+        deadline = time.monotonic() + SECONDS
         while any(ends.values()):
             for message in consumer.consume(10_000, 0.2):
                 assert message.error() is None, message.error()
@@ -97,7 +121,7 @@ def records(address: str, topic: str, **config: str) -> list[Record]:
                 )
                 if offset + 1 >= ends[partition]:
                     ends[partition] = 0
-            assert time.monotonic() < until, f"{ends} of {topic} were not read"
+            assert time.monotonic() < deadline, f"{ends} of {topic} were not read"
         return sorted(found)
     finally:
         consumer.close()

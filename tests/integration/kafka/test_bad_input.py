@@ -9,32 +9,26 @@ from typing import Any
 
 import pytest
 from bytewax.errors import BytewaxRuntimeError
-from confluent_kafka.admin import (
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
 
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishOptions
 from bytewax_jetstream.errors import ConnectError, TopicError
-from bytewax_jetstream.settings import KafkaSettings, KafkaTopicSettings
+from bytewax_jetstream.settings import KafkaTopicSettings
 from bytewax_jetstream.testing import KafkaServer
 from tests.support.dataflows import Envelopes, publishing, root_cause, run
 from tests.support.kafka import audit, make_topic, new_topic, records
+from tests.support.kafka_rights import (
+    DESCRIBE,
+    WRITE,
+    acting_as,
+    allow,
+    asking_for_passwords,
+)
 from tests.support.lanes import kafka, opened, publish, settle
 from tests.support.streams import FLAWLESS, envelopes
 from tests.support.ways import both_ways, publish_by
 
 CANARY = "canary-51ce07"
-USERS = (
-    "org.apache.kafka.common.security.plain.PlainLoginModule required "
-    'user_amy="amy" user_bob="bob";'
-)
 
 
 def _bad(**fields: Any) -> Envelope:
@@ -138,16 +132,21 @@ def test_compacted_topic_rejects_only_envelopes_without_a_key(
         assert "is compacted and needs a key: give it an aggregate id" in str(rejected[0].reason)
 
 
-def test_topic_with_a_limit_below_the_batch_size_is_refused(
-    kafka_address: str,
+@pytest.mark.parametrize("declared", ["topics", "topic_settings"])
+def test_declared_topic_with_a_limit_below_the_batch_size_is_refused_at_the_start(
+    kafka_address: str, declared: str
 ) -> None:
     topic = new_topic(kafka_address, max_message_bytes="10000")
+    named: dict[str, Any] = {"topics": (topic,)}
+    if declared == "topic_settings":
+        named = {"topic_settings": (KafkaTopicSettings(name=topic),)}
 
-    result = publish(kafka(kafka_address), *envelopes(1, topic))["e-0"]
+    with pytest.raises(
+        TopicError, match=r"set batch_bytes=10000, or raise the topic's max\.message\.bytes"
+    ):
+        publish(kafka(kafka_address, **named))
 
-    assert result.outcome is Outcome.REJECTED
-    assert "set batch_bytes=10000, or raise the topic's max.message.bytes" in str(result.reason)
-    results = publish(kafka(kafka_address, batch_bytes=10_000), *envelopes(2_000, topic, first=10))
+    results = publish(kafka(kafka_address, batch_bytes=10_000, **named), *envelopes(2_000, topic))
     assert {each.outcome for each in results.values()} == {Outcome.STORED}
 
 
@@ -251,36 +250,18 @@ def test_skip_strategy_checks_nothing_and_an_unknown_topic_is_rejected(kafka_add
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[KafkaServer]:
     """A broker that asks for a password; amy may do everything, bob may write to `open` only."""
-    config = "\n".join(
-        [
-            "listener.name.client.sasl.enabled.mechanisms=PLAIN",
-            f"listener.name.client.plain.sasl.jaas.config={USERS}",
-            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "super.users=User:ANONYMOUS;User:amy",
-        ]
-    )
-    with KafkaServer(protocol="SASL_PLAINTEXT", config=config + "\n") as server:
+    with asking_for_passwords() as server:
         make_topic(server.internal, "open")
         make_topic(server.internal, "closed")
-        admin = AdminClient({"bootstrap.servers": server.internal})
-        for operation in (AclOperation.WRITE, AclOperation.DESCRIBE):
-            acl = AclBinding(
-                ResourceType.TOPIC, "open", ResourcePatternType.LITERAL, "User:bob", "*", operation,
-                AclPermissionType.ALLOW,
-            )  # fmt: skip
-            admin.create_acls([acl])[acl].result(10)
+        allow(server, "open", WRITE, DESCRIBE)
         yield server
-
-
-def _as(user: str, password: str, server: KafkaServer, **settings: Any) -> KafkaSettings:
-    return kafka(server.bootstrap, sasl="PLAIN", user=user, password=password, **settings)
 
 
 def test_wrong_password_is_reported_at_once_and_never_shown(
     guarded: KafkaServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    settings = _as("amy", CANARY, guarded, connect_timeout=120)
+    settings = acting_as("amy", guarded, CANARY, connect_timeout=120)
     began = time.monotonic()
 
     with pytest.raises(
@@ -306,7 +287,7 @@ def test_a_topic_without_permission_is_rejected_and_the_others_are_stored(
     fine = envelopes(100, "open")
     denied = [Envelope("closed", b"", event_id=f"d-{number}") for number in range(100)]
 
-    results = publish(_as("bob", "bob", guarded), *fine, *denied)
+    results = publish(acting_as("bob", guarded), *fine, *denied)
 
     assert {results[each.event_id].outcome for each in fine} == {Outcome.STORED}
     assert {results[each.event_id].outcome for each in denied} == {Outcome.REJECTED}
@@ -317,44 +298,11 @@ def test_a_topic_without_permission_is_rejected_and_the_others_are_stored(
     assert records(guarded.internal, "closed") == []
 
 
-def test_write_permission_taken_away_leaves_what_follows_unknown_and_stops(
-    guarded: KafkaServer,
-) -> None:
-    make_topic(guarded.internal, "taken")
-    admin = AdminClient({"bootstrap.servers": guarded.internal})
-    acls = [
-        AclBinding(
-            ResourceType.TOPIC, "taken", ResourcePatternType.LITERAL, "User:bob", "*", operation,
-            AclPermissionType.ALLOW,
-        )
-        for operation in (AclOperation.WRITE, AclOperation.DESCRIBE)
-    ]  # fmt: skip
-    for made in admin.create_acls(acls).values():
-        made.result(10)
-    with opened(_as("bob", "bob", guarded)) as (_, lane):
-        assert {each.outcome for each in settle(lane, envelopes(100, "taken")).values()} == {
-            Outcome.STORED
-        }
-        admin.delete_acls([_as_filter(acls[0])])[_as_filter(acls[0])].result(10)
-        results = settle(lane, envelopes(100, "taken", first=100))
-
-        assert lane.stop_reason is not None
-    assert {each.outcome for each in results.values()} == {Outcome.UNKNOWN}
-    assert "this user could write to the topic before" in str(results["e-100"].reason)
-
-
-def _as_filter(acl: AclBinding) -> AclBindingFilter:
-    return AclBindingFilter(
-        acl.restype, acl.name, acl.resource_pattern_type, acl.principal, acl.host, acl.operation,
-        acl.permission_type,
-    )  # fmt: skip
-
-
 def test_brokers_own_refusal_is_the_reason_when_topics_are_not_checked(
     guarded: KafkaServer,
 ) -> None:
     result = publish(
-        _as("bob", "bob", guarded, topic_strategy="skip"), Envelope("closed", b"", event_id="d")
+        acting_as("bob", guarded, topic_strategy="skip"), Envelope("closed", b"", event_id="d")
     )["d"]
 
     assert result.outcome is Outcome.REJECTED

@@ -12,13 +12,6 @@ from typing import Any
 import pytest
 from bytewax.errors import BytewaxRuntimeError
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import (
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
 
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import PublishError, TopicError
@@ -38,7 +31,7 @@ from tests.support.dataflows import (
     root_cause,
     run,
 )
-from tests.support.kafka import audit, new_topic, records
+from tests.support.kafka import audit, lower_limit, new_topic, records
 from tests.support.kafka_reading import Reading
 from tests.support.lanes import broker_of, kafka, opened, publish, settle
 from tests.support.proxy import Direction, Proxy
@@ -217,47 +210,13 @@ def test_stored_message_whose_retry_is_refused_is_not_rejected(
         proxy.answers.loses = lambda piece: True
         lane.submit([large])
         until(lambda: len(records(server.bootstrap, topic)) == 11)
-        _lower_limit(server.bootstrap, topic, 1_000)
+        lower_limit(server.bootstrap, topic, 1_000)
         proxy.cut_all()
         proxy.answers.loses = lambda piece: False
         (result,) = lane.flush()
 
     assert result.outcome is Outcome.UNKNOWN
     assert "but an earlier attempt was not answered, so it may be stored" in str(result.reason)
-
-
-def test_message_that_is_too_large_for_its_topic_is_rejected_with_what_to_do(
-    kafka_address: str,
-) -> None:
-    topic = new_topic(kafka_address, partitions=1)
-    with opened(kafka(kafka_address, topics=(topic,), linger=0.05)) as (_, lane):
-        settle(lane, envelopes(10, topic))
-        _lower_limit(kafka_address, topic, 3_000)
-        results = settle(lane, [*envelopes(100, topic, first=10)])
-        small = {each.outcome for each in results.values()}
-        large = settle(lane, [Envelope(topic, b"1" * 5_000, "large", "a")])["large"]
-
-        assert lane.stop_reason is None
-    assert large.outcome is Outcome.REJECTED
-    assert small <= {Outcome.STORED, Outcome.REJECTED}
-    for each in results.values():
-        assert each.reason is None or "batch_bytes" in each.reason
-    assert "batch_bytes" in str(large.reason)
-
-
-def _lower_limit(address: str, topic: str, limit: int) -> None:
-    admin = AdminClient({"bootstrap.servers": address})
-    entry = ConfigEntry(
-        "max.message.bytes", str(limit), incremental_operation=AlterConfigOpType.SET
-    )
-    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
-    admin.incremental_alter_configs([resource])[resource].result(20)
-    until(lambda: _limit(admin, topic) == str(limit))
-
-
-def _limit(admin: AdminClient, topic: str) -> str:
-    resource = ConfigResource(ResourceType.TOPIC, topic)
-    return str(admin.describe_configs([resource])[resource].result(20)["max.message.bytes"].value)
 
 
 def test_a_producer_that_fails_is_reported_once(
@@ -383,7 +342,10 @@ def test_a_full_queue_of_the_library_loses_and_reorders_nothing(
     monkeypatch.setattr(
         client,
         "producer",
-        lambda settings: {**config.producer(settings), "queue.buffering.max.messages": 500},
+        lambda settings, **how: {
+            **config.producer(settings, **how),
+            "queue.buffering.max.messages": 500,
+        },
     )
     topic = new_topic(kafka_address)
     batch = envelopes(20_000, topic, aggregates=20)

@@ -56,6 +56,17 @@ def test_a_producer_keeps_the_promises_and_gives_no_message_up() -> None:
     assert config["partitioner"] == "murmur2_random"
 
 
+def test_producer_stops_at_a_refused_request_unless_messages_go_alone() -> None:
+    settings = KafkaSettings(add_config={"batch.num.messages": 50})
+    together, alone = producer(settings), producer(settings, alone=True)
+
+    assert together["enable.gapless.guarantee"] is True
+    assert together["batch.num.messages"] == 50
+    assert alone["enable.gapless.guarantee"] is False
+    assert alone["batch.num.messages"] == 1
+    assert together.keys() == alone.keys()
+
+
 def test_keys_go_to_partitions_as_the_java_client_sends_them_unless_set_otherwise() -> None:
     assert producer(KafkaSettings())["partitioner"] == "murmur2_random"
     other = KafkaSettings(add_config={"partitioner": "consistent_random"})

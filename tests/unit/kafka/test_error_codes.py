@@ -5,8 +5,10 @@ from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.kafka.error_codes import (
     FINAL_AT_START,
     REJECT_CODES,
+    SIZE_CODES,
     STOP_CODES,
     UNKNOWN_PARTITION,
+    WITH_OTHERS,
     classify,
 )
 from bytewax_jetstream.kafka.topics import REMEDY
@@ -134,6 +136,16 @@ def test_code_in_no_table_leaves_the_message_unknown(name: str, code: int, check
         "check the brokers, then publish it again with the same event id",
         code,
     )
+
+
+def test_message_refused_for_another_in_its_request_is_sent_again() -> None:
+    assert classify(WITH_OTHERS, "words", ENVELOPE) == Refusal(
+        Verdict.RETRY, "Kafka refused it: words (-138): another message in its request", -138
+    )
+
+
+def test_codes_of_a_request_that_is_too_large_reject_a_message_that_went_alone() -> None:
+    assert REJECT_CODES.keys() >= SIZE_CODES
 
 
 def test_no_code_has_two_verdicts() -> None:

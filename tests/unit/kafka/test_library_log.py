@@ -50,13 +50,25 @@ def test_line_is_shown_again_after_a_minute(
     assert len(caplog.records) == 2
 
 
-def test_harmless_line_of_a_clean_start_is_for_debugging_only(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    line = (
-        "GETPID [me#producer-1] [thrd:main]: Failed to acquire idempotence PID from broker "
-        "127.0.0.1:9092/1: Broker: Coordinator load in progress: retrying"
-    )
+@pytest.mark.parametrize(
+    "line",
+    [
+        (
+            "GETPID [me#producer-1] [thrd:main]: Failed to acquire idempotence PID from broker "
+            "127.0.0.1:9092/1: Broker: Coordinator load in progress: retrying"
+        ),
+        (
+            "CONFWARN [me#producer-1] [thrd:app]: Configuration property "
+            "enable.gapless.guarantee is experimental: When set to `true`, any error"
+        ),
+        (
+            "FATAL [me#producer-1] [thrd:127.0.0.1:9092/1]: Fatal error: Local: Gap-less ordering "
+            "would not be guaranteed if proceeding: ProduceRequest for t [0] with 179 message(s)"
+        ),
+    ],
+    ids=["clean start", "stops at a refused request", "stopped"],
+)
+def test_harmless_line_is_for_debugging_only(line: str, caplog: pytest.LogCaptureFixture) -> None:
     library_log.warning(line)
     assert not caplog.records
     with caplog.at_level(logging.DEBUG, logger=library_log.name):
