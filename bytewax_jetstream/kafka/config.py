@@ -19,6 +19,10 @@ Half of the library's own queue, so that the queue is never full.
 """
 
 
+LOG_INFO = 6
+"""The library's level for lines about closed connections."""
+
+
 @contextmanager
 def accepted(settings: KafkaSettings) -> Iterator[None]:
     """Make a client of librdkafka in here.
@@ -103,6 +107,9 @@ def producer(settings: KafkaSettings, *, alone: bool = False) -> dict[str, Any]:
         "queue.buffering.max.messages": 2 * WINDOW,
         "queue.buffering.max.kbytes": 2_097_151,
         "enable.gapless.guarantee": not alone,
+        # Such a line tells that requests may have been stored, and not answered.
+        "log.connection.close": True,
+        "log_level": max(LOG_INFO, int(settings.add_config.get("log_level", LOG_INFO))),
     }
     if alone:
         promised["batch.num.messages"] = 1

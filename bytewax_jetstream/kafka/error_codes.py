@@ -21,6 +21,7 @@ __all__ = [
     "UNKNOWN_PARTITION",
     "WITH_OTHERS",
     "classify",
+    "is_answer",
 ]
 
 UNKNOWN_PARTITION = KafkaError._UNKNOWN_PARTITION  # noqa: SLF001  # the library's name for it
@@ -48,6 +49,13 @@ REJECT_CODES = {
 """Never, this message or this topic: other messages are not concerned."""
 WITH_OTHERS = KafkaError._INVALID_DIFFERENT_RECORD  # noqa: SLF001  # the library's name for it
 """What librdkafka says of a message that was refused with its request, for another one in it."""
+
+
+def is_answer(code: int) -> bool:
+    """Whether a broker has refused the message, not the library."""
+    return code >= KafkaError.UNKNOWN or code == WITH_OTHERS
+
+
 SIZE_CODES = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 """A request was too large for its topic, and the next may be, too."""
 STOP_CODES = {

@@ -10,6 +10,7 @@ Three callers serve reports, that is, let librdkafka call back with the reports 
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -41,7 +42,18 @@ DeliveryCallback = Callable[[KafkaError | None, Message], None]
 RETRY_BACKOFF = 0.1
 """Seconds after which librdkafka tries a request again at the earliest, by its default."""
 SUPPRESSED = 30.0
-"""Seconds for which librdkafka does not repeat the same error of a connection."""
+"""Seconds for which librdkafka does not repeat the same line about a connection."""
+CUTS = frozenset({"FAIL", "REQTMOUT"})
+"""Kinds of librdkafka's log lines about requests whose answers are lost. Only a part of them comes
+as errors, too: not that one of several brokers closed its connection.
+"""
+NOT_YET_CONNECTED = re.compile(
+    r"in state (INIT|DOWN|CONNECT|TRY_CONNECT|SSL_HANDSHAKE|APIVERSION_QUERY|AUTH_HANDSHAKE"
+    r"|AUTH_LEGACY|AUTH_REQ)\b"
+).search
+"""In such a line: nothing was sent on that connection. The first address of `localhost` may be
+refused at each start, for example.
+"""
 
 Failure = tuple[int, int, int, str, float]
 """What librdkafka says of a message it gave up on: number of its send, index in it, error code and
@@ -93,7 +105,8 @@ class Client:
         """The last error of a connection; librdkafka reconnects by itself."""
         self.report = _report_type(self.acks.append, self.failures.append)
         """Makes the callback for one message's report, from its `place_of`."""
-        self._last_error_at = float("-inf")
+        self._cut_at = float("-inf")
+        """When librdkafka said last that requests may not be answered."""
         self._on_reports, self._on_failure, self._on_stop = on_reports, on_failure, on_stop
         self._told = False
         self._queued = 0
@@ -106,7 +119,7 @@ class Client:
                 {
                     **producer(settings, alone=alone),
                     "error_cb": self._on_error,
-                    "logger": library_log,
+                    "logger": _Noting(self._on_line),
                 }
             )
         self.produce = self._producer.produce
@@ -165,14 +178,13 @@ class Client:
         once, so that an attempt before the last may have stored it.
 
         librdkafka does not say. It sends a message again when the connection broke, which it
-        reports, and after a pause.
+        logs, and after a pause.
         """
-        since_error = time.monotonic() - self._last_error_at
-        return seconds >= RETRY_BACKOFF and since_error < seconds + SUPPRESSED
+        return seconds >= RETRY_BACKOFF and self.may_have_been_sent(seconds)
 
     def may_have_been_sent(self, seconds: float) -> bool:
         """Whether a message that the library still had after so many seconds may have been sent."""
-        return time.monotonic() - self._last_error_at < seconds + SUPPRESSED
+        return time.monotonic() - self._cut_at < seconds + SUPPRESSED
 
     def give_back(self, *, in_flight: bool = False) -> None:
         """Have the library report what it has not sent, and, if asked for, what is not answered."""
@@ -233,7 +245,27 @@ class Client:
 
     def _on_error(self, error: KafkaError) -> None:
         self.last_error = error
-        self._last_error_at = time.monotonic()
+
+    def _on_line(self, kind: str, line: str) -> None:
+        if kind in CUTS and not NOT_YET_CONNECTED(line):
+            self._cut_at = time.monotonic()
+
+
+class _Noting(logging.LoggerAdapter[logging.Logger]):
+    """Passes on the library's log lines, and has them looked at.
+
+    :arg look: Called with kind and text of each line, on the thread that serves reports.
+    """
+
+    def __init__(self, look: Callable[[str, str], None]) -> None:
+        super().__init__(library_log)
+        self._look = look
+
+    def log(self, level: int, msg: object, *args: object, **more: Any) -> None:
+        """Called by the library: kind of the line, name of the client, and text are arguments."""
+        if len(args) == 3:
+            self._look(str(args[0]), str(args[2]))
+        super().log(level, msg, *args, **more)
 
 
 def _report_type(

@@ -52,8 +52,8 @@ from .error_codes import (
     SIZE_CODES,
     STOP_CODES,
     UNKNOWN_PARTITION,
-    WITH_OTHERS,
     classify,
+    is_answer,
 )
 from .known_topics import KnownTopics
 from .producer import INDEX_BITS, PAUSE, Client, Failure, error_of, place_of
@@ -453,7 +453,7 @@ class KafkaPublisher:
                 stopped.returned.append(waiting)
                 return
             refusal = _in_doubt(refusal, "an attempt of it may not have been answered")
-        elif code >= 0 or code == WITH_OTHERS:
+        elif is_answer(code):
             stopped = self._stop()
             self._careful.begin(envelope.topic, refusal.reason, stays=code in SIZE_CODES)
             never_allowed = (
@@ -497,9 +497,8 @@ class KafkaPublisher:
         refusal = classify(code, text, envelope, checked=self._topics.are_checked)
         if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             refusal = self._denied(envelope.topic, waiting.place, refusal)
-        # An answer of a broker (codes from 0) is that to the last attempt.
-        answered = code >= 0 or code == WITH_OTHERS
-        retried = answered and client is not None and client.may_have_retried(seconds)
+        # An answer of a broker is that to the last attempt.
+        retried = is_answer(code) and client is not None and client.may_have_retried(seconds)
         if retried and refusal.verdict is not Verdict.GIVE_UP:
             return _in_doubt(refusal, "an earlier attempt was not answered")
         return refusal

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from bytewax.errors import BytewaxRuntimeError
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from bytewax_jetstream.envelope import Envelope, Outcome
 from bytewax_jetstream.errors import PublishError, TopicError
@@ -196,11 +197,28 @@ def test_messages_with_lost_responses_are_retried_and_stored_once(
     assert audit(server.bootstrap, topic, batch) == FLAWLESS
 
 
+@pytest.mark.parametrize("brokers", [1, 2])
 def test_stored_message_whose_retry_is_refused_is_not_rejected(
-    proxied: tuple[KafkaServer, Proxy],
+    proxied: tuple[KafkaServer, Proxy], brokers: int
 ) -> None:
     server, proxy = proxied
-    topic = new_topic(server.bootstrap, partitions=1)
+    with ExitStack() as more:
+        if brokers == 2:  # then the library does not report that one connection is closed
+            more.enter_context(KafkaServer(joins=server))
+        topic = _led_by_the_first(server.bootstrap)
+        _refuse_a_retry(server, proxy, topic)
+
+
+def _led_by_the_first(address: str) -> str:
+    """A topic with one partition, led by the broker that is behind the proxy."""
+    while True:
+        topic = new_topic(address, partitions=1)
+        found = AdminClient({"bootstrap.servers": address}).list_topics(topic).topics[topic]
+        if found.partitions[0].leader == 1:
+            return topic
+
+
+def _refuse_a_retry(server: KafkaServer, proxy: Proxy, topic: str) -> None:
     large = Envelope(topic, b"1" * 5_000, "large", "a")
     settings = kafka(
         f"127.0.0.1:{proxy.port}", topics=(topic,), ack_timeout=60, delivery_timeout=120
@@ -322,6 +340,31 @@ def test_messages_with_too_few_replicas_are_unknown_never_called_stored(
 
             assert {result.outcome for result in results.values()} == {Outcome.UNKNOWN}
             assert "check the broker" in str(results["e-10"].reason)
+
+
+def test_nothing_more_is_handed_over_behind_an_unknown_message_of_its_aggregate(
+    own_kafka_server: KafkaServer,
+) -> None:
+    server = own_kafka_server
+    topic = new_topic(server.bootstrap, partitions=1)
+    handed, waiting = config.WINDOW, 1_000
+    batch = envelopes(handed + waiting, topic, first=10, aggregates=1)
+    settings = kafka(server.bootstrap, topics=(topic,), ack_timeout=0.5, delivery_timeout=3)
+    with opened(settings) as (_, lane):
+        settle(lane, envelopes(10, topic, aggregates=1))
+        server.pause()
+        lane.submit(batch)
+        results = lane.flush()
+        server.resume()
+
+        assert {each.outcome for each in results} == {Outcome.UNKNOWN}
+        assert {each.attempts for each in results[-waiting:]} == {0}
+        after = envelopes(10, topic, first=100_000, aggregates=1)
+        assert {each.outcome for each in settle(lane, after).values()} == {Outcome.STORED}
+    stored = [int(each.payload) for each in records(server.bootstrap, topic)]
+    assert stored == sorted(set(stored))
+    assert not {int(each.payload or b"") for each in batch[handed:]} & set(stored)
+    assert stored[-10:] == list(range(100_000, 100_010))
 
 
 def test_one_replica_is_too_weak_whatever_min_insync_replicas_says(kafka_address: str) -> None:

@@ -70,6 +70,23 @@ def test_small_messages_are_stored_after_the_topics_limit_was_lowered(
     assert audit(kafka_address, other, beside) == FLAWLESS
 
 
+def test_small_requests_do_not_overtake_a_refused_one(kafka_address: str) -> None:
+    settings = kafka(kafka_address, batch_bytes=1_000, linger=0.05)
+    for count in range(20, 80, 6):
+        topic = new_topic(kafka_address, partitions=1)
+        # Full requests are too large then; the last one is not, for some of these counts.
+        batch = envelopes(count, topic, first=1, aggregates=1)
+        with opened(settings) as (_, lane):
+            first = envelopes(1, topic, aggregates=1)
+            settle(lane, first)
+            lower_limit(kafka_address, topic, 700)
+            lane.submit(batch)
+            until(lambda: lane.unsettled == 0)
+
+            assert {(each.outcome, each.reason) for each in lane.flush()} == STORED
+        assert audit(kafka_address, topic, first + batch) == FLAWLESS
+
+
 def test_only_messages_above_a_lowered_limit_are_rejected(kafka_address: str) -> None:
     topic = new_topic(kafka_address)
     batch = [
@@ -94,7 +111,7 @@ def test_only_messages_above_a_lowered_limit_are_rejected(kafka_address: str) ->
 def test_small_messages_are_stored_below_a_limit_that_may_not_be_read(
     guarded: KafkaServer,
 ) -> None:
-    topic, settings = _unreadable(guarded, max_message_bytes="1000")
+    topic, settings = _unreadable(guarded, max_message_bytes="200")
     batch = envelopes(2_000, topic, aggregates=40)
 
     assert _outcomes(publish(settings, *batch)) == STORED

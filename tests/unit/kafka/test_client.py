@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
-from bytewax_jetstream.kafka.producer import Client
+from bytewax_jetstream.kafka.producer import Client, _Noting
 from bytewax_jetstream.settings import KafkaSettings
 
 
@@ -54,3 +55,40 @@ def test_error_while_reports_are_served_fails_the_producer_once(opened: _Opened)
 
     assert len(opened.failures) == 1
     assert "the Kafka producer has failed (ValueError('odd'))" in opened.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "cut"),
+    [
+        ("FAIL", "Disconnected: connection closed by peer (after 9ms in state UP)", True),
+        ("FAIL", "1 request(s) timed out: disconnect (after 9ms in state UP)", True),
+        ("FAIL", "Disconnected (after 9ms in state REAUTH)", True),
+        ("FAIL", "words that another version of the library says", True),
+        ("REQTMOUT", "Timed out ProduceRequest in flight (after 1500ms, timeout #0)", True),
+        ("FAIL", "Connect to ipv6#[::1]:9092 failed: refused (after 0ms in state CONNECT)", False),
+        ("FAIL", "SSL handshake failed (after 2ms in state SSL_HANDSHAKE)", False),
+        ("FAIL", "refused (after 3ms in state AUTH_REQ, 3 identical error(s))", False),
+        ("GETPID", "Failed to acquire idempotence PID", False),
+    ],
+)
+def test_only_a_cut_connection_puts_what_was_with_the_library_in_doubt(
+    kind: str, text: str, cut: bool, opened: _Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened.client._cut_at = float("-inf")
+
+    _Noting(opened.client._on_line).log(20, "%s [%s] %s", kind, "me#producer-1", text)
+
+    assert opened.client.may_have_been_sent(0.05) is cut
+    assert opened.client.may_have_retried(5.0) is cut
+    assert not opened.client.may_have_retried(0.05), "too soon for another attempt"
+
+
+def test_stopped_producer_is_told_of_and_has_not_failed(opened: _Opened) -> None:
+    stops: list[int] = []
+    opened.client._on_stop = lambda: stops.append(1)
+    gap = KafkaException(KafkaError(KafkaError._GAPLESS_GUARANTEE, "a gap", fatal=True))
+
+    opened.client._guarded(_raising(gap), 0)
+
+    assert stops
+    assert opened.failures == []

@@ -67,6 +67,14 @@ def test_producer_stops_at_a_refused_request_unless_messages_go_alone() -> None:
     assert together.keys() == alone.keys()
 
 
+def test_lines_about_closed_connections_cannot_be_turned_off() -> None:
+    quiet = KafkaSettings(add_config={"log.connection.close": False, "log_level": 3})
+
+    assert producer(quiet)["log.connection.close"] is True
+    assert producer(quiet)["log_level"] == 6
+    assert producer(KafkaSettings(add_config={"log_level": 7}))["log_level"] == 7
+
+
 def test_keys_go_to_partitions_as_the_java_client_sends_them_unless_set_otherwise() -> None:
     assert producer(KafkaSettings())["partitioner"] == "murmur2_random"
     other = KafkaSettings(add_config={"partitioner": "consistent_random"})

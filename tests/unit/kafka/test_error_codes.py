@@ -10,6 +10,7 @@ from bytewax_jetstream.kafka.error_codes import (
     UNKNOWN_PARTITION,
     WITH_OTHERS,
     classify,
+    is_answer,
 )
 from bytewax_jetstream.kafka.topics import REMEDY
 from bytewax_jetstream.publishing import Refusal, Verdict
@@ -142,6 +143,13 @@ def test_message_refused_for_another_in_its_request_is_sent_again() -> None:
     assert classify(WITH_OTHERS, "words", ENVELOPE) == Refusal(
         Verdict.RETRY, "Kafka refused it: words (-138): another message in its request", -138
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "answers"), [(0, True), (10, True), (-1, True), (WITH_OTHERS, True), (-152, False)]
+)
+def test_brokers_answers_are_told_from_the_librarys_own_codes(code: int, answers: bool) -> None:
+    assert is_answer(code) is answers
 
 
 def test_codes_of_a_request_that_is_too_large_reject_a_message_that_went_alone() -> None:
