@@ -53,7 +53,8 @@ class _Topic:
 class Careful:
     """Sends what must go alone, in order; everything in here runs on the pool's thread.
 
-    :arg connect: Makes the producer for requests of one message; called when it is needed.
+    :arg connect: Makes the producer for requests of one message; called when it is needed. None:
+        it cannot be made, and the publisher has ended.
     :arg encode: Makes the record of an envelope that was checked.
     :arg judge: What a failure means: message, error code, text, and seconds since it was handed
         over. RETRY is for a right that was lost. None: the message is taken care of elsewhere.
@@ -62,7 +63,7 @@ class Careful:
     def __init__(
         self,
         *,
-        connect: Callable[[], Client],
+        connect: Callable[[], Client | None],
         encode: Callable[[Envelope], Record],
         judge: Callable[[Waiting, Failure], Refusal | None],
     ) -> None:
@@ -206,6 +207,8 @@ class Careful:
         if self.client is None:
             self.client = self._connect()
         client = self.client
+        if client is None:
+            return
         while queue := topic.queues.get(key):
             first = queue[0]
             number, index, envelope = first

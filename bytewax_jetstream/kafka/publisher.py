@@ -311,8 +311,16 @@ class KafkaPublisher:
         )
         return client
 
-    def _connect_alone(self) -> Client:
-        return self._connect(alone=True)
+    def _connect_again(self, *, alone: bool = False) -> Client | None:
+        """Another producer, while the flow runs; None if there can be none, which ends the flow."""
+        try:
+            return self._connect(alone=alone)
+        except ConnectError as error:  # a file with a certificate is gone, for example
+            self._events.failed(f"another Kafka producer was needed, and there is none: {error}")
+            return None
+
+    def _connect_alone(self) -> Client | None:
+        return self._connect_again(alone=True)
 
     def _reach(self, client: Client, deadline: float) -> None:
         """Try until a broker answers. Blocks.
@@ -548,12 +556,15 @@ class KafkaPublisher:
 
     def _replace(self, stopped: "_Stopped", client: Client) -> None:
         """Send again, in order, what the producer has not stored."""
+        another = self._connect_again()
+        if another is None:
+            return
         closing = asyncio.get_running_loop().create_task(
             asyncio.to_thread(client.close, CLOSE_SECONDS)
         )
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
-        self._client, self._stopped, self._fatal_since = self._connect(), None, inf
+        self._client, self._stopped, self._fatal_since = another, None, inf
         backlog, self._backlog = self._backlog, deque()
         again = sorted(stopped.returned, key=lambda each: each.place)
         for each in still_awaited(self._events, [*again, *backlog], stopped.broken):

@@ -4,6 +4,7 @@ dataflow.
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -287,6 +288,31 @@ def test_connections_reset_again_and_again_lose_nothing(proxied: tuple[KafkaServ
     assert audit(server.bootstrap, topic, batch) == FLAWLESS
 
 
+def test_link_that_needs_longer_than_the_delivery_timeout_stores_everything(
+    proxied: tuple[KafkaServer, Proxy],
+) -> None:
+    server, proxy = proxied
+    topic = new_topic(server.bootstrap, partitions=1)
+    batch = [
+        each._replace(payload=each.payload + b" " * 50_000)  # type: ignore[operator]
+        for each in envelopes(60, topic, first=1, aggregates=1)
+    ]
+    settings = kafka(
+        f"127.0.0.1:{proxy.port}", topics=(topic,), batch_bytes=60_000, ack_timeout=2,
+        delivery_timeout=4,
+    )  # fmt: skip
+    with opened(settings) as (_, lane):
+        first = envelopes(1, topic, aggregates=1)
+        settle(lane, first)
+        proxy.requests.delay = 0.25  # for each 64 KB
+        began = time.monotonic()
+        results = settle(lane, batch)
+
+        assert time.monotonic() - began > 2 * settings.pool.delivery_timeout
+    assert {(each.outcome, each.reason) for each in results.values()} == {(Outcome.STORED, None)}
+    assert audit(server.bootstrap, topic, first + batch) == FLAWLESS
+
+
 def test_broker_gone_for_good_stops_the_dataflow_and_the_next_run_replays(
     own_kafka_server: KafkaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -315,10 +341,11 @@ def test_broker_gone_for_good_stops_the_dataflow_and_the_next_run_replays(
     assert "is unknown: " in str(cause)
     assert not made.errs, "an unknown result left the dataflow"
     server.start()
-    run(made.flow, store=store)
+    again = publishing(Envelopes(batch), kafka(server.bootstrap))
+    run(again.flow, store=store)
     ids = {record.headers["Event-Id"].decode() for record in records(server.bootstrap, topic)}
     assert ids == {each.event_id for each in batch}
-    assert {result.event_id for result in made.oks} == ids
+    assert {result.event_id for result in made.oks + again.oks} == ids
 
 
 def test_messages_with_too_few_replicas_are_unknown_never_called_stored(

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AclOperation
 
 from bytewax_jetstream.envelope import Envelope, Outcome, PublishResult
 from bytewax_jetstream.pool.lane import Lane
@@ -176,8 +177,9 @@ def _submit_denied(lane: Lane, topic: str, first: int, count: int) -> list[Envel
     return batch
 
 
+@pytest.mark.parametrize("rights", [[WRITE], [WRITE, DESCRIBE]], ids=["write", "all"])
 def test_write_permission_that_comes_back_stores_everything_in_order(
-    guarded: KafkaServer,
+    guarded: KafkaServer, rights: list[AclOperation]
 ) -> None:
     topic, settings = _unreadable(guarded)
     other = new_topic(guarded.internal)
@@ -185,13 +187,14 @@ def test_write_permission_that_comes_back_stores_everything_in_order(
     with opened(settings) as (pool, lane):
         batch = envelopes(100, topic, aggregates=7)
         settle(lane, batch)
-        forbid(guarded, topic, WRITE)
+        for right in rights:
+            forbid(guarded, topic, right)
         batch += _submit_denied(lane, topic, 100, 300)
         until(lambda: broker_of(pool)["producers_stopped"] == 1)
         batch += _submit_denied(lane, topic, 400, 100)
         lane.submit(envelopes(50, other, first=10_000))
         until(lambda: pool.statistics()["stored"] == 150)
-        allow(guarded, topic, WRITE)
+        allow(guarded, topic, *rights)
         results = lane.flush()
 
         assert {(each.outcome, each.reason) for each in results} == STORED

@@ -3,8 +3,17 @@
 import pytest
 
 from bytewax_jetstream.envelope import Outcome
-from bytewax_jetstream.publishing import Singles, Verdict
-from tests.support.dispatching import INFINITY, RECEIPT, Driver, batching, envelope, ids, numbered
+from bytewax_jetstream.publishing import Refusal, Singles, Verdict
+from tests.support.dispatching import (
+    INFINITY,
+    LATER,
+    RECEIPT,
+    Driver,
+    batching,
+    envelope,
+    ids,
+    numbered,
+)
 
 
 def test_silence_until_the_delivery_timeout_is_unknown_never_rejected() -> None:
@@ -260,3 +269,19 @@ def test_attempt_that_is_answered_late_leaves_no_doubt_behind() -> None:
         driver.tick(driver.now + 1.0)
 
     assert driver.outcomes() == {}
+
+
+def test_reason_of_what_the_publisher_itself_tries_again_is_the_brokers() -> None:
+    driver = Driver(ack_timeout=None, one_per_aggregate=False)
+    driver.submit(envelope("denied"), envelope("silent"))
+    sent = driver.singles()
+    driver.dispatch.delayed(sent.number, 0, Refusal(Verdict.RETRY, "no right to write"))
+    driver.dispatch.delayed(sent.number, 7, LATER)
+    driver.dispatch.delayed(99, 0, LATER)
+    assert "no right to write" in driver.dispatch.waits_for()
+    assert driver.dispatch.in_flight == 2, "its answer is still awaited"
+    driver.tick(60.0)
+
+    reasons = {one.entry.envelope.event_id: str(one.refusal) for one in driver.settled()}
+    assert "no right to write" in reasons["denied"]
+    assert "no right to write" not in reasons["silent"]

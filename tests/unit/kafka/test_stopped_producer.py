@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from bytewax_jetstream.envelope import Envelope
+from bytewax_jetstream.errors import ConnectError
 from bytewax_jetstream.kafka import publisher as module
 from bytewax_jetstream.kafka.producer import Client, Failure
 from bytewax_jetstream.kafka.publisher import KafkaPublisher
@@ -69,6 +70,10 @@ class _Events:
     def __init__(self) -> None:
         self.awaited: dict[int, Envelope] = {}
         self.refusals: dict[int, Refusal] = {}
+        self.failures: list[str] = []
+
+    def failed(self, reason: str) -> None:
+        self.failures.append(reason)
 
     def in_flight(self, number: int, index: int) -> list[Envelope]:
         return [self.awaited[number]] if number in self.awaited else []
@@ -193,3 +198,27 @@ def test_answers_that_do_not_come_are_not_waited_for_without_end(
 
     asyncio.run(play())
     assert played.events.refusals[0].verdict is Verdict.GIVE_UP
+
+
+@pytest.mark.parametrize("topic", ["t", "u"])
+def test_producer_that_cannot_be_replaced_ends_the_publisher(topic: str) -> None:
+    played = _Played()
+
+    def connect(*, alone: bool = False) -> Client:
+        if alone or topic == "t":
+            raise ConnectError("no certificate", broker="kafka", servers=())
+        return cast(Client, played.second)
+
+    played.publisher._connect = connect  # type: ignore[method-assign]
+    played.publisher._careful.client = None
+
+    async def play() -> None:
+        played.send(0, "u", "a")
+        played.fail([(0, TOO_LARGE)])
+        await played.until(lambda: played.events.failures)
+        played.send(1, topic, "a")
+
+    asyncio.run(play())
+    assert {str(each) for each in played.events.failures} == {
+        "another Kafka producer was needed, and there is none: no certificate"
+    }

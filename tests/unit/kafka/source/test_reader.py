@@ -120,8 +120,12 @@ def test_errors_move_no_place_and_are_told_once(reader: Reader) -> None:
 
     reader.poll()
 
+    assert feed.position == 5, "nothing was taken yet"
     feed.take(10)
     assert feed.position == 6
+    Consumer.made.waiting = [Message(0, 7, code=denied)]
+    reader.poll()
+    assert (feed.take(10), feed.position) == ([], 6)
     (news,) = reader.news
     assert (news.code, news.topic, news.partition, news.offset) == (denied, "t", 0, 99)
 
