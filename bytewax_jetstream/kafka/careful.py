@@ -225,8 +225,12 @@ class Careful:
                 )  # fmt: skip
             except (BufferError, KafkaException) as error:
                 found = error_of(error)
-                code, text = (found.code(), found.str()) if found is not None else (-1, str(error))
-                if not self._goes_on(topic, key, first, (number, index, code, text, 0.0)):
+                if found is None:  # no room
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(FIRST_PAUSE, self._send_first, topic, key)
+                    return
+                failure = number, index, found.code(), found.str(), 0.0
+                if not self._goes_on(topic, key, first, failure):
                     return
             else:
                 self._out[number, index] = topic, key
@@ -244,21 +248,24 @@ class Careful:
 
     def _probe_later(self, topic: _Topic) -> None:
         if topic.name not in self._probes:
-            task = asyncio.get_running_loop().create_task(self._probe(topic))
-            self._probes[topic.name] = task
+            probe = self._probe(topic.name, topic.pause)
+            self._probes[topic.name] = asyncio.get_running_loop().create_task(probe)
+            topic.pause = min(LONGEST_PAUSE, 2 * topic.pause)
 
-    async def _probe(self, topic: _Topic) -> None:
+    async def _probe(self, name: str, pause: float) -> None:
         """After a pause, send the topic's first message: is it allowed again?"""
         try:
-            await asyncio.sleep(topic.pause)
-            topic.pause = min(LONGEST_PAUSE, 2 * topic.pause)
+            await asyncio.sleep(pause)
             client = self.client
             if client is not None:
                 # The library refuses this topic's messages by itself until it has looked again.
                 deadline = time.monotonic() + LOOK_SECONDS
-                await asyncio.to_thread(client.partitions, topic.name, deadline)
+                await asyncio.to_thread(client.partitions, name, deadline)
         finally:
-            self._probes.pop(topic.name, None)
+            self._probes.pop(name, None)
+        topic = self.topics.get(name)
+        if topic is None:
+            return
         for key, queue in list(topic.queues.items()):
             if not self.events.in_flight(*queue[0].place) and queue[0].place not in self._out:
                 give_up(self.events, topic.queues.pop(key))

@@ -26,10 +26,15 @@ class _Library:
     def __init__(self) -> None:
         self.out: list[str] = []
         self.asked = 0
+        self.full = 0
+        """How many messages it has no room for."""
         self.acks: list[tuple[int, int, Receipt]] = []
         self.failures: list[Failure] = []
 
     def produce(self, topic: str, payload: bytes, *_: object) -> None:
+        if self.full:
+            self.full -= 1
+            raise BufferError("no room")
         self.out.append(payload.decode())
 
     def report(self, place: int) -> int:
@@ -215,3 +220,35 @@ def test_messages_of_a_topic_that_is_gone_are_handed_back_in_order() -> None:
 
     assert [each.at for each in taken] == [2, 3], "the library has the others"
     assert "t" not in played.careful.topics
+
+
+def test_message_that_the_library_has_no_room_for_goes_later_and_in_order() -> None:
+    played = _Played()
+
+    async def play() -> None:
+        played.library.full = 2
+        played.add("a", "a", "b", "c")
+        assert played.library.out == ["3"]
+        await played.until(lambda: len(played.library.out) == 3)
+        played.answer(0)
+
+    asyncio.run(play())
+    assert sorted(played.library.out[1:3]) == ["0", "2"]
+    assert played.library.out[3:] == ["1"]
+
+
+def test_topic_that_is_denied_again_while_it_is_looked_at_is_tried_again() -> None:
+    played = _Played()
+
+    async def play() -> None:
+        played.add("a")
+        played.answer(0, DENIED)
+        assert [each.at for each in played.careful.take_all("t")] == [0]
+        played.careful.begin("t", "denied", stays=False)
+        played.add("b")
+        played.answer(1, DENIED)
+        await played.until(lambda: played.library.out.count("1") == 2)
+        played.answer(1)
+
+    asyncio.run(play())
+    assert not played.careful.topics
