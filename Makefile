@@ -41,8 +41,11 @@ demo: $(STAMP) ## run the main job: a year of flights into an embedded JetStream
 test: $(STAMP) ## run the tests, against real servers, on every core; PHASES='unit recovery': only these
 	@$(BIN)/python -m tests.support.phases $(PHASES)
 
-soak: $(STAMP) ## run the tests that are too long for make test
-	@$(BIN)/pytest -m soak
+soak: $(STAMP) ## play 150 kill and fault cycles, then the tests too long for make test; CYCLES=jetstream:20,kafka:5: only these
+	@status=0; \
+	$(BIN)/python -m tests.support.soak $(CYCLES) --jobs $(or $(JOBS),2) || status=1; \
+	$(if $(CYCLES),,$(BIN)/pytest -m soak || status=1;) \
+	exit $$status
 
 check: $(STAMP) ## format, lint, types, import rules, lock: nothing is changed
 	@$(BIN)/ruff format --check --quiet

@@ -9,13 +9,19 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Self
 from urllib.parse import urlsplit
 
 from tests.support.waiting import PATIENCE
 
 __all__ = ["Direction", "Proxy"]
+
+NARROW = 65_536
+"""Bytes that a link with a rate has on their way; loopback would take megabytes at once."""
+TICK = 0.02
+"""Seconds for which a link with a rate sends in one piece."""
 
 
 class Direction:
@@ -33,12 +39,31 @@ class Direction:
         self.piece = 0
         """Bytes that go on at once; 0 for all."""
         self.rate = 0
-        """Bytes that go on in a second; 0 for no limit. For a link that is slow all the while the
-        proxy must be opaque: otherwise it takes a frame as a whole before it passes it on."""
+        """Bytes a second that all connections share; 0 for no limit."""
+        self.paused = False
+        """Whether nothing passes, on no connection; what came meanwhile passes later."""
+        self.changes: Callable[[bytes], bytes] = lambda frame: frame
+        """What becomes of each frame."""
         self.lost = 0
         self.cut = 0
         self.frames: list[bytes] = []
         """The first line of each frame that came, lost ones included."""
+        self._free_at = 0.0
+
+    def pieces(self, frame: bytes) -> Iterator[bytes]:
+        """The frame in the pieces in which it goes on."""
+        size = self.piece or int(self.rate * TICK) or len(frame) or 1
+        return (frame[start : start + size] for start in range(0, len(frame), size))
+
+    async def room_for(self, piece: bytes) -> None:
+        """Wait until the link has carried this piece, and those before it."""
+        while self.paused:  # noqa: ASYNC110  # another thread sets it
+            await asyncio.sleep(0.01)
+        if self.rate:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now) + len(piece) / self.rate
+            if self._free_at > now + TICK / 4:
+                await asyncio.sleep(self._free_at - now)
 
     def messages_to(self, subject: bytes) -> int:
         """How many messages came whose subject begins with that."""
@@ -50,13 +75,16 @@ class Proxy:
 
     :arg target: URL of the server behind it.
     :arg opaque: What passes is not to be understood, being encrypted: every piece that arrives is a
-    frame."""
+    frame.
+    :arg rate: Bytes a second that pass each way; 0 for no limit.
+    """
 
-    def __init__(self, target: str, *, opaque: bool = False) -> None:
+    def __init__(self, target: str, *, opaque: bool = False, rate: int = 0) -> None:
         self.requests = Direction()
         """From the client to the server."""
         self.answers = Direction()
         """From the server to the client."""
+        self.requests.rate = self.answers.rate = rate
         self.connections = 0
         self._opaque = opaque
         self._target = urlsplit(target)
@@ -81,8 +109,13 @@ class Proxy:
         self._target = urlsplit(target)
 
     def cut_all(self) -> None:
-        """Reset every connection that stands, with whatever is on its way."""
+        """Reset every connection that stands, with whatever is on its way; returns when that is
+        done.
+        """
+        done = threading.Event()
         self._loop.call_soon_threadsafe(self._cut_all)
+        self._loop.call_soon_threadsafe(done.set)
+        assert done.wait(PATIENCE), "the proxy does not cut"
 
     def freeze_all(self) -> None:
         """From now on nothing passes on the connections that stand, and neither side is told; new
@@ -101,10 +134,11 @@ class Proxy:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(
-            asyncio.start_server(self._accept, sock=_listening())
-        )
-        self._port = server.sockets[0].getsockname()[1]
+        listening = socket.create_server(("127.0.0.1", 0))
+        if self.requests.rate:  # accepted sockets inherit it
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+        self._port = listening.getsockname()[1]
+        server = self._loop.run_until_complete(asyncio.start_server(self._accept, sock=listening))
         self._listening.set()
         self._loop.run_forever()
         server.close()
@@ -134,7 +168,8 @@ class Proxy:
             asyncio.create_task(self._pass(server_reader, writer, self.answers)),
         }
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(asyncio.CancelledError):  # at the proxy's end
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for way in ways:
                 way.cancel()
@@ -162,10 +197,8 @@ class Proxy:
                     return
                 if way.delay:
                     await asyncio.sleep(way.delay)
-                for start in range(0, len(frame), way.piece or len(frame)):
-                    piece = frame[start : start + (way.piece or len(frame))]
-                    if way.rate:
-                        await asyncio.sleep(len(piece) / way.rate)
+                for piece in way.pieces(way.changes(frame)):
+                    await way.room_for(piece)
                     writer.write(piece)
                     await writer.drain()
 
@@ -179,14 +212,6 @@ class Proxy:
 
     def _freeze_all(self) -> None:
         self._frozen |= self._streams
-
-
-def _listening() -> socket.socket:
-    """Its connections have small buffers, so that the client sees how far a slow link is."""
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-    listening.bind(("127.0.0.1", 0))
-    return listening
 
 
 async def _frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, bytes]]:

@@ -28,6 +28,7 @@ import bytewax_jetstream.operators as jop
 from bytewax_jetstream.dataflow import publish_step
 from bytewax_jetstream.dispatch.segment import Entry
 from bytewax_jetstream.dispatch.singles import Singles
+from bytewax_jetstream.drain import drain_on_signal
 from bytewax_jetstream.envelope import Checkpoint, Envelope, PublishResult
 from bytewax_jetstream.jetstream.publisher import encoding as wire
 from bytewax_jetstream.jetstream.publisher import publisher
@@ -38,7 +39,7 @@ from bytewax_jetstream.pool.results import Delivery
 from tests.support.dataflows import run
 from tests.support.lanes import jetstream, kafka
 from tests.support.recovery.board import Board, Slot
-from tests.support.recovery.rows import PARTS, STREAM, envelope_of
+from tests.support.recovery.rows import PARTS, STREAM, envelope_of, padded
 
 __all__ = ["KEPT", "Aim", "Kept", "Orders", "Without"]
 
@@ -77,6 +78,14 @@ class Orders:
     workers: int = 1
     epoch: float = 0.05
     budget: int = 1_000
+    ack_timeout: float = 1.0
+    delivery_timeout: float = 30.0
+    rows: int | None = None
+    """Rows of each partition; None for as many as the test lets it make. A run with an end drains
+    at SIGTERM.
+    """
+    size: int = 0
+    """Bytes of a payload, at least."""
     aim: Aim | None = None
     aim_at: int = 1
     """At which occasion, counted from 1."""
@@ -87,21 +96,24 @@ class Orders:
 
 
 class Rows(FixedPartitionedSource[Envelope, int]):
-    """Makes rows until the board says that it is enough, then the rows that a replay owes."""
+    """Makes as many rows as ordered; or rows until the board says that it is enough, then the rows
+    that a replay owes.
+    """
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
+    def __init__(self, board: Board, orders: Orders) -> None:
+        self._board, self._orders = board, orders
 
     def list_parts(self) -> list[str]:
         return [str(part) for part in range(PARTS)]
 
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> "_Part":
-        return _Part(self._board, int(for_part), resume_state or 0)
+        return _Part(self._board, self._orders, int(for_part), resume_state or 0)
 
 
 class _Part(StatefulSourcePartition[Envelope, int]):
-    def __init__(self, board: Board, part: int, index: int) -> None:
+    def __init__(self, board: Board, orders: Orders, part: int, index: int) -> None:
         self._board, self._part, self._index = board, part, index
+        self._rows, self._size = orders.rows, orders.size
         self._closed_an_epoch = False
 
     def next_batch(self) -> Sequence[Envelope]:
@@ -111,9 +123,12 @@ class _Part(StatefulSourcePartition[Envelope, int]):
         last = self._index + BATCH
         if self._board[Slot.STOP]:
             last = min(last, self._board.made_by(self._part))
-            if last <= self._index:
-                raise StopIteration
-        batch = [envelope_of(self._part, index) for index in range(self._index, last)]
+        if self._rows is not None:
+            last = min(last, self._rows)
+        if last <= self._index:
+            raise StopIteration
+        indexes = range(self._index, last)
+        batch = [padded(envelope_of(self._part, index), self._size) for index in indexes]
         self._board.made(self._part, last)
         self._index = last
         return batch
@@ -160,15 +175,21 @@ class _KeeperPart(StatefulSinkPartition[Any, None]):
 
 def dataflow(orders: Orders, board: Board) -> Dataflow:
     directory = Path(orders.directory)
-    pool = {"budget_messages": orders.budget}
+    deadlines: dict[str, Any] = {
+        "ack_timeout": orders.ack_timeout,
+        "delivery_timeout": orders.delivery_timeout,
+        "pool": {"budget_messages": orders.budget},
+    }
     flow = Dataflow("killed")
-    rows = op.input("rows", flow, Rows(board))
+    source: Any = Rows(board, orders)
+    if orders.rows is not None:
+        source = drain_on_signal(source)
+    rows = op.input("rows", flow, source)
     if orders.broker == "kafka":
-        out = jop.publish(
-            "publish", op.map("one-topic", rows, _in_one_topic), kafka(orders.url, pool=pool)
-        )
+        rows = op.map("one-topic", rows, _in_one_topic)
+        out = jop.publish("publish", rows, kafka(orders.url, **deadlines))
     else:
-        out = jop.publish("publish", rows, jetstream(orders.url, pool=pool))
+        out = jop.publish("publish", rows, jetstream(orders.url, **deadlines))
     for what in KEPT:
         keyed = op.key_on(f"{what}-by", getattr(out, what), _key_of)
         op.output(f"keep-{what}", keyed, Keeper(directory, what, orders.run))

@@ -5,19 +5,21 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import MappingProxyType
+from typing import Any, Self
 
 import psutil
 
+from bytewax_jetstream.envelope import PublishResult
 from tests.support.dataflows import recovery_store
 from tests.support.recovery.board import Board, Slot
 from tests.support.recovery.child import Orders
 from tests.support.recovery.judge import Evidence
 from tests.support.recovery.rows import PARTS, STREAM, TOPICS
-from tests.support.streams import make_stream, stored
+from tests.support.streams import Stored, make_stream, stored
 from tests.support.waiting import PATIENCE, until
 
 __all__ = ["ROOMY", "Pipeline"]
@@ -33,11 +35,24 @@ class Pipeline:
     """The dataflow, its stream, its recovery store and what it keeps; at most one run at a time.
 
     :arg batched: Whether the stream takes batches.
+    :arg through: URL that the dataflow connects to, if it is not the server's.
+    :arg orders: What every run is told, fields of `Orders`.
     """
 
-    def __init__(self, directory: Path, server: Any, *, batched: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        server: Any,
+        *,
+        batched: bool = False,
+        replicas: int = 1,
+        through: str | None = None,
+        **orders: Any,
+    ) -> None:
         self.server = server
-        self._batched = batched
+        self._batched, self._replicas = batched, replicas
+        self._through = through
+        self.orders = {**self.orders, **orders}
         self.runs = 0
         self._directory = directory
         self._store = recovery_store(directory / "recovery", 2)
@@ -55,7 +70,8 @@ class Pipeline:
         assert self._process is None, "one run at a time"
         self.runs += 1
         self.board.new_run()
-        given = Orders(str(self._directory), self._url, self.runs, **{**self.orders, **orders})
+        url = self._through or self._url
+        given = Orders(str(self._directory), url, self.runs, **{**self.orders, **orders})
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.recovery.child", given.to_json()],
@@ -96,22 +112,35 @@ class Pipeline:
     def await_suicide(self) -> int:
         """Wait until it has killed itself; returns how many envelopes were without an ack then."""
         assert self._process is not None
-        code = self._process.wait(PATIENCE)
-        self._process = None
+        code = self.await_end(PATIENCE)
         assert code == -signal.SIGKILL, f"it ended by itself, {code}:\n{self._log.read_text()}"
-        self._read_resumed()
         return self.board[Slot.UNSETTLED]
+
+    @property
+    def running(self) -> bool:
+        """Whether a run was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send the run a signal, unless it has ended."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def await_end(self, seconds: float) -> int:
+        """Wait until the run has ended; returns its exit code."""
+        assert self._process is not None
+        code = self._process.wait(seconds)
+        self._process = None
+        self._read_resumed()
+        return code
 
     def finish(self, **orders: Any) -> Evidence:
         """One more run, to the end of all that was ever made; returns what all runs left behind."""
         self.start(**orders)
         self.board[Slot.STOP] = 1
-        assert self._process is not None
-        code = self._process.wait(PATIENCE)
-        self._process = None
+        code = self.await_end(PATIENCE)
         assert code == 0, f"it failed with {code}:\n{self._log.read_text()}"
-        self._read_resumed()
-        return self._evidence()
+        return self.evidence()
 
     def close(self) -> None:
         """Leave no process behind."""
@@ -125,7 +154,7 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    orders: ClassVar[dict[str, Any]] = {}
+    orders: Mapping[str, Any] = MappingProxyType({})
     """What every run is told."""
 
     @property
@@ -133,21 +162,41 @@ class Pipeline:
         return str(self.server.url)
 
     def _prepare(self) -> None:
-        make_stream(self.server.url, STREAM, TOPICS, storage="file", allow_batched=self._batched)
+        make_stream(
+            self.server.url,
+            STREAM,
+            TOPICS,
+            storage="file",
+            num_replicas=self._replicas,
+            allow_batched=self._batched,
+        )
 
     @property
     def _log(self) -> Path:
-        return self._directory / "log"
+        return self._directory / f"log-{self.runs}"
 
-    def _evidence(self) -> Evidence:
+    def evidence(self) -> Evidence:
+        """What all runs have left behind."""
+        rows = self.orders.get("rows")
         return Evidence(
-            made=[self.board.made_by(part) for part in range(PARTS)],
-            messages=stored(self.server.url, STREAM),
-            results=[*self._kept("oks"), *self._kept("errs")],
+            made=[self.board.made_by(part) if rows is None else rows for part in range(PARTS)],
+            messages=[self._without_padding(message) for message in self._stored()],
+            results=self._results(),
             checkpoints=list(self._kept("checkpoints")),
             left=self.board[Slot.LEFT],
             resumed=self._resumed,
         )
+
+    def _stored(self) -> list[Stored]:
+        return stored(self.server.url, STREAM)
+
+    def _results(self) -> list[tuple[int, PublishResult]]:
+        return [*self._kept("oks"), *self._kept("errs")]
+
+    def _without_padding(self, message: Stored) -> Stored:
+        payload = message.payload.rstrip()
+        whole = payload.ljust(self.orders.get("size", 0)) == message.payload
+        return message._replace(payload=payload) if whole else message
 
     def _kept(self, what: str) -> Iterator[tuple[int, Any]]:
         for path in sorted(self._directory.glob(f"{what}-*.sqlite3")):

@@ -1,14 +1,13 @@
 """The killed dataflow with Kafka as its broker, where a replay is stored again."""
 
 from hashlib import sha256
-from typing import Any, ClassVar
+from types import MappingProxyType
 
 from bytewax_jetstream.envelope import Outcome, PublishResult
 from tests.support.kafka import Record, make_topic, records
-from tests.support.recovery.board import Slot
 from tests.support.recovery.harness import Pipeline
 from tests.support.recovery.judge import Evidence, Flaws, flaws
-from tests.support.recovery.rows import PARTS, STREAM, envelope_of
+from tests.support.recovery.rows import STREAM, envelope_of
 from tests.support.streams import Stored
 
 __all__ = ["KafkaPipeline", "kafka_flaws", "repeated"]
@@ -19,7 +18,7 @@ PARTITIONS = 4
 class KafkaPipeline(Pipeline):
     """Its topic has the rows of all topics, because Kafka has no order across topics."""
 
-    orders: ClassVar[dict[str, Any]] = {"broker": "kafka"}
+    orders = MappingProxyType({"broker": "kafka"})
 
     @property
     def _url(self) -> str:
@@ -28,19 +27,11 @@ class KafkaPipeline(Pipeline):
     def _prepare(self) -> None:
         make_topic(self.server.bootstrap, STREAM, partitions=PARTITIONS)
 
-    def _evidence(self) -> Evidence:
-        made = [self.board.made_by(part) for part in range(PARTS)]
-        return Evidence(
-            made=made,
-            messages=[_as_stored(record) for record in records(self.server.bootstrap, STREAM)],
-            results=[
-                (run, _as_result(result))
-                for run, result in [*self._kept("oks"), *self._kept("errs")]
-            ],
-            checkpoints=list(self._kept("checkpoints")),
-            left=self.board[Slot.LEFT],
-            resumed=self._resumed,
-        )
+    def _stored(self) -> list[Stored]:
+        return [_as_stored(record) for record in records(self.server.bootstrap, STREAM)]
+
+    def _results(self) -> list[tuple[int, PublishResult]]:
+        return [(run, _as_result(result)) for run, result in super()._results()]
 
 
 def kafka_flaws(evidence: Evidence) -> Flaws:

@@ -2,7 +2,7 @@
 
 from bytewax_jetstream.envelope import Envelope
 
-__all__ = ["PARTS", "STREAM", "TOPICS", "envelope_of", "is_good"]
+__all__ = ["PARTS", "STREAM", "TOPICS", "envelope_of", "is_good", "padded"]
 
 STREAM = "ROWS"
 TOPICS = "rows.>"
@@ -26,3 +26,10 @@ def envelope_of(part: int, index: int) -> Envelope:
         aggregate_id=f"p{part}-a{index * 7 % AGGREGATES}",
         event_type="even" if index % 2 == 0 else "odd",
     )
+
+
+def padded(row: Envelope, size: int) -> Envelope:
+    """The row with blanks behind its payload, unless its topic is invalid."""
+    if row.payload is None or row.topic.endswith("*"):
+        return row
+    return row._replace(payload=row.payload.ljust(size))
