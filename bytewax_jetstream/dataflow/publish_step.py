@@ -16,7 +16,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Stream
 from bytewax.operators import StatefulBatchLogic
 
-from ..envelope import Checkpoint, Envelope, PublishResult
+from ..envelope import Checkpoint, Envelope, Outcome, PublishResult
 from ..errors import SettleTimeoutError
 from ..pool import Lane
 from ..pool.results import Delivery
@@ -221,6 +221,10 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
     def _check_rejected(self, errs: list[PublishResult]) -> None:
         if not errs or self._readers is Readers.OF_ALL:
             return
+        # An unknown one stops the run whoever reads the errs.
+        rejected = next((each for each in errs if each.outcome is Outcome.REJECTED), None)
+        if rejected is None:
+            return
         step = self._lanes.step_id
         after = ""
         if self._readers is Readers.NOT_OF_ERRS:
@@ -229,7 +233,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
                 "without such envelopes"
             )
         lane = self._lane.name if self._lane is not None else ""
-        raise not_stored(errs[0], step=step, lane=lane, after=after)
+        raise not_stored(rejected, step=step, lane=lane, after=after)
 
     def _stop_if_it_must(self, lane: Lane) -> None:
         if lane.stop is not None:

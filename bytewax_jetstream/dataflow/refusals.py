@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 
-from ..envelope import PublishResult
+from ..envelope import Outcome, PublishResult
 from .values import printable, text_of
 
 __all__ = ["Refusals"]
@@ -32,9 +32,11 @@ class Refusals:
         """Of each kind of reason, the first one."""
         self._lock = threading.Lock()
 
-    def add(self, rejected: Iterable[PublishResult]) -> None:
-        """Count results, and log those that are the first of their kind."""
-        for result in rejected:
+    def add(self, results: Iterable[PublishResult]) -> None:
+        """Count rejected results, and log those that are the first of their kind."""
+        for result in results:
+            if result.outcome is not Outcome.REJECTED:
+                continue  # an unknown one stops the run, whose error has the reason
             kind = _kind(result)
             with self._lock:
                 if kind not in self._firsts and len(self._firsts) >= MOST:

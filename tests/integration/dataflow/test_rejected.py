@@ -109,6 +109,34 @@ def test_reasons_of_rejected_envelopes_are_logged_once_with_a_count(
     )
 
 
+@pytest.mark.parametrize("read", ["oks", "everything"])
+def test_unknown_envelopes_are_not_called_rejected(
+    own_nats_server: NatsServer, caplog: pytest.LogCaptureFixture, read: str
+) -> None:
+    server = own_nats_server
+    make_stream(server.url, "GONE", "gone")
+
+    def kill_first(index: int) -> None:
+        if index == 100:
+            server.kill()
+
+    source = Envelopes(envelopes(200, "gone"), before=kill_first)
+    settings = jetstream(server.url, ack_timeout=0.2, delivery_timeout=0.5)
+    flow = (
+        publishing(source, settings).flow
+        if read == "everything"
+        else _oks_only(source, settings)[0]
+    )
+    with pytest.raises(BytewaxRuntimeError) as stopped:
+        run(flow)
+
+    reason = str(root_cause(stopped.value))
+    assert reason.startswith("flow.publish stops without committing its epoch: envelope e-")
+    assert " is unknown: " in reason
+    assert "no step reads" not in reason
+    assert not [line for line in caplog.messages if "rejected" in line]
+
+
 # Items that are no envelopes
 
 
