@@ -9,12 +9,13 @@ from typing import Any
 
 import nats
 
+from bytewax_jetstream.errors import JetStreamPipelineError
 from tests.support.recovery.board import Slot
 from tests.support.recovery.harness import Pipeline
 from tests.support.recovery.rows import STREAM
 from tests.support.recovery.setup import Broker, Setup
 from tests.support.streams import api
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 __all__ = ["Fault", "Scene", "possible"]
 
@@ -89,14 +90,14 @@ def server_killed(scene: Scene) -> None:
     server = scene.one()
     server.kill()
     scene.last(0, 4)
-    server.start()
+    _start([server])
 
 
 def server_terminated(scene: Scene) -> None:
     server = scene.one()
     server.terminate()
     scene.last(0, 2)
-    server.start()
+    _start([server])
 
 
 def server_paused(scene: Scene) -> None:
@@ -152,7 +153,7 @@ def leader_killed(scene: Scene) -> None:
     leader = _await_leader(scene)
     leader.kill()
     scene.last(0, 4)
-    leader.start()
+    _start([leader])
 
 
 def leader_paused(scene: Scene) -> None:
@@ -189,10 +190,12 @@ def possible(broker: Broker, *, linked: bool) -> Sequence[Fault]:
 def _paused(servers: Sequence[Any]) -> Iterator[None]:
     for server in servers:
         server.pause()
-    yield
-    for server in servers:
-        if server.alive:
-            server.resume()
+    try:
+        yield
+    finally:
+        for server in servers:
+            if server.alive:
+                server.resume()
 
 
 def _kill(servers: Sequence[Any]) -> None:
@@ -201,8 +204,16 @@ def _kill(servers: Sequence[Any]) -> None:
 
 
 def _start(servers: Sequence[Any]) -> None:
+    """On a busy machine a connection of somebody else may have got the server's port meanwhile."""
     for server in servers:
-        server.start()
+        deadline = time.monotonic() + PATIENCE
+        while not server.alive:
+            try:
+                server.start()
+            except JetStreamPipelineError as error:
+                taken = "address already in use" in str(error).lower()
+                if not taken or time.monotonic() > deadline:
+                    raise
 
 
 def _connections(scene: Scene) -> int:
