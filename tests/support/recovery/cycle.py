@@ -4,6 +4,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Self
@@ -133,6 +134,7 @@ class _Run:
         self._cycle, self._scene, self._pipeline = cycle, scene, scene.pipeline
         self._faults = deque(cycle.faults)
         self._end = time.monotonic() + SECONDS
+        self._fault_ended = -inf
         self.happened: list[str] = []
         self.problems: list[str] = []
 
@@ -140,12 +142,15 @@ class _Run:
         scene, pipeline = self._scene, self._pipeline
         while True:
             scene.start()
+            soon = time.monotonic() - self._fault_ended < RECOVERY[self._cycle.broker]
             away = self._meet_faults()
             code = pipeline.await_end(self._left)
-            if code and scene.told != signal.SIGKILL and not self._may_give_up(away):
-                self.problems.append(f"run {pipeline.runs} ended with {code} by itself")
             if code == 0 and scene.told is None:
                 break
+            found_no_broker = soon and not pipeline.board[Slot.SUBMITTED]
+            may_end = found_no_broker or self._may_give_up(away)
+            if code and scene.told != signal.SIGKILL and not may_end:
+                self.problems.append(f"run {pipeline.runs} ended with {code} by itself")
         if not self.happened:
             self.problems.append("no fault met the run")
 
@@ -163,7 +168,8 @@ class _Run:
             fault = self._faults.popleft()
             began = time.monotonic()
             fault(self._scene)
-            seconds = time.monotonic() - began
+            self._fault_ended = time.monotonic()
+            seconds = self._fault_ended - began
             longest = max(longest, seconds)
             self.happened.append(f"{fault.__name__} {seconds:.1f}")
             if self._scene.told is not None:

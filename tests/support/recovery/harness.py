@@ -29,6 +29,8 @@ ROOMY = 100_000
 """A budget that an epoch does not spend, so that its end is reached with a server that does not
 answer.
 """
+DUPLICATE_WINDOW = 600
+"""Seconds that no test takes, however busy the machine is."""
 
 
 class Pipeline:
@@ -169,6 +171,7 @@ class Pipeline:
             storage="file",
             num_replicas=self._replicas,
             allow_batched=self._batched,
+            duplicate_window=int(DUPLICATE_WINDOW * 1e9),
         )
 
     @property
