@@ -159,7 +159,10 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="how many cycles at a time")
     given = parser.parse_args()
     log, now = Log(FOLDER / "cycles.jsonl"), version()
-    cycles = chosen(given.cycles)
+    try:
+        cycles = chosen(given.cycles)
+    except ValueError as error:
+        parser.error(f"{error}: write it as in {DEFAULT}")
     before = log.good(now)
     lines = [
         before[cycle.broker, cycle.seed] for cycle in cycles if (cycle.broker, cycle.seed) in before

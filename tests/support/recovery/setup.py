@@ -1,6 +1,6 @@
 """The real servers of one cycle, and the links to them."""
 
-import re
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, NamedTuple
@@ -71,4 +71,6 @@ def _without_addresses(frame: bytes) -> bytes:
     """
     if not frame.startswith(b"INFO "):
         return frame
-    return re.sub(rb'"connect_urls":\[[^]]*\],', b"", frame)
+    said = json.loads(frame[len(b"INFO ") :])
+    said.pop("connect_urls", None)
+    return b"INFO " + json.dumps(said).encode() + b"\r\n"
