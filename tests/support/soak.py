@@ -142,13 +142,14 @@ def table(lines: Iterable[Line]) -> str:
     return "\n".join(text)
 
 
-def _play(cycle: Cycle, version: str) -> Line:
+def _play(cycle: Cycle, version: str, log: Log) -> Line:
     directory = Path(tempfile.mkdtemp(prefix=f"soak-{cycle.broker}-{cycle.seed}-"))
     line = Line.of(version, cycle, play(cycle, directory))
     if not line.good:
         kept = FOLDER / "failed" / f"{version}-{cycle.broker}-{cycle.seed}-{int(time.time())}"
         shutil.copytree(directory, kept)
     shutil.rmtree(directory)
+    log.append(line)
     return line
 
 
@@ -170,11 +171,10 @@ def main() -> int:
     left = [cycle for cycle in cycles if (cycle.broker, cycle.seed) not in before]
     print(f"soak: {now}: {len(left)} cycles to play, {len(lines)} good before", flush=True)
     with ThreadPoolExecutor(given.jobs) as pool:
-        futures = [pool.submit(_play, cycle, now) for cycle in left]
+        futures = [pool.submit(_play, cycle, now, log) for cycle in left]
         try:
             for future in as_completed(futures):
                 line = future.result()
-                log.append(line)
                 lines.append(line)
                 failed = sum(not each.good for each in lines)
                 print(f"[{len(lines)}/{len(cycles)}, {failed} failed] {line}", flush=True)
