@@ -67,8 +67,7 @@ def test_link_that_carries_less_than_the_timeouts_need_holds_the_producer_back(
 ) -> None:
     make_stream(nats_server.url, "NARROW", "narrow.>")
     batch = [each._replace(payload=bytes(2_000)) for each in envelopes(3_000, "narrow.x")]
-    with Proxy(nats_server.url, opaque=True) as proxy:
-        proxy.requests.rate = 900_000
+    with Proxy(nats_server.url, opaque=True, rate=900_000) as proxy:
         settings = jetstream(proxy.url, delivery_timeout=5.0)
         with opened(settings) as (pool, lane):
             began = time.monotonic()
@@ -101,11 +100,12 @@ def test_message_larger_than_an_ack_timeout_carries_is_stored_by_a_slow_link(
 ) -> None:
     make_stream(nats_server.url, "LARGE", "large.>")
     batch = [each._replace(payload=b"." * 900_000) for each in envelopes(4, "large.x")]
-    with Proxy(nats_server.url, opaque=True) as proxy:
-        proxy.requests.rate = 500_000
-        with opened(jetstream(proxy.url)) as (pool, lane):
-            lane.submit(batch)
-            results = lane.flush()
+    with (
+        Proxy(nats_server.url, opaque=True, rate=500_000) as proxy,
+        opened(jetstream(proxy.url)) as (pool, lane),
+    ):
+        lane.submit(batch)
+        results = lane.flush()
 
-            assert broker_of(pool)["retries"] == 0, "nothing was silent: its bytes were taken"
+        assert broker_of(pool)["retries"] == 0, "nothing was silent: its bytes were taken"
     assert [result.outcome for result in results] == [Outcome.STORED] * 4
