@@ -195,7 +195,7 @@ class JetStreamLike:
                 self._answer(batch.key, partial(events.refused, number, index, answer))
                 break
             batch.stored += 1  # a known event id counts, and is not said to be one
-            if batch.stored % FLOW_INTERVAL == 0:
+            if batch.stored % append.flow == 0:
                 self._answer(batch.key, partial(events.batch_stored, number, batch.stored))
         if append.last and not self._faults.loses_request(batch.key):
             batch.over = True

@@ -99,6 +99,7 @@ class KafkaLike:
             window=10_000,
             window_bytes=64 * 1024 * 1024,
             max_send=1_024,
+            first_window_bytes=1_000_000,
         )
 
     async def start(self, events: PublisherEvents) -> None:
