@@ -14,7 +14,7 @@ from tests.support.recovery.setup import Broker
 SEEDS: dict[Broker, tuple[int, ...]] = {
     "jetstream": (4, 11, 16, 18, 32),
     "cluster": (5, 36),
-    "kafka": (8, 13, 18),
+    "kafka": (8, 13, 30),
 }
 """All links, brief and long timeouts, and most faults."""
 
