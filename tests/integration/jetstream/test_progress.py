@@ -43,7 +43,7 @@ def test_hot_aggregate_of_a_replicated_stream_in_doubt_is_stored(
     make_stream(cluster.url, "REPLICATED", "replicated.>", num_replicas=3)
     publish(jetstream(cluster.url), *envelopes(10, "replicated.x", aggregates=1))
     batch = envelopes(600, "replicated.x", aggregates=1, first=10)
-    with Proxy(cluster.servers[0].url) as proxy:
+    with Proxy(cluster.servers[0].url, opaque=True) as proxy:
         proxy.answers.delay = 0.005
         settings = jetstream(proxy.url, ack_timeout=0.5, delivery_timeout=DELIVERY_TIMEOUT)
         with opened(settings) as (pool, lane):
