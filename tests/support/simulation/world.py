@@ -152,11 +152,6 @@ class World:
         return Counter(result.settled.outcome for results in every for result in results)
 
     @property
-    def kind(self) -> Kind:
-        """What it is like."""
-        return self._kind
-
-    @property
     def disconnections(self) -> int:
         """How often the connection was lost."""
         return self._network.disconnections
