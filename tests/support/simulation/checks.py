@@ -125,7 +125,7 @@ def _check_unknown(
     before = record.unknown.setdefault((accepted.lane, aggregate), [])
     follows = bool(before) and aggregate is not None
     before.append(event_id)
-    attempts = record.attempts.get(event_id, Attempts(inf, inf))
+    attempts = record.attempts.get(event_id, Attempts(inf, inf, inf))
     if attempts.answered < result.at:
         yield f"{event_id} is unknown, and was answered at {attempts.answered:g} s"
     if (
@@ -133,7 +133,7 @@ def _check_unknown(
         or accepted.lane in record.closed
         or follows
         or broker.refused[event_id]
-        or result.at >= attempts.written + record.resend_seconds
+        or result.at >= attempts.begun + record.resend_seconds
     ):
         return
     policy = record.kind.policy

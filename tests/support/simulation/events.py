@@ -24,6 +24,8 @@ class Events:
         """Event ids of the attempts that were not answered, by number and index."""
         self._batches: defaultdict[int, list[str]] = defaultdict(list)
         """Event ids of all messages of a batch that is not over, or silent."""
+        self._begun: dict[int, float] = {}
+        """When each batch was."""
 
     # What is sent, and so may be answered
 
@@ -31,12 +33,14 @@ class Events:
         """A single, or a group, goes out; the peer will have taken it at that time."""
         self._singles[number, index] = [envelope.event_id for envelope in envelopes]
         fails = taken + self._record.kind.policy.attempt_seconds
-        self._record.written(envelopes, self._clock.now, fails)
+        self._record.written(envelopes, self._clock.now, self._clock.now, fails)
 
     def appended(self, number: int, envelopes: Sequence[Envelope]) -> None:
         """The next messages of a batch go out."""
         self._batches[number] += [envelope.event_id for envelope in envelopes]
-        self._record.written(envelopes, self._clock.now, self._clock.now)
+        now = self._clock.now
+        begun = self._begun.setdefault(number, now)
+        self._record.written(envelopes, now, begun, fails=now)
 
     def cut(self) -> None:
         """The connection is lost. Batches go again as a whole and are asked for then, so later

@@ -38,6 +38,8 @@ class Attempts:
 
     written: float
     """When the first was."""
+    begun: float
+    """The same, or when its batch was begun: all of a batch may be forgotten with its first."""
     fails: float
     """The last one fails at this time, or later: when it is refused to be retried, lost with its
     connection, or unanswered for the ack timeout after the peer took it. In a batch, it may fail as
@@ -83,13 +85,15 @@ class Record:
 
     # Attempts
 
-    def written(self, envelopes: Iterable[Envelope], now: float, fails: float) -> None:
+    def written(
+        self, envelopes: Iterable[Envelope], now: float, begun: float, fails: float
+    ) -> None:
         """An attempt of each begins, which fails at that time or later."""
         for envelope in envelopes:
             event_id = envelope.event_id
             attempts = self.attempts.get(event_id)
             if attempts is None:
-                self.attempts[event_id] = Attempts(now, fails)
+                self.attempts[event_id] = Attempts(now, begun, fails)
             else:
                 attempts.failed = min(attempts.failed, attempts.fails)
                 attempts.fails = fails
