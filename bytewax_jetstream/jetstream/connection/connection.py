@@ -194,11 +194,11 @@ class Connection:
         self._keeper.add_done_callback(lambda task: task.cancelled() or task.result())
         self._on_up()
 
-    async def repeat_if_lost(self, work: Callable[[], Awaitable[T]], deadline: float) -> T:
-        """Do what needs a connection; from the start if the connection is lost meanwhile, as long
-        as there is time.
+    async def repeat_until_answered(self, work: Callable[[], Awaitable[T]], deadline: float) -> T:
+        """Do what needs a connection; from the start if the connection is lost meanwhile, or if
+        nobody answers, as a cluster does without a leader, as long as there is time.
 
-        :raises ConnectError: when the connection is lost, and there is no time left.
+        :raises ConnectError: when there is no time left.
         """
         while True:
             client = self._client
@@ -206,8 +206,10 @@ class Connection:
                 return await work()
             except JetStreamPipelineError as error:
                 if client is not None and client is self._client and not client.lost.done():
-                    raise
-                if time.monotonic() + SET_UP_PAUSE >= deadline:
+                    silent = isinstance(error, ConnectError) and error.seconds is not None
+                    if not silent or time.monotonic() + SET_UP_PAUSE >= deadline:
+                        raise
+                elif time.monotonic() + SET_UP_PAUSE >= deadline:
                     servers, seconds = (
                         ", ".join(self._settings.servers),
                         self._settings.connect_timeout,

@@ -185,14 +185,14 @@ class JetStreamPublisher:
             % (re.escape(self._inbox), PUB_ACK % expected)
         ).match
         subscribe = partial(self._connection.subscribe, f"{inbox}.>", self._answered)
-        await self._connection.repeat_if_lost(subscribe, deadline)
+        await self._connection.repeat_until_answered(subscribe, deadline)
         if self._settings.atomic and not self._connection.takes_groups:
             raise StreamError(
                 "this server cannot store groups all or none: use nats-server 2.12 or later, "
                 "or atomic=False"
             )
         try:
-            await self._connection.repeat_if_lost(self._topics.ensure, deadline)
+            await self._connection.repeat_until_answered(self._topics.ensure, deadline)
         except JetStreamApiError as error:
             raise StreamError(
                 f"the streams cannot be listed: {error}; check the server's log", code=error.code

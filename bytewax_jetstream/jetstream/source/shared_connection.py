@@ -132,7 +132,7 @@ class SharedConnection:
         if self.settings.streams:
             ensure = partial(ensure_streams, self.connection, self.settings)
             try:
-                await self.connection.repeat_if_lost(ensure, deadline)
+                await self.connection.repeat_until_answered(ensure, deadline)
             except JetStreamApiError as error:
                 raise StreamError(
                     f"the streams cannot be listed: {error}; check the server's log",

@@ -6,6 +6,7 @@ import pytest
 
 from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.errors import ConnectError, StreamError
+from bytewax_jetstream.jetstream.connection import connection
 from bytewax_jetstream.jetstream.source.source import JetStreamSource
 from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsServer
@@ -111,3 +112,24 @@ def test_stream_that_is_too_weak_stops_the_start_at_once_on_the_next_connection(
     with pytest.raises(StreamError, match="weaker than the settings require"):
         publish(settings)
     assert proxy.requests.cut == 1
+
+
+@pytest.mark.parametrize("reader", [False, True], ids=["publisher", "source"])
+def test_question_that_nobody_answers_while_starting_is_asked_again(
+    proxy: Proxy, names: Names, monkeypatch: pytest.MonkeyPatch, reader: bool
+) -> None:
+    """As after a restart of all servers, while they have no leader."""
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.2)
+    name = names()
+
+    def loses_three(frame: bytes) -> bool:
+        return REQUESTS["list the streams"](frame) and proxy.requests.lost < 3
+
+    proxy.requests.loses = loses_three
+    if reader:
+        source = JetStreamSource(_settings(proxy.url, name), streams=name, tail=False)
+        assert read(source) == []
+    else:
+        publish(_settings(proxy.url, name), *envelopes(1, name))
+
+    assert proxy.requests.lost == 3
