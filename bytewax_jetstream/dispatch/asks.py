@@ -31,6 +31,8 @@ __all__ = ["Asks"]
 
 LEAST = 2
 """How many must be held: for one, a question costs as much as sending it."""
+FIRST = 16
+"""How many are asked for at first; twice as many each time, while all are known."""
 
 
 class _Asked(NamedTuple):
@@ -48,12 +50,12 @@ class Asks:
         self._settlements = settlements
         self._asked: dict[int, _Asked] = {}
 
-    def behind(self, lane: LaneQueue, aggregate: str | None) -> None:
+    def behind(self, lane: LaneQueue, aggregate: str | None, most: int = FIRST) -> None:
         """A single of this aggregate is a duplicate, and about to leave its lane."""
         if not self._most or aggregate is None or len(lane.held.get(aggregate) or ()) < LEAST:
             return
         number = self._window.next_number
-        entries = lane.ask(aggregate, number, self._most)
+        entries = lane.ask(aggregate, number, min(most, self._most))
         self._asked[number] = _Asked(lane, aggregate, entries)
         self._window.send(Ask(number, [entry.envelope for entry in entries]), 0, 0)
 
@@ -72,7 +74,7 @@ class Asks:
                 ended += 1
         lane.answered(aggregate, ended)
         if all(receipts):
-            self.behind(lane, aggregate)
+            self.behind(lane, aggregate, 2 * len(entries))
         lane.go_on(aggregate)
 
     def disconnected(self) -> None:

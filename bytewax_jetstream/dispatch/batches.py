@@ -337,7 +337,7 @@ class Batches:
         if lane.open is not None:
             route, in_flight = lane.open.route, lane.open.count - lane.open.stored
         policy = self._policy
-        room = int(min(policy.max_send, policy.window - window.messages, lane.reach - in_flight))
+        room = int(min(policy.max_send, window.limit - window.messages, lane.reach - in_flight))
         room_bytes = window.limit_bytes - window.bytes
         while queue.waiting and room > 0 and room_bytes > 0:
             segment = queue.waiting[0]

@@ -33,7 +33,7 @@ The rules:
 10. A replicated stream is given batches only of what cannot be in process there: see `doubts`.
 11. When a single turns out to be a duplicate, the ids of those held behind it are asked for, many
     at once, before more of its aggregate is sent.
-12. How many bytes may be in flight follows the link: see `Window`.
+12. How much may be in flight follows the link and the broker: see `Window`.
 
 Each piece of state has one owner, and the others call its methods:
 
@@ -279,7 +279,8 @@ class Dispatch:
         """What to send next; None while there is nothing, no connection or no room."""
         self._look(now)
         window = self._window
-        if window.full_at is not None or window.bytes >= window.limit_bytes:
+        full = window.messages >= window.limit or window.bytes >= window.limit_bytes
+        if full or window.full_at is not None:
             window.follow_link(now)
         outgoing = window.outgoing
         while self._connected and not outgoing:
@@ -358,7 +359,7 @@ class Dispatch:
     def _give_turn(self, now: float) -> bool:
         """Let the next lane send; False when there is none, or no room."""
         policy, window = self._policy, self._window
-        room = policy.window - window.messages
+        room = window.limit - window.messages
         if not self._turns or room <= 0 or window.bytes >= window.limit_bytes:
             return False
         lane = next(iter(self._turns))

@@ -152,7 +152,7 @@ class Singles:
     def send(self, lane: LaneQueue, now: float) -> None:
         """Send what is ready, as much as has room."""
         policy, window = self._policy, self._window
-        room = min(policy.max_send, policy.window - window.messages)
+        room = min(policy.max_send, window.limit - window.messages)
         entries, overdue = lane.take_ready(room, window.limit_bytes - window.bytes, now)
         if overdue:  # what follows them must not be sent in this turn
             self._give_up(lane, [entry for entry in overdue if entry.resend_until >= now])

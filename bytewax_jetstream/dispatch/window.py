@@ -12,10 +12,10 @@ it takes more than twice that."""
 
 
 class Window:
-    """Counts the messages and bytes in flight, numbers the sends, and limits the bytes.
+    """Counts the messages and bytes in flight, numbers the sends, and limits both.
 
-    How many bytes may be in flight follows the link: more than it carries within an attempt's time
-    would only be answered too late. Example: attempts of 5 s, a link of 2 MB/s.
+    How much may be in flight follows the link and the broker: more than they manage within an
+    attempt's time would only be answered too late. Example: attempts of 5 s, a link of 2 MB/s.
 
         256 KiB in flight, answered after 0.13 s    -> 512 KiB, then 1 MiB, 2 MiB
         2 MiB in flight, answered after 1.0 s       -> 4 MiB
@@ -28,10 +28,10 @@ class Window:
     __slots__ = (
         "_largest",
         "_seconds",
-        "_sent",
         "_smallest",
         "bytes",
         "full_at",
+        "limit",
         "limit_bytes",
         "messages",
         "next_number",
@@ -49,16 +49,18 @@ class Window:
         """How many messages were sent so far: the position of the next."""
         self.outgoing: deque[Outgoing] = deque()
         """To be sent now, in order; it counts as in flight already. The dispatch takes from it."""
-        self._largest = policy.window_bytes
-        self._smallest = min(policy.first_window_bytes, policy.window_bytes)
-        self.limit_bytes = self._smallest
-        """How many bytes may be in flight; the last message may exceed it."""
+        self._largest = policy.window, policy.window_bytes
+        self._smallest = (
+            min(policy.first_window or policy.window, policy.window),
+            min(policy.first_window_bytes, policy.window_bytes),
+        )
+        self.limit, self.limit_bytes = self._smallest
+        """How many messages and bytes may be in flight; a group, or the last message, may exceed
+        it."""
         self._seconds = policy.attempt_seconds / WELL_INSIDE
-        self._sent = 0
-        """Bytes, ever."""
         self.full_at: tuple[int, float] | None = None
-        """When the window was full: how many bytes were sent by then, and the time; until all of
-        them are answered."""
+        """When the window was full: the position by then, and the time; until all before it are
+        answered."""
 
     @property
     def last_number(self) -> int:
@@ -69,7 +71,6 @@ class Window:
         """Put something in flight: it goes out with the next send."""
         self.messages += messages
         self.bytes += size
-        self._sent += size
         self.position += messages or 1  # the end of a batch has a position too
         self.outgoing.append(outgoing)
         if outgoing.number == self.next_number:
@@ -83,7 +84,7 @@ class Window:
     def withdraw(self) -> None:
         """Nothing of what was to go out next goes out: the connection is lost."""
         self.outgoing.clear()
-        self.limit_bytes = self._smallest  # the next one may be another link
+        self.limit, self.limit_bytes = self._smallest  # the next one may be another link
         self.full_at = None
 
     def withdraw_numbers(self, numbers: set[int]) -> None:
@@ -97,13 +98,16 @@ class Window:
         To be called while it is full, and while `full_at` is set.
         """
         if self.full_at is None:
-            self.full_at = self._sent, now
+            self.full_at = self.position, now
             return
-        sent, since = self.full_at
+        position, since = self.full_at
+        (least, least_bytes), (most, most_bytes) = self._smallest, self._largest
         if now - since > 2 * self._seconds:
-            self.limit_bytes = max(self._smallest, self.limit_bytes // 2)
-        elif self._sent - self.bytes < sent:
+            self.limit = max(least, self.limit // 2)
+            self.limit_bytes = max(least_bytes, self.limit_bytes // 2)
+        elif self.position - self.messages < position:
             return  # something of it is still in flight
         elif now - since <= self._seconds:
-            self.limit_bytes = min(self._largest, self.limit_bytes * 2)
+            self.limit = min(most, self.limit * 2)
+            self.limit_bytes = min(most_bytes, self.limit_bytes * 2)
         self.full_at = None

@@ -26,7 +26,7 @@ class Policy(NamedTuple):
     one_per_aggregate: bool
     """Whether a single must be settled before the next envelope of its aggregate is sent."""
     window: int
-    """How many messages may be in flight, over all lanes."""
+    """How many messages may be in flight at most, over all lanes."""
     window_bytes: int
     """How many payload bytes may be in flight at most."""
     max_send: int
@@ -38,8 +38,10 @@ class Policy(NamedTuple):
     it says nothing until the batch ends. A publisher with routes must set it: an open batch with
     no more messages than this in flight is ended, to get an answer. A batch of large messages is
     acknowledged more often."""
+    first_window: int = 0
+    """How many messages may be in flight at first; 0 for the whole window."""
     first_window_bytes: int = 256 * 1024
-    """How many payload bytes may be in flight at first. It grows and shrinks with the speed at
+    """How many payload bytes may be in flight at first. Both grow and shrink with the speed at
     which the broker answers; see `Window` in `dispatch`."""
     first_backoff: float = 0.05
     longest_backoff: float = 2.0

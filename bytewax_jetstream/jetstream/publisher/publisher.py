@@ -61,9 +61,10 @@ log = logging.getLogger(__name__)
 WINDOW = 8_192
 """Messages in flight: several round trips' worth at any rate, and settled well within an ack
 timeout."""
-ATOMIC_WINDOW = 200
-"""The same for groups. A server works off all that it has read before it answers, and a group on
-disk takes it up to 13 ms: more than this would not be answered within an ack timeout."""
+FIRST_GROUPS = 16
+"""Messages in flight at first, where they go in groups. A server works off all groups that it has
+read before it answers, and a group on disk takes it up to 15 ms: thousands would not be answered
+within an ack timeout, and would be sent again and again."""
 WINDOW_BYTES = 8 * 1024 * 1024
 MAX_SEND = 512
 """Messages a lane sends in one turn, in one write."""
@@ -138,7 +139,8 @@ class JetStreamPublisher:
             delivery_timeout=pool.delivery_timeout,
             ack_timeout=pool.ack_timeout,
             one_per_aggregate=True,
-            window=ATOMIC_WINDOW if self._settings.atomic else WINDOW,
+            window=WINDOW,
+            first_window=FIRST_GROUPS if self._settings.atomic else 0,
             window_bytes=WINDOW_BYTES,
             max_send=MAX_SEND,
             atomic=self._settings.atomic,

@@ -16,7 +16,7 @@ from tests.support.proxy import Proxy
 from tests.support.reading import read
 from tests.support.streams import FLAWLESS, Names, audit, envelopes
 
-REQUESTS = {
+REQUESTS: dict[str, Callable[[bytes], bool]] = {
     "inbox": lambda frame: frame.startswith(b"SUB ") and b"_INBOX." in frame and b".*" not in frame,
     "look at the stream": lambda frame: b"STREAM.INFO" in frame,
     "create the stream": lambda frame: b"STREAM.CREATE" in frame,

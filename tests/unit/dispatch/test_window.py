@@ -144,7 +144,7 @@ LINK = POLICY._replace(window_bytes=1_000, first_window_bytes=100, ack_timeout=4
 def fill(window: Window) -> int:
     """Send until the window is full; returns the bytes that were sent for it."""
     size = window.limit_bytes - window.bytes
-    window.send(Singles(window.next_number, [], []), 1, size)
+    window.send(Singles(window.next_number, [], []), 2, size)
     return size
 
 
@@ -166,7 +166,7 @@ def test_window_grows_while_it_is_answered_in_good_time(seconds: float, limits: 
         window.release(1, size - 1)
         window.follow_link(now)  # something is in flight yet
         now += seconds
-        window.release(0, 1)
+        window.release(1, 1)
         window.follow_link(now)
         found.append(window.limit_bytes)
 
@@ -178,7 +178,7 @@ def test_window_shrinks_while_nothing_is_answered_in_time() -> None:
     for _ in range(3):
         size = fill(window)
         window.follow_link(0.0)
-        window.release(1, size)
+        window.release(2, size)
         window.follow_link(0.0)
     assert window.limit_bytes == 800
     fill(window)
@@ -194,7 +194,7 @@ def test_window_is_small_again_on_the_next_connection() -> None:
     window = Window(LINK)
     size = fill(window)
     window.follow_link(0.0)
-    window.release(1, size)
+    window.release(2, size)
     window.follow_link(0.0)
     assert window.limit_bytes == 200
     window.withdraw()
