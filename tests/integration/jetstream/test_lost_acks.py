@@ -1,5 +1,7 @@
 """Acks, requests and connections that are lost on the way: everything is stored once, in order."""
 
+import re
+
 import pytest
 
 from bytewax_jetstream.envelope import Envelope, Outcome
@@ -59,7 +61,8 @@ def test_more_silent_sends_than_ack_workers_block_no_other_lane(
         for result in quiet_lane.flush():
             assert result.outcome is Outcome.UNKNOWN
             assert result.attempts > 1
-            assert "not settled within 2 s" in str(result.reason)
+            # By its own clock, or by that of the connection: on a busy machine either is first.
+            assert re.match("not settled (within|while .* nothing for) 2 s", str(result.reason))
             # The end of a batch does get through, and is answered.
             ended = batched and "its batch ended before it" in str(result.reason)
             assert ended or "no ack within 0.3 s" in str(result.reason)
