@@ -94,7 +94,7 @@ def test_refused_message_of_a_long_batch_is_rejected_alone(
     make_stream(nats_server.url, stream, stream, allow_batched=True, max_msg_size=400)
     bad = {0, 1, 499, 500, 501, 2_000, 5_555, 5_556, 7_999}
     batch = _batch(*(LARGE if at in bad else SMALL for at in range(8_000)), topic=stream)
-    with opened(jetstream(nats_server.url, dedupe=dedupe)) as (pool, lane):
+    with opened(jetstream(nats_server.url, dedupe=dedupe, ack_timeout=20)) as (pool, lane):
         results = settle(lane, batch)
         counts = broker_of(pool)
 
@@ -355,9 +355,8 @@ class Roles(NamedTuple):
     def _stream_leader(self) -> NatsServer | None:
         """As far as a server without a leader says anything."""
         try:
-            name = api(self.followers[0].url, "STREAM.INFO.DOUBT", seconds=0.5)["cluster"].get(
-                "leader"
-            )
+            answer = api(self.followers[0].url, "STREAM.INFO.DOUBT", seconds=3)
+            name = answer["cluster"].get("leader")
         except (nats.errors.Error, AssertionError):  # it answers with an error, or not at all
             return None
         return next(

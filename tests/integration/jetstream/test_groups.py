@@ -63,7 +63,7 @@ def test_refused_group_stores_nothing_and_the_other_groups_are_stored(
         Envelope("allornone", LARGE if at == 8 else b"1", f"e-{at}", f"a-{at % 3}")
         for at in range(15)
     ]
-    with opened(_settings(nats_server.url)) as (pool, lane):
+    with opened(_settings(nats_server.url, ack_timeout=20)) as (pool, lane):
         results = settle(lane, batch)
         assert broker_of(pool)["retries"] == 0
 
@@ -154,7 +154,7 @@ def test_unmet_expectation_at_any_index_rejects_the_group(
     make_stream(nats_server.url, stream, stream, allow_atomic=True)
     batch = envelopes(4, stream, aggregates=1)
     batch[index] = batch[index]._replace(options=PublishOptions(expected_last_subject_sequence=7))
-    with opened(_settings(nats_server.url)) as (pool, lane):
+    with opened(_settings(nats_server.url, ack_timeout=20)) as (pool, lane):
         assert _outcomes(settle(lane, batch)) == {Outcome.REJECTED}
         assert broker_of(pool)["retries"] == 0
 

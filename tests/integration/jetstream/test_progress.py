@@ -74,7 +74,7 @@ def test_link_that_carries_less_than_the_timeouts_need_holds_the_producer_back(
     make_stream(nats_server.url, "NARROW", "narrow.>")
     batch = [each._replace(payload=bytes(2_000)) for each in envelopes(3_000, "narrow.x")]
     with Proxy(nats_server.url, opaque=True, rate=900_000) as proxy:
-        settings = jetstream(proxy.url, delivery_timeout=5.0)
+        settings = jetstream(proxy.url, ack_timeout=3.0, delivery_timeout=5.0)
         with opened(settings) as (pool, lane):
             began = time.monotonic()
             lane.submit(batch)

@@ -234,7 +234,7 @@ def test_full_subject_rejects_its_message_at_once_and_the_others_go_on(
     stream, url = f"FULL{batched}".upper(), nats_server.url
     config = {"max_msgs_per_subject": 1, "discard": "new", "discard_new_per_subject": True}
     make_stream(url, stream, f"{stream}.>", allow_batched=batched, **config)
-    with opened(jetstream(url)) as (pool, lane):
+    with opened(jetstream(url, ack_timeout=20)) as (pool, lane):
         settle(lane, [Envelope(f"{stream}.full", b"", "there")])
         batch = [
             Envelope(f"{stream}.{'full' if n == 5 else n}", b"", f"e-{n}", f"a-{n % 3}")

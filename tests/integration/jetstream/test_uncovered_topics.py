@@ -25,7 +25,7 @@ from tests.support.streams import (
     make_stream,
     message_ids,
 )
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 STORED, REJECTED, UNKNOWN = Outcome.STORED, Outcome.REJECTED, Outcome.UNKNOWN
 
@@ -227,7 +227,12 @@ def test_mapped_and_imported_topics_are_stored(
         each._replace(event_id=f"{declared}-{each.event_id}") for each in envelopes(500, topic)
     ]
     settings = jetstream(
-        accounts.url, user=user, password=user, topics=(topic,) if declared else ()
+        accounts.url,
+        user=user,
+        password=user,
+        topics=(topic,) if declared else (),
+        ack_timeout=PATIENCE / 2,  # so that a busy machine makes no retries
+        delivery_timeout=PATIENCE,
     )
     with caplog.at_level(logging.WARNING), opened(settings) as (pool, lane):
         results = settle(lane, batch)

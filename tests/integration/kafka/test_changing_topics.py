@@ -92,7 +92,8 @@ def test_topic_made_again_with_fewer_partitions_stores_what_comes_then(
 
     assert {each.outcome for each in before.values()} == {Outcome.STORED}
     assert {(each.outcome, each.reason) for each in results.values()} == {(Outcome.STORED, None)}
-    assert audit(kafka_address, topic, batch) == FLAWLESS
+    # librdkafka may give messages of a partition that is gone to another one, before others.
+    assert audit(kafka_address, topic, batch)._replace(inversions=0) == FLAWLESS
     assert {each.outcome for each in named.values()} == {Outcome.REJECTED}
     assert "has no partition 3: give 0 to 1, or None" in str(named["e-3000"].reason)
 

@@ -51,7 +51,11 @@ def with_the_server_frozen_in_the_barrier(pipeline: Pipeline, random: Random, wo
 
 def aimed(aim: Aim) -> Kill:
     def kill(pipeline: Pipeline, random: Random, workers: int) -> int:
-        return pipeline.start(workers=workers, aim=aim, aim_at=random.randint(1, 4)).await_suicide()
+        # On a busy machine an epoch as short as the others has one hand-over, and nothing before.
+        epoch = 1.0 if aim == "submitting" else 0.05
+        return pipeline.start(
+            workers=workers, epoch=epoch, aim=aim, aim_at=random.randint(1, 4)
+        ).await_suicide()
 
     kill.__name__ = aim
     return kill
