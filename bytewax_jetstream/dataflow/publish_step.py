@@ -221,7 +221,7 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
     def _check_rejected(self, errs: list[PublishResult]) -> None:
         if not errs or self._readers is Readers.OF_ALL:
             return
-        # An unknown one stops the run whoever reads the errs.
+        # An unknown one stops the run, whether or not a step reads the errs.
         rejected = next((each for each in errs if each.outcome is Outcome.REJECTED), None)
         if rejected is None:
             return

@@ -392,7 +392,7 @@ class KafkaPublisher:
             self._counts["queue_full"] += 1
             self._send_later(waiting)
         elif found.fatal() or found.code() == KafkaError._FATAL:  # noqa: SLF001
-            # It has stopped, or has failed; whoever serves its reports is told which.
+            # It has stopped, or has failed: the thread that serves its reports is told which.
             self._fatal_since = min(self._fatal_since, time.monotonic())
             if time.monotonic() < self._fatal_since + FATAL_SECONDS:
                 self._send_later(waiting)

@@ -142,11 +142,18 @@ class Proxy:
         self._listening.set()
         self._loop.run_forever()
         server.close()
+        self._turn()  # a connection that was just accepted gets its task
         self._cut_all()
         for task in self._tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        self._turn()  # what was aborted is closed
         self._loop.close()
+
+    def _turn(self) -> None:
+        """Let everything happen that is due."""
+        for _ in range(10):
+            self._loop.run_until_complete(asyncio.sleep(0))
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -158,7 +165,7 @@ class Proxy:
             server_reader, server_writer = await asyncio.open_connection(
                 self._target.hostname, self._target.port
             )
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         both = {writer, server_writer}
