@@ -141,6 +141,7 @@ class Proxy:
         server = self._loop.run_until_complete(asyncio.start_server(self._accept, sock=listening))
         self._listening.set()
         self._loop.run_forever()
+        self._turn()  # asyncio leaks what it has accepted when the server closes in the next moment
         server.close()
         self._turn()  # a connection that was just accepted gets its task
         self._cut_all()
