@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException
 from ..envelope import Envelope
 from ..publishing import PublisherEvents, Receipt, Refusal, Verdict
 from .encoding import Record
-from .producer import Client, Failure, error_of, place_of
+from .producer import Client, Failure, error_of, hand_over
 from .waiting import Waiting, give_up
 
 __all__ = ["Careful"]
@@ -219,10 +219,7 @@ class Careful:
                 return
             wire = self._encode(envelope)
             try:
-                client.produce(
-                    wire.topic, wire.payload, wire.key, wire.partition,
-                    client.report(place_of(number, index)), None, wire.timestamp, wire.headers,
-                )  # fmt: skip
+                hand_over(client, wire, number, index)
             except (BufferError, KafkaException) as error:
                 found = error_of(error)
                 if found is None:  # no room

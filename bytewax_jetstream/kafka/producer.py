@@ -21,9 +21,10 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from ..publishing import Receipt
 from ..settings import KafkaSettings
 from .config import accepted, producer
+from .encoding import Record
 from .library_log import library_log
 
-__all__ = ["INDEX_BITS", "Client", "Failure", "error_of", "place_of"]
+__all__ = ["INDEX_BITS", "Client", "Failure", "error_of", "hand_over", "place_of"]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,17 @@ def place_of(number: int, index: int) -> int:
     For example message 5 of send 3: `3 << 10 | 5`, that is 3077.
     """
     return number << INDEX_BITS | index
+
+
+def hand_over(client: "Client", record: Record, number: int, index: int) -> None:
+    """Give a record to librdkafka.
+
+    :raises BufferError, KafkaException: when it has no room, or refuses the record.
+    """
+    client.produce(
+        record.topic, record.payload, record.key, record.partition,
+        client.report(place_of(number, index)), None, record.timestamp, record.headers,
+    )  # fmt: skip
 
 
 def error_of(error: BaseException) -> KafkaError | None:

@@ -56,7 +56,7 @@ from .error_codes import (
     is_answer,
 )
 from .known_topics import KnownTopics
-from .producer import INDEX_BITS, PAUSE, Client, Failure, error_of, place_of
+from .producer import INDEX_BITS, PAUSE, Client, Failure, error_of, hand_over, place_of
 from .waiting import Waiting, still_awaited
 
 __all__ = ["KafkaPublisher"]
@@ -377,10 +377,7 @@ class KafkaPublisher:
             self._careful.add(waiting)
         elif client is not None:
             try:
-                client.produce(
-                    wire.topic, wire.payload, wire.key, wire.partition,
-                    client.report(place_of(number, index)), None, wire.timestamp, wire.headers,
-                )  # fmt: skip
+                hand_over(client, wire, number, index)
             except (BufferError, KafkaException) as error:
                 self._not_taken(waiting, error)
 
