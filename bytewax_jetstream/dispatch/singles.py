@@ -464,7 +464,7 @@ class Singles:
             self._back_off(lane, entry, now)
         elif refusal.verdict is Verdict.GIVE_UP:
             self._end(lane, entry, Outcome.UNKNOWN, refusal=refusal)
-        elif entry.in_doubt and not refusal.looked_up:
+        elif entry.in_doubt and not refusal.no_attempt_stored:
             reason = (
                 f"{refusal.reason}; but an earlier attempt was never answered, so it may be stored"
             )

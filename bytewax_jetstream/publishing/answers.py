@@ -45,6 +45,6 @@ class Refusal(NamedTuple):
     own: bool = False
     """Whether the broker refuses this message for its own sake. Then it is tried again until its
     delivery timeout as others are, and is rejected, not unknown, if every attempt was answered."""
-    looked_up: bool = False
-    """Whether the broker was asked for the event id and does not know it: no earlier attempt has
-    stored the envelope, also none that was not answered."""
+    no_attempt_stored: bool = False
+    """Whether no earlier attempt has stored the envelope, also none that was not answered: because
+    the broker was asked for the event id and does not know it, or cannot have taken any."""

@@ -159,11 +159,13 @@ class Fitting:
                     f"topic {topic[:80]}... is too long: its protocol line has {size} bytes, the "
                     f"server's max_control_line is {limit}; shorten the topic or raise the limit"
                 )
-                return Refusal(Verdict.REJECT, reason, looked_up=connection.never_took(size))
+                return Refusal(
+                    Verdict.REJECT, reason, no_attempt_stored=connection.never_took(size)
+                )
         return None
 
     def _report(self, number: int, index: int, envelope: Envelope, refusal: Refusal) -> None:
-        if refusal.looked_up:
+        if refusal.no_attempt_stored:
             self._events.refused(number, index, refusal)
         else:
             self._refuse(number, index, envelope, refusal)

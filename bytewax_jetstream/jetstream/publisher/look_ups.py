@@ -134,14 +134,14 @@ class LookUps:
         elif refusal.code == DUPLICATE_IN_GROUP:
             repeated = several_times(look_up.envelopes)
             if repeated is not None:
-                refusal = refusal._replace(reason=repeated, looked_up=True)
+                refusal = refusal._replace(reason=repeated, no_attempt_stored=True)
             else:  # the ids have left the duplicate window since the refusal
                 refusal = refusal._replace(verdict=Verdict.RETRY)
             self._events.refused(number, index, refusal)
         elif refusal.code in WRONG_LAST_SEQUENCE and len(known) == 1:
             self._read_stream(look_up)
         else:
-            self._events.refused(number, index, refusal._replace(looked_up=True))
+            self._events.refused(number, index, refusal._replace(no_attempt_stored=True))
 
     def _store(self, look_up: _LookUp, answers: Sequence[Mapping[str, Any]]) -> None:
         """All ids are known: each message is stored, not always in one stream or in one go."""
@@ -171,7 +171,7 @@ class LookUps:
         options = envelope.options
         assert options is not None, "a wrong last sequence needs an expected one"
         # Without `dedupe` an earlier attempt can have been stored and removed since.
-        refused = look_up.refusal._replace(looked_up=self._dedupe)
+        refused = look_up.refusal._replace(no_attempt_stored=self._dedupe)
         if options.expected_last_sequence is not None:
             body: dict[str, object] = {"seq": options.expected_last_sequence + 1}
         else:

@@ -167,7 +167,7 @@ class JetStreamPublisher:
             self._topics, events, self._write, patience=self._settings.pool.ack_timeout / 4
         )
         self._questions = Questions(
-            self._connection.write, self._settings.pool.ack_timeout / 2, events.process
+            self._write_questions, self._settings.pool.ack_timeout / 2, events.process
         )
         self._look_ups = LookUps(self._connection, self._settings, events, self._questions)
         self._replays = Replays(events, self._questions, self._write_append, self._topics.stream_of)
@@ -244,7 +244,7 @@ class JetStreamPublisher:
             outgoing = fitting
         if isinstance(outgoing, Append):
             if outgoing.topics:
-                self._denials.sent(outgoing.number, outgoing.first, outgoing.topics, batch=True)
+                self._denials.sent(outgoing.number, outgoing.first, outgoing.topics)
             route = self.route(outgoing.topic) if self._settings.dedupe else None
             if route is not None and not outgoing.again and self._topics.was_empty(route.name):
                 route = None  # no earlier run has stored anything there
@@ -262,7 +262,8 @@ class JetStreamPublisher:
             )
         elif checked.issuperset([envelope[0] for envelope in outgoing.envelopes]):
             inbox, frames = self._inbox, []
-            self._denials.sent(number, 0, [envelope.topic for envelope in outgoing.envelopes])
+            topics = [envelope.topic for envelope in outgoing.envelopes]
+            all_open = self._denials.sent(number, 0, topics) and not self._denials
             for index, (envelope, wire) in enumerate(
                 zip(outgoing.envelopes, outgoing.wires, strict=True)
             ):
@@ -273,7 +274,7 @@ class JetStreamPublisher:
                     continue
                 topic = envelope.topic.encode()
                 frame = b"HPUB %s %s%d.%d%s" % (topic, inbox, number, index, wire)
-                if not self._denials.park(envelope.topic, number, index, frame):
+                if all_open or self._denials.lets_out(envelope.topic, number, index, frame):
                     frames.append(frame)
             self._connection.write(b"".join(frames))
         else:
@@ -358,8 +359,8 @@ class JetStreamPublisher:
         frames: list[bytes] = []
         for number, index, envelopes, wires, grouped in items:
             topics = [envelope.topic for envelope in envelopes]
-            self._denials.sent(number, index, topics[:1] if not grouped else set(topics))
             if grouped:
+                self._denials.sent_as_group(number, index, topics)
                 frames += group_frames(
                     topics,
                     wires,
@@ -367,13 +368,18 @@ class JetStreamPublisher:
                     batch=b"%s%d-%d" % (self._batch_prefix, number, index),
                 )
             else:
+                self._denials.sent(number, index, topics)
                 frame = b"HPUB %s %s%d.%d%s" % (
                     topics[0].encode(), self._inbox, number, index, wires[0],
                 )  # fmt: skip
-                if not self._denials.park(topics[0], number, index, frame):
+                if self._denials.lets_out(topics[0], number, index, frame):
                     frames.append(frame)
         if frames:
             self._connection.write(b"".join(frames))
+
+    def _write_questions(self, frames: bytes, topics: list[str]) -> None:
+        self._denials.written(topics)
+        self._connection.write(frames)
 
     def _known(self, ask: Ask, known: Sequence[Known]) -> None:
         """Which event ids the server knows."""
@@ -418,6 +424,7 @@ class JetStreamPublisher:
         """
         number, topic, first, topics, wires, last, flow, _ = append
         first -= unsent
+        self._denials.written([*topics, topic] if last else topics)  # the commit has a topic, too
         starts = {each: b"HPUB %s " % each.encode() for each in set(topics)}
         reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch_prefix, number, flow)
         ends = (
@@ -481,6 +488,7 @@ class JetStreamPublisher:
         if denied is None or not self._started:
             return
         topic = denied.group(1)
+        self._denials.dropped(topic)
         if self._held.denied(topic):  # what waits behind the trial was not sent
             self._denials.all_denied(topic)
         elif not self._questions.denied(topic):
@@ -505,6 +513,9 @@ class JetStreamPublisher:
             at = ack.end()
         if acks:
             self._connection.proved_useful = True
+            if self._denials.tried:
+                for number, index, _ in acks:
+                    self._denials.acked(number, index)
             self._events.acked_many(acks)
         return at
 
@@ -621,7 +632,7 @@ class JetStreamPublisher:
         events, unsent = self._events, self._replays.offset(number)
         kind, error = answer.get("type"), error_in(answer)
         if kind == "ack":
-            return partial(self._replays.stored, number, int(answer["seq"]) + unsent)
+            return partial(self._batch_stored, number, int(answer["seq"]) + unsent)
         if kind == "gap":
             return None  # the end that follows says how many were stored
         if error is None:
@@ -654,6 +665,10 @@ class JetStreamPublisher:
             return partial(self._batch_returned, number, unsent)
         return partial(self._refused_of_batch, number, index + unsent, error)
 
+    def _batch_stored(self, number: int, count: int) -> None:
+        self._denials.stored_in_batch(number, count)
+        self._replays.stored(number, count)
+
     def _batch_ended(self, number: int, count: int, stream: str | None = None) -> None:
         if number in self._refused_in_batch:
             # First it is asked for what was refused. Messages behind it say less: unknown batch.
@@ -679,6 +694,7 @@ class JetStreamPublisher:
 
     def _acked(self, number: int, index: int, receipt: Receipt) -> None:
         self._held.answered(number, index)
+        self._denials.acked(number, index)
         self._events.acked(number, index, receipt)
 
     def _refused(self, number: int, index: int, stream: str, error: Mapping[str, Any]) -> None:
@@ -703,7 +719,7 @@ class JetStreamPublisher:
     def _looked_up(self, number: int, index: int, refusal: Refusal, known: Sequence[Known]) -> None:
         """The id of a refused message of a batch was asked for."""
         if known[0] == UNKNOWN_ID:
-            refusal = refusal._replace(looked_up=True)
+            refusal = refusal._replace(no_attempt_stored=True)
         elif known[0] == NO_ANSWER or known_sequence(known[0]) is not None:
             refusal = refusal._replace(verdict=Verdict.RETRY)  # as a single it gets its own answer
         self._events.refused(number, index, refusal)

@@ -48,13 +48,13 @@ class _Asked:
 class Questions:
     """The questions of one publisher that are not answered yet.
 
-    :arg write: Writes frames to the server.
+    :arg write: Writes frames to the server, one on each of these topics.
     :arg seconds: How long to wait for the answers of all tries.
     :arg on_late: Called after questions were given up, because no read of the connection follows.
     """
 
     def __init__(
-        self, write: Callable[[bytes], None], seconds: float, on_late: Callable[[], None]
+        self, write: Callable[[bytes, list[str]], None], seconds: float, on_late: Callable[[], None]
     ) -> None:
         self._write = write
         self._seconds = seconds / TRIES
@@ -107,9 +107,10 @@ class Questions:
 
     def _send(self, number: int, asked: _Asked) -> None:
         asked.tries += 1
-        frames = []
+        frames, topics = [], []
         for index in sorted(asked.missing):
             envelope = asked.envelopes[index]
+            topics.append(envelope.topic)
             line = message_id(envelope.event_id).partition(b"\r\n")[0]
             headers = b"NATS/1.0\r\n%s\r\nNats-Rollup: none\r\n\r\n" % line
             frames.append(
@@ -124,7 +125,7 @@ class Questions:
                     headers,
                 )
             )
-        self._write(b"".join(frames))
+        self._write(b"".join(frames), topics)
         loop = asyncio.get_running_loop()
         asked.timer = loop.call_later(self._seconds, self._silent, number)
 

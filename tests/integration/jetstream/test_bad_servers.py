@@ -124,6 +124,25 @@ def test_a_subject_without_permission_is_rejected_and_the_others_are_stored(
     assert len(stored(guarded.url, "OPEN", user="all", password="all")) == len(fine)
 
 
+def test_a_subject_without_permission_is_rejected_behind_a_slow_link(
+    guarded: NatsServer,
+) -> None:
+    denied = [
+        Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(1_000)
+    ]
+    fine = envelopes(1_000, "open.fine")
+    mixed = [envelope for pair in zip(denied, fine, strict=True) for envelope in pair]
+    # Attempts end before their denials have come, and begin again.
+    with (
+        Proxy(guarded.url, rate=100_000) as proxy,
+        opened(_as("some", proxy, ack_timeout=0.1, delivery_timeout=30)) as (_, lane),
+    ):
+        results = settle(lane, mixed)
+
+    assert {results[each.event_id].outcome for each in fine} == {Outcome.STORED}
+    assert {results[each.event_id].outcome for each in denied} == {Outcome.REJECTED}
+
+
 def test_batch_without_permission_is_rejected_at_once(guarded: NatsServer) -> None:
     denied = [
         Envelope("open.Denied.x", b"%d" % number, event_id=f"d-{number}") for number in range(40)
