@@ -134,8 +134,8 @@ def test_a_subject_without_permission_is_rejected_behind_a_slow_link(
     mixed = [envelope for pair in zip(denied, fine, strict=True) for envelope in pair]
     # Attempts end before their denials have come, and begin again.
     with (
-        Proxy(guarded.url, rate=100_000) as proxy,
-        opened(_as("some", proxy, ack_timeout=0.1, delivery_timeout=30)) as (_, lane),
+        Proxy(guarded.url, rate=50_000) as proxy,
+        opened(_as("some", proxy, ack_timeout=0.5, delivery_timeout=120)) as (_, lane),
     ):
         results = settle(lane, mixed)
 
