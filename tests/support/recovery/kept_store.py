@@ -43,9 +43,12 @@ from bytewax.testing import TestingSink
 import bytewax_jetstream
 import bytewax_jetstream.operators as jop
 from bytewax_jetstream import Envelope, JetStreamSettings, Lane, PublishOptions, PublishResult
+from bytewax_jetstream.dataflow.publish_step import PublishLogic
 from bytewax_jetstream.jetstream.source import JetStreamSource
+from bytewax_jetstream.recovery_state import PublishState
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import Ledger, recovery_store, run
+from tests.support.waiting import until
 
 __all__ = ["COUNT", "RECOVERY", "SERVER", "Kept", "envelope_of", "is_good", "kept", "write"]
 
@@ -173,12 +176,16 @@ async def _fill(url: str) -> None:
 
 
 class _Kill:
-    """Kills this process when the epoch is committed in which every partition got to its limit."""
+    """Kills this process when an epoch is committed with results that were not passed on, after
+    every partition got to its limit.
+    """
 
     def __init__(self, server: int) -> None:
         self._server = server
         self.read: Counter[str] = Counter()
         self._paused = False
+        self.pending = False
+        """Whether the last state of the publish step has results of stored envelopes."""
 
     @property
     def all_read(self) -> bool:
@@ -186,6 +193,7 @@ class _Kill:
 
     def install(self) -> None:
         build, wait = JetStreamSource.build_part, Lane.wait
+        snapshot = PublishLogic.snapshot
 
         def watched_build(source: JetStreamSource, step: str, part: str, state: Any) -> Any:
             return _Watched(self, part, build(source, step, part, state))
@@ -194,7 +202,13 @@ class _Kill:
             self._let_the_server_go_on()
             return wait(lane, below, until)
 
+        def watched_snapshot(logic: PublishLogic) -> PublishState:
+            state = snapshot(logic)
+            self.pending = bool(state[2])
+            return state
+
         patch: Callable[[object, str, object], None] = setattr
+        patch(PublishLogic, "snapshot", watched_snapshot)
         patch(JetStreamSource, "build_part", watched_build)
         patch(Lane, "wait", watched_wait)
 
@@ -215,14 +229,28 @@ class _Watched(StatefulSourcePartition[Any, Any]):
         self._last_closed = False
 
     def next_batch(self) -> Iterable[Any]:
-        if self._last_closed:  # asked again after a snapshot, so that is committed
+        if self._last_closed and self._kill.pending:
+            # Asked again after a snapshot, so that is committed.
             os.kill(os.getpid(), signal.SIGKILL)
-        if self._kill.read[self._name] >= LIMITS[self._name]:
+        if self._kill.read[self._name] >= LIMITS[self._name] and not self._last_closed:
             return []
-        batch = list(self._part.next_batch())
+        batch = self._whole_batch()
         self._kill.read[self._name] += len(batch)
         if self._kill.all_read:
             self._kill.stop_the_server()
+        return batch
+
+    def _whole_batch(self) -> list[Any]:
+        """At least so many messages that some of them can be stored: on a busy machine they come
+        one by one.
+        """
+        batch: list[Any] = []
+
+        def is_whole() -> bool:
+            batch.extend(self._part.next_batch())
+            return len(batch) >= BATCH
+
+        until(is_whole)
         return batch
 
     def next_awake(self) -> datetime | None:
