@@ -1,7 +1,8 @@
 """`Segment`, `Entry`, `Group`: envelopes from acceptance to settlement, together or one by one."""
 
+from bisect import bisect_right
 from collections.abc import Sequence, Set
-from itertools import accumulate, groupby, islice
+from itertools import accumulate, groupby
 from math import inf
 from operator import itemgetter
 from typing import NamedTuple
@@ -242,10 +243,10 @@ class Segment:
         """How many of the first envelopes fit, at least one: the byte window limits many messages,
         it does not stop a large one.
         """
-        if self.count <= room and self.size <= room_bytes:
-            return self.count
-        sizes = accumulate(len(envelope[1] or b"") for envelope in self.envelopes)
-        return max(1, sum(size <= room_bytes for size in islice(sizes, room)))
+        if self.size <= room_bytes:
+            return max(1, min(self.count, room))
+        sizes = [len(envelope[1] or b"") for envelope in self.envelopes[:room]]
+        return max(1, bisect_right(list(accumulate(sizes)), room_bytes))
 
     def entries(self) -> list[Entry]:
         """Track the envelopes one by one from now on; a group stays one entry."""
