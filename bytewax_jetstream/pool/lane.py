@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 
 from ..dispatch import LaneQueue
-from ..envelope import Envelope, PublishResult, payload_size
+from ..envelope import Envelope, PublishResult, payload_sizes
 from ..errors import PoolClosedError, SettleTimeoutError
 from ..publishing import indices_by_aggregate
 from .intake import LARGEST_SUBMISSION, Intake
@@ -247,10 +247,10 @@ def _pieces(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> Iterat
     start = 0
     while start < len(envelopes):
         piece = envelopes[start : start + most]
-        size = sum(map(payload_size, piece))
+        size = payload_sizes(piece)
         while len(piece) > 1 and size > most_bytes:
             piece = piece[: len(piece) // 2]
-            size = sum(map(payload_size, piece))
+            size = payload_sizes(piece)
         start += len(piece)
         yield piece, size
 
@@ -261,7 +261,7 @@ def _groups_whole(envelopes: Sequence[Envelope], most: int, most_bytes: int) -> 
     size = 0
     for indices in indices_by_aggregate(envelopes):
         group = [envelopes[index] for index in indices]
-        group_size = sum(map(payload_size, group))
+        group_size = payload_sizes(group)
         if piece and (len(piece) + len(group) > most or size + group_size > most_bytes):
             yield piece, size
             piece, size = [], 0

@@ -12,6 +12,7 @@ from bytewax_jetstream.envelope import (
     Outcome,
     PublishOptions,
     PublishResult,
+    payload_sizes,
 )
 
 ENVELOPE = Envelope(
@@ -125,3 +126,10 @@ def test_every_field_has_its_type(kind: type[tuple[Any, ...]]) -> None:
 def test_outcome_is_shown_as_its_word() -> None:
     assert [f"{outcome}" for outcome in Outcome] == ["stored", "rejected", "unknown"]
     assert pickle.loads(pickle.dumps(Outcome.STORED)) is Outcome.STORED
+
+
+@pytest.mark.parametrize("payloads", [[], [b"1", b"234"], [b"1", None, b"22"], [b"1", "text", 3]])
+def test_payloads_that_are_not_bytes_count_as_nothing(payloads: list[Any]) -> None:
+    made = [Envelope("t", payload, event_id="1") for payload in payloads]
+
+    assert payload_sizes(made) == sum(len(each) for each in payloads if type(each) is bytes)
