@@ -91,8 +91,10 @@ class Denials:
 
     def sent_as_group(self, number: int, index: int, topics: Sequence[str]) -> None:
         """A group is sent and written; it gets one answer."""
-        self._try(number, zip(repeat(index), set(topics).difference(self._stored_on)))
-        self.written(topics)
+        new = set(topics).difference(self._stored_on)
+        if new:
+            self._try(number, zip(repeat(index), new))
+            self.written(topics)
 
     def written(self, topics: Sequence[str]) -> None:
         """Frames on these topics are written, one each."""

@@ -184,5 +184,6 @@ def test_nothing_is_kept_of_messages_on_topics_that_are_known(denials: Denials) 
     denials.sent(1, 0, [TOPIC] * 10)
     denials.acked(1, 0)
     denials.sent(2, 0, [TOPIC] * 10)
+    denials.sent_as_group(3, 0, [TOPIC] * 3)
 
     assert not denials.tried
