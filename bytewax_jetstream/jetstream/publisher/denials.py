@@ -96,6 +96,10 @@ class Denials:
             self._try(number, zip(repeat(index), new))
             self.written(topics)
 
+    def all_open(self, topics: Iterable[str]) -> bool:
+        """Whether something was stored on all of these topics, so that nothing is counted there."""
+        return self._stored_on.issuperset(topics)
+
     def written(self, topics: Sequence[str]) -> None:
         """Frames on these topics are written, one each."""
         for topic in set(topics).difference(self._stored_on):

@@ -424,8 +424,10 @@ class JetStreamPublisher:
         """
         number, topic, first, topics, wires, last, flow, _ = append
         first -= unsent
-        self._denials.written([*topics, topic] if last else topics)  # the commit has a topic, too
         starts = {each: b"HPUB %s " % each.encode() for each in set(topics)}
+        if not self._denials.all_open((*starts, topic)):
+            # The commit has a topic, too.
+            self._denials.written([*topics, topic] if last else topics)
         reply = b"%s%s%d.%d.fail." % (self._inbox, self._batch_prefix, number, flow)
         ends = (
             chain([STARTED], map(APPENDED, count(2)))

@@ -1,4 +1,4 @@
-"""What a denial means: never allowed is rejected, no longer allowed is tried again."""
+"""Denied messages: rejected where nothing was ever stored, tried again where something was."""
 
 from collections.abc import Sequence
 from typing import Any, cast
