@@ -13,7 +13,8 @@ waits (for its turn, for room, behind its aggregate) has no clock, and there are
                  progress renews it.
     connection   while nothing is settled by an answer for `delivery_timeout`, all that is unsettled
                  there becomes unknown. A refusal to be retried, a reconnect, a ping, or giving up
-                 is no progress.
+                 is no progress. What is in flight then and was only refused so far, for its own
+                 sake, gets its answer first: another refusal rejects it.
 
 How cases end, with an ack timeout of 5 s and a delivery timeout of 60 s:
 

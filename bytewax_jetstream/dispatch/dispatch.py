@@ -104,6 +104,9 @@ class Dispatch:
         self._progress_at = 0.0
         """When the last answer settled something, or something was accepted while nothing was
         unsettled."""
+        self._last_answers_at = 0.0
+        """While nothing is sent any more for lack of progress: until when answers are awaited that
+        tell rejected from unknown."""
         self._window = Window(policy)
         self._answers = Answers()
         self._doubts = Doubts(route, policy.ack_timeout or 0.0)
@@ -261,9 +264,12 @@ class Dispatch:
     def tick(self, now: float) -> None:
         """Time has passed: end silent attempts, and pauses and clocks that are over."""
         self._look(now)
-        if self._no_progress_at() <= now:
-            self._abandon(self._lanes.keys(), None)
-            self._progress_at = now
+        no_progress_at = self._no_progress_at()
+        if no_progress_at <= now:
+            self._last_answers_at = self._singles.refused_until(no_progress_at)
+            if self._last_answers_at <= now:
+                self._abandon(self._lanes.keys(), None)
+                self._progress_at, self._last_answers_at = now, 0.0
         self._batches.tick(now)
         self._singles.tick(now)
         self._answers.forget_before(min(self._singles.oldest(), self._batches.oldest()))
@@ -283,7 +289,7 @@ class Dispatch:
         if full or window.full_at is not None:
             window.follow_link(now)
         outgoing = window.outgoing
-        while self._connected and not outgoing:
+        while self._connected and not outgoing and not self._last_answers_at:
             if self._changed:
                 for lane in list(self._changed):
                     self._admit(lane, now)
@@ -300,7 +306,8 @@ class Dispatch:
 
     def next_tick(self) -> float:
         """When `tick` has something to do at the latest, if nothing else happens."""
-        return min(self._no_progress_at(), self._singles.next_tick(), self._batches.next_tick())
+        no_progress_at = max(self._no_progress_at(), self._last_answers_at)
+        return min(no_progress_at, self._singles.next_tick(), self._batches.next_tick())
 
     def in_flight_at(self, number: int, index: int) -> list[Envelope]:
         """What is awaited at an index: several envelopes if they are a group."""
@@ -379,7 +386,7 @@ class Dispatch:
         """Note progress: an answer has settled something since the last look."""
         answered = self._settlements.answered
         if answered != self._answered:
-            self._answered, self._progress_at = answered, now
+            self._answered, self._progress_at, self._last_answers_at = answered, now, 0.0
 
     def _no_progress_at(self) -> float:
         """When all that is unsettled is given up, unless there is progress before."""

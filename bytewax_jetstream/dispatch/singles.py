@@ -386,6 +386,24 @@ class Singles:
             if entry is not None and any(each.topic == topic for each in entry.envelopes)
         ]
 
+    def refused_until(self, before: float) -> float:
+        """Until when answers are awaited that tell rejected from unknown: to attempts written
+        before then, at messages that were only refused so far, for their own sake.
+        """
+        return max(
+            [
+                self._deadline(sent, index)
+                for sent in self._sent.values()
+                if sent.written < before
+                for index, entry in enumerate(sent.entries)
+                if entry is not None
+                and not entry.in_doubt
+                and entry.last is not None
+                and entry.last.own
+            ],
+            default=0.0,
+        )
+
     def abandon(self, lanes: Set[LaneQueue], refusal: Refusal | None) -> None:
         """Settle all singles of these lanes as unknown, and forget them."""
         for sent in self._sent.values():

@@ -285,3 +285,50 @@ def test_reason_of_what_the_publisher_itself_tries_again_is_the_brokers() -> Non
     reasons = {one.entry.envelope.event_id: str(one.refusal) for one in driver.settled()}
     assert "no right to write" in reasons["denied"]
     assert "no right to write" not in reasons["silent"]
+
+
+FULL = Refusal(Verdict.RETRY, "the subject is full", 10077, own=True)
+
+
+def _refused_until_the_connection_clock_ends(driver: Driver) -> Singles:
+    """Nothing was settled for the delivery timeout; returns the attempt that is in flight then."""
+    driver.submit(envelope("full"), envelope("silent"))
+    last: Singles | None = None
+    while driver.now < 60.0:
+        while (sent := driver.dispatch.next_send(driver.now)) is not None:
+            assert isinstance(sent, Singles)
+            if sent.envelopes[0].event_id == "full":
+                last = sent
+        if last is not None and driver.now < 57.0:
+            driver.dispatch.refused(last.number, 0, FULL, driver.now)
+            last = None
+        driver.tick(min(driver.dispatch.next_tick(), 60.0))
+    assert last is not None
+    return last
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [("refused", Outcome.REJECTED), ("stored", Outcome.STORED), (None, Outcome.UNKNOWN)],
+)
+def test_message_that_was_only_refused_gets_its_last_answer_before_everything_is_given_up(
+    answer: str | None, outcome: Outcome
+) -> None:
+    driver = Driver()
+    last = _refused_until_the_connection_clock_ends(driver)
+    assert driver.settled() == []
+    assert driver.sends() == []
+    driver.now = 60.1
+    if answer == "refused":
+        driver.dispatch.refused(last.number, 0, FULL, driver.now)
+    elif answer == "stored":
+        driver.dispatch.acked(last.number, 0, RECEIPT, driver.now)
+    while driver.dispatch.unsettled and driver.now < 130.0:
+        driver.tick(driver.dispatch.next_tick())
+        if answer == "stored":  # there was progress, so the other goes on by its own clock
+            driver.sends()
+
+    outcomes = driver.outcomes()
+    assert outcomes == {"full": outcome, "silent": Outcome.UNKNOWN}
+    assert driver.now <= 60.0 + 5.0 + 5.1 * (answer == "stored")
+    assert driver.is_empty()
