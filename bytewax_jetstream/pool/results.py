@@ -133,10 +133,10 @@ def _of_all(stored: SegmentStored, broker: str, at: float, worker: int) -> list[
         new(
             kind,
             (
-                outcome, event_id, topic, aggregate_id, event_type, broker,
+                outcome, envelope[2], envelope[0], envelope[3], envelope[4], broker,
                 stream, partition, sequence, duplicate, attempts,
                 ack_seconds, None, None, None, worker, epoch,
             ),
         )
-        for topic, _, event_id, aggregate_id, event_type, _, _, _, _ in segment.envelopes
+        for envelope in segment.envelopes
     ]  # fmt: skip

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 STALL_SECONDS = 5.0
 """After how long without progress a broker without an ack timeout is said to stall."""
+LOOK_SECONDS = 0.01
+"""How often it is looked at most what the peer has taken: asking the kernel costs as much as some
+messages, and clocks of attempts are tenths of a second and more."""
 TIMER_SLACK = 0.001
 """Seconds by which a timer may be late before it is set again."""
 
@@ -71,6 +74,9 @@ class SharedPublisher:
         self.settled_at = time.monotonic()
         """When something of this publisher was settled last."""
         self._transit = Transit()
+        self._unlooked: int | None = None
+        """The first position written since it was looked what the peer has taken."""
+        self._looked_at = 0.0
         self._stalled_since = inf
         self._stall_seconds = 0.0
         """After how long without progress to say so."""
@@ -101,10 +107,12 @@ class SharedPublisher:
     def act(self) -> None:
         """Send what may be sent, hand on what is settled, and come back when something is due."""
         now = time.monotonic()
-        first = self.dispatch.position
+        if self._unlooked is None:
+            self._unlooked = self.dispatch.position
         while (outgoing := self.dispatch.next_send(now)) is not None:
             self.publisher.send(outgoing)
-        self._note_taken(first, now)
+        if now - self._looked_at > LOOK_SECONDS:
+            self._note_taken(now)
         for queue, settled in self.dispatch.take_settled():
             publisher, mailbox = self.publisher, self._mailboxes[queue]
             task = AckTask(mailbox, publisher.broker, settled, now, publisher.duplicate_window)
@@ -165,6 +173,7 @@ class SharedPublisher:
         broker = self.publisher.broker
         log.warning("%s: %s; %d envelopes are sent again", broker, reason, in_flight)
         self._transit.clear()
+        self._unlooked = None
         self.dispatch.disconnected(reason, time.monotonic())
         self.process()
 
@@ -225,11 +234,10 @@ class SharedPublisher:
         self.act()
         self._on_processed()
 
-    def _note_taken(self, first: int, now: float) -> None:
-        """Tell the dispatch how far the peer has taken what was sent.
-
-        :arg first: The position of what was sent since the last call.
-        """
+    def _note_taken(self, now: float) -> None:
+        """Tell the dispatch how far the peer has taken what was sent."""
+        first = self.dispatch.position if self._unlooked is None else self._unlooked
+        self._unlooked, self._looked_at = None, now
         position = self._transit.look(first, *self.publisher.transit())
         if position is not None:
             self.dispatch.taken(position, now)
@@ -237,7 +245,7 @@ class SharedPublisher:
     def _tick(self) -> None:
         self._timer = None
         now = time.monotonic()
-        self._note_taken(self.dispatch.position, now)
+        self._note_taken(now)
         if now >= self._stall_due():
             self._tell_stall(now)
         self.dispatch.tick(now)
