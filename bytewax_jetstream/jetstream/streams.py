@@ -17,6 +17,8 @@ __all__ = ["Coverage", "covers", "ensure_streams", "read_coverage"]
 STREAM_NOT_FOUND = 10059
 STREAM_NAME_IN_USE = 10058
 EXPECTED_ANOTHER_STREAM = 10060
+MOST_MATCHED = 10_000
+"""Topics whose stream is remembered; a dataflow may have any number of them."""
 
 STORAGE_STRENGTH = {"memory": 0, "file": 1}
 
@@ -72,6 +74,8 @@ class Coverage:
         """Streams in which nothing was ever stored when they were listed."""
         self._exact: dict[str, Covered] = {}
         self._patterns: list[tuple[tuple[str, ...], Covered]] = []
+        self._matched: dict[str, Covered | None] = {}
+        """What was found by the patterns, of the last topics that were asked for."""
         for name, config in configs.items():
             covered = self._covered(name, config)
             for subject in config.get("subjects") or ():
@@ -104,10 +108,14 @@ class Coverage:
         found = self._exact.get(topic)
         if found is not None or not self._patterns:
             return found
-        tokens = tuple(topic.split("."))
-        return next(
-            (covered for pattern, covered in self._patterns if _matches(pattern, tokens)), None
-        )
+        if topic not in self._matched:
+            if len(self._matched) >= MOST_MATCHED:
+                self._matched.clear()
+            tokens = tuple(topic.split("."))
+            self._matched[topic] = next(
+                (covered for pattern, covered in self._patterns if _matches(pattern, tokens)), None
+            )
+        return self._matched[topic]
 
 
 def covers(pattern: str, topic: str) -> bool:

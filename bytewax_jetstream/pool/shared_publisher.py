@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 
 STALL_SECONDS = 5.0
 """After how long without progress a broker without an ack timeout is said to stall."""
-LOOK_SECONDS = 0.01
-"""How often it is looked at most what the peer has taken: asking the kernel costs as much as some
-messages, and clocks of attempts are tenths of a second and more."""
+LOOK_SECONDS = 0.02
+"""How often it is looked at most what the peer has taken, while it settles nothing."""
+BUSY_LOOK_SECONDS = 0.25
+"""The same while it does. Answers renew attempts, too, and asking the kernel costs a switch to
+another thread, which may keep this one waiting for 5 ms."""
 TIMER_SLACK = 0.001
 """Seconds by which a timer may be late before it is set again."""
 
@@ -111,7 +113,8 @@ class SharedPublisher:
             self._unlooked = self.dispatch.position
         while (outgoing := self.dispatch.next_send(now)) is not None:
             self.publisher.send(outgoing)
-        if now - self._looked_at > LOOK_SECONDS:
+        quiet = now - self.settled_at > LOOK_SECONDS
+        if now - self._looked_at > (LOOK_SECONDS if quiet else BUSY_LOOK_SECONDS):
             self._note_taken(now)
         for queue, settled in self.dispatch.take_settled():
             publisher, mailbox = self.publisher, self._mailboxes[queue]
