@@ -3,11 +3,11 @@
     import bytewax_jetstream.operators as jop
     from bytewax_jetstream import Envelope, JetStreamSettings, KafkaSettings
 
-This package's own modules import no broker's library and no Bytewax until they are used:
-`operators`, `sinks` and `drain_on_signal` need Bytewax, `jetstream` needs nats-py, `kafka` needs
-confluent-kafka.
+Nothing is loaded before it is used: the pool and the settings need pydantic; `operators`, `sinks`
+and `drain_on_signal` need Bytewax; `jetstream` needs nats-py, `kafka` confluent-kafka.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .envelope import Checkpoint, Envelope, Outcome, PublishOptions, PublishResult
@@ -18,22 +18,23 @@ from .errors import (
     JetStreamPipelineError,
     PoolClosedError,
     PublishError,
+    RunError,
     SettleTimeoutError,
     SourceError,
     StreamError,
     TopicError,
 )
-from .pool import AckPool, Lane
-from .settings import (
-    JetStreamSettings,
-    KafkaSettings,
-    KafkaTopicSettings,
-    PoolSettings,
-    StreamSettings,
-)
 
 if TYPE_CHECKING:
     from .drain import drain_on_signal
+    from .pool import AckPool, Lane
+    from .settings import (
+        JetStreamSettings,
+        KafkaSettings,
+        KafkaTopicSettings,
+        PoolSettings,
+        StreamSettings,
+    )
 
 __all__ = [
     "AckPool",
@@ -53,6 +54,7 @@ __all__ = [
     "PublishError",
     "PublishOptions",
     "PublishResult",
+    "RunError",
     "SettleTimeoutError",
     "SourceError",
     "StreamError",
@@ -62,9 +64,22 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "drain_on_signal":
-        from .drain import drain_on_signal  # which loads Bytewax
+LATER = {
+    "AckPool": "pool",
+    "JetStreamSettings": "settings",
+    "KafkaSettings": "settings",
+    "KafkaTopicSettings": "settings",
+    "Lane": "pool",
+    "PoolSettings": "settings",
+    "StreamSettings": "settings",
+    "drain_on_signal": "drain",
+}
+"""The module of each name that is loaded when it is used."""
 
-        return drain_on_signal
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{LATER[name]}"), name)
+    globals()[name] = found
+    return found

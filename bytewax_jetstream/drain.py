@@ -7,17 +7,16 @@ start replays what was not settled. While no dataflow runs, a signal does what i
 The timeout is measured by the monotonic clock. The engine waits for sources by the wall clock.
 """
 
-import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from bytewax.inputs import (
     DynamicSource,
@@ -27,7 +26,21 @@ from bytewax.inputs import (
     StatelessSourcePartition,
 )
 
-__all__ = ["DrainingPartition", "deadline", "drain_on_signal", "enter", "install", "leave"]
+from .exit_codes import ExitCode, exit_now
+
+__all__ = [
+    "DrainingPartition",
+    "deadline",
+    "drain_on_signal",
+    "end_now",
+    "enter",
+    "held",
+    "install",
+    "leave",
+    "request",
+    "requested",
+    "running",
+]
 
 log = logging.getLogger(__name__)
 X = TypeVar("X")
@@ -56,8 +69,16 @@ class _Drain:
         self._parts = 0
         """How many source partitions and lanes are open; there is something to drain until it is 0.
         """
+        self._held = False
+        """Whether a runner says when the run ends."""
+        self._begun = False
+        """Whether the engine has come to the sources of a held run."""
         self._run = 0
         """Counts runs, so that what was meant for one does not happen to the next."""
+        self._signalled = False
+        """Whether a signal has asked for the drain; another ends it."""
+        self._overdue: str | None = None
+        """Why the run must end now, without waiting for anything."""
         self._lock = threading.Lock()
         self._defaults_restored = False
         """Whether this is a forked child to which a drain was of no concern so far."""
@@ -65,6 +86,28 @@ class _Drain:
     @property
     def requested(self) -> bool:
         return self.deadline != float("inf")
+
+    @property
+    def running(self) -> bool:
+        return self._parts > 0 or self._begun
+
+    def hold(self) -> None:
+        """The run lasts until `end_hold`, also while no part is open in this process."""
+        self._held = True
+
+    def end_hold(self) -> None:
+        self._held = self._begun = False
+
+    def begin(self) -> None:
+        """The engine has come to the sources of the dataflow."""
+        with self._lock:
+            self._begin()
+
+    def _begin(self) -> None:
+        if not self.running:
+            self._forget()
+            self._run += 1
+        self._begun = self._held
 
     def install(self) -> None:
         """Handle the signals, unless the program has its own handlers or this is not the main
@@ -80,9 +123,7 @@ class _Drain:
     def enter(self) -> None:
         """A partition or a lane opens; the first one of a run clears an earlier run's signal."""
         with self._lock:
-            if self._parts == 0:
-                self.deadline = float("inf")
-                self._run += 1
+            self._begin()
             self._parts += 1
         if self._defaults_restored:
             self.install()
@@ -93,26 +134,45 @@ class _Drain:
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Runs on the main thread between two of its instructions, so it never takes the lock."""
-        if not self._parts:
+        if not self.running:
             # This handler stays, so that a signal to the next run drains that one.
             _as_by_default(number, frame)
-        elif self.requested:
+        elif self._overdue is None and not self._signalled:
+            self._signalled = True
+            self.request(signal.Signals(number).name)
+        else:
             self.deadline = 0.0  # threads that wait until the deadline stop waiting
             self._later(GRACE, self._end)
             raise KeyboardInterrupt(
-                "a second signal came, or the drain took too long: the next start replays the epoch"
+                f"{self._overdue or 'a second signal came'}: the next start replays the epoch"
             )
-        else:
-            self.deadline = time.monotonic() + self.timeout
-            log.warning("%s: draining for at most %g s", signal.Signals(number).name, self.timeout)
-            self._later(self.timeout + GRACE, lambda: self._interrupt(number))
+
+    def request(self, reason: str) -> None:
+        """Begin to drain, if a dataflow runs and does not drain yet."""
+        if not self.running or self.requested:
+            return
+        self.deadline = time.monotonic() + self.timeout
+        log.warning("%s: draining for at most %g s", reason, self.timeout)
+        self._later(self.timeout + GRACE, lambda: self.end_now("the drain took too long"))
+
+    def end_now(self, reason: str) -> None:
+        """Interrupt the run, and end the process if that does not help."""
+        if not self.running:
+            return
+        self._overdue = reason
+        self._later(GRACE, self._end)
+        ours = [number for number in DEFAULTS if signal.getsignal(number) == self.on_signal]
+        if ours:
+            # A real signal, which also ends a wait in the operating system.
+            signal.pthread_kill(threading.main_thread().ident or 0, ours[0])
 
     def forget_after_fork(self) -> None:
         """A forked child has its parent's handlers, but no dataflow that could end by them."""
         self._lock = threading.Lock()  # another thread may have held it
-        self.deadline = float("inf")
-        running, self._parts = self._parts, 0
-        if not running:
+        self._forget()
+        was_running, self._parts = self.running, 0
+        self.end_hold()
+        if not was_running:
             return  # it may be going to run what its parent has defined
         self._defaults_restored = True
         for number, default in DEFAULTS.items():
@@ -124,24 +184,23 @@ class _Drain:
         run = self._run
 
         def if_it_still_drains() -> None:
-            if self._run == run and self._parts:
+            if self._run == run and self.running:
                 then()
 
         timer = threading.Timer(seconds, if_it_still_drains)
         timer.daemon = True
         timer.start()
 
-    def _interrupt(self, number: int) -> None:
-        self._later(GRACE, self._end)
-        # A real signal, which also ends a wait in the operating system.
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    def _forget(self) -> None:
+        self.deadline = float("inf")
+        self._signalled, self._overdue = False, None
 
     def _end(self) -> None:
         log.critical(
             "the drain does not end, because a source or a step does not return: the process "
             "ends now, and the next start replays the epoch"
         )
-        _exit(1)
+        exit_now(ExitCode.UNKNOWN)
 
 
 def _as_by_default(number: int, frame: FrameType | None) -> None:
@@ -151,14 +210,7 @@ def _as_by_default(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     # Only process 1 of a container comes this far: by default, signals do not end it.
-    _exit(128 + number)
-
-
-def _exit(code: int) -> NoReturn:
-    with contextlib.suppress(Exception):  # they may be in the midst of a write
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
+    exit_now(128 + number)
 
 
 _drain = _Drain()
@@ -173,6 +225,44 @@ def enter() -> None:
 def leave() -> None:
     """Count one open lane less."""
     _drain.leave()
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A run of the engine, in which a process may have no open source: it ends with this context.
+    """
+    _drain.hold()
+    try:
+        yield
+    finally:
+        _drain.end_hold()
+
+
+def running() -> bool:
+    """Whether a source or a lane is open in this process, or a held run has begun."""
+    return _drain.running
+
+
+def requested() -> bool:
+    """Whether the last run has begun to drain."""
+    return _drain.requested
+
+
+def request(reason: str) -> None:
+    """Begin to drain, as at a signal; does nothing while no dataflow runs. For any thread.
+
+    :arg reason: Who asks; logged.
+    """
+    _drain.request(reason)
+
+
+def end_now(reason: str) -> None:
+    """End the run without committing its epoch; does nothing while no dataflow runs. For any
+    thread.
+
+    :arg reason: Why it cannot go on; in the error that ends it.
+    """
+    _drain.end_now(reason)
 
 
 def deadline() -> float:
@@ -266,6 +356,7 @@ class _DrainingFixed(FixedPartitionedSource[Any, Any]):
         self._source = source
 
     def list_parts(self) -> list[str]:
+        _drain.begin()
         return self._source.list_parts()
 
     def build_part(self, step_id: str, for_part: str, resume_state: Any) -> DrainingPartition:

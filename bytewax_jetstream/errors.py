@@ -7,6 +7,8 @@ only the message is needed to make an error; so errors can be pickled, with thei
 from dataclasses import dataclass
 from typing import final
 
+from .exit_codes import ExitCode
+
 __all__ = [
     "BenchError",
     "ConnectError",
@@ -14,6 +16,7 @@ __all__ = [
     "JetStreamPipelineError",
     "PoolClosedError",
     "PublishError",
+    "RunError",
     "SettleTimeoutError",
     "SourceError",
     "StreamError",
@@ -236,6 +239,26 @@ class SourceError(JetStreamPipelineError):
     topic: str | None = None
     partition: int | None = None
     offset: int | None = None
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class RunError(JetStreamPipelineError):
+    """`bytewax-jetstream run` cannot begin or go on; nothing was committed that is not stored.
+
+    :ivar exit_code: What the command returns.
+    :ivar flow: The flow, as it was named.
+    :ivar directory: The recovery directory.
+    :ivar port: The port that cannot be used.
+    :ivar process: The number of another process of the dataflow.
+
+    Do what the message says, then run again.
+    """
+
+    exit_code: ExitCode = ExitCode.USAGE
+    flow: str | None = None
+    directory: str | None = None
+    port: int | None = None
+    process: int | None = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

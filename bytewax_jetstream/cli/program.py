@@ -1,47 +1,36 @@
-"""Lists the commands, and runs the one that is called; no other is imported."""
+"""Lists the commands. Each imports what it needs when it is called, so that `--help` is fast."""
 
-import argparse
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Annotated
 
-__all__ = ["main"]
+import typer
 
+from .run import run
 
-class Command(NamedTuple):
-    """One command."""
+__all__ = ["app", "main"]
 
-    help: str
-    main: Callable[[str, Sequence[str]], int]
-    """Called with the program's name, for its messages, and the arguments after the command;
-    returns the exit code.
-    """
-
-
-def _bench(program: str, arguments: Sequence[str]) -> int:
-    from . import bench
-
-    return bench.main(program, arguments)
+app = typer.Typer(
+    name="bytewax-jetstream",
+    help="Run dataflows that publish to NATS JetStream or Kafka, and look after their brokers.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
 
 
-COMMANDS = {
-    "bench": Command("measure how fast messages are published, compared with other ways", _bench),
-}
+@app.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """Measure how fast messages are published, compared with other ways."""
+    from . import bench as command
+
+    raise typer.Exit(command.main("bytewax-jetstream bench", arguments or []))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code."""
-    width = max(map(len, COMMANDS))
-    parser = argparse.ArgumentParser(
-        prog="bytewax-jetstream",
-        usage="%(prog)s [-h] COMMAND ...",
-        description="Tools for bytewax_jetstream; COMMAND --help lists the options of a command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(
-            ["commands:", *(f"  {name:{width}}  {each.help}" for name, each in COMMANDS.items())]
-        ),
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    rest = parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    rest.required = False  # else Python 3.11 names it when the command is missing
-    called = parser.parse_args(arguments)
-    return COMMANDS[called.command].main(f"{parser.prog} {called.command}", called.arguments)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; ends with its exit code (`SystemExit`)."""
+    app(args=None if arguments is None else list(arguments), prog_name="bytewax-jetstream")

@@ -336,6 +336,7 @@ class Dispatch:
     def statistics(self) -> dict[str, int]:
         """The counters."""
         return {
+            "connected": self._connected,
             "in_flight": self.in_flight,
             "admitted_bytes": self._window.bytes,
             "retries": self._singles.retries + self._batches.retries,

@@ -89,6 +89,13 @@ class AckPool:
         """How many envelopes were accepted, over all lanes, and have no result yet."""
         return self._intake.budget.used_messages
 
+    @property
+    def failure(self) -> str | None:
+        """Why its thread has ended while the pool was running; None while it has not. Nothing is
+        settled any more then, and only a new process helps.
+        """
+        return self._thread.failure if self.state is PoolState.RUNNING else None
+
     def lane(
         self,
         publisher: Publisher,

@@ -53,6 +53,14 @@ class PoolThread:
         """End the thread; bounded."""
         self._loop_thread.stop()
 
+    @property
+    def failure(self) -> str | None:
+        """Why the thread has ended, in words; None while it runs."""
+        crash = self._loop_thread.crash
+        if crash is not None:
+            return repr(crash)
+        return None if self._loop_thread.alive else "it has ended"
+
     def publishers(self) -> list[SharedPublisher]:
         """Those that have started."""
         every = list(self._publishers.values())

@@ -3,10 +3,10 @@
 import atexit
 import logging
 import os
-import sys
 import threading
 
 from ..errors import PoolClosedError
+from ..exit_codes import ExitCode, exit_now
 from ..settings import PoolSettings
 from .ack_pool import AckPool
 
@@ -77,9 +77,7 @@ def settle_at_exit() -> None:
         log.critical(
             "%d envelopes may not be stored: publish them again with the same event ids", unknown
         )
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)  # nothing else sets an exit code here
+        exit_now(ExitCode.UNKNOWN)  # nothing else sets an exit code here
 
 
 os.register_at_fork(after_in_child=forget_after_fork)

@@ -3,6 +3,7 @@
 from .jetstream import JetStreamSettings, StreamSettings
 from .kafka import KafkaSettings, KafkaTopicSettings
 from .pool import PoolSettings, PublisherSettings
+from .run import RunSettings
 from .sources import StreamStrategy
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "KafkaTopicSettings",
     "PoolSettings",
     "PublisherSettings",
+    "RunSettings",
     "StreamSettings",
     "StreamStrategy",
 ]

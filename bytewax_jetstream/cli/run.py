@@ -1,0 +1,175 @@
+"""`bytewax-jetstream run`: its options; what it does is in `bytewax_jetstream.runner`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+__all__ = ["run"]
+
+
+def run(
+    flow: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:name or path/to/file.py:name, of a Dataflow or of a function that "
+            "makes one; the name is 'flow' if it is left out."
+        ),
+    ],
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", "-w", min=1, envvar="BYTEWAX_WORKERS_PER_PROCESS", help="Worker threads."
+        ),
+    ] = 1,
+    recovery: Annotated[
+        Path | None,
+        typer.Option(
+            "--recovery",
+            "-r",
+            envvar="BYTEWAX_RECOVERY_DIRECTORY",
+            help="The recovery directory: made if it is not there, and locked. Without it, every "
+            "run begins at the start of its input.",
+        ),
+    ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many parts a new recovery store gets, over all processes: at least as many "
+            "as the dataflow will ever have processes. [env var: BYTEWAX_JETSTREAM_RUN_PARTS]",
+        ),
+    ] = None,
+    epoch: Annotated[
+        float,
+        typer.Option(
+            "--snapshot-interval",
+            "-s",
+            min=0,
+            envvar="BYTEWAX_SNAPSHOT_INTERVAL",
+            help="Seconds in an epoch: how often progress is committed.",
+        ),
+    ] = 10.0,
+    backup: Annotated[
+        float,
+        typer.Option(
+            "--backup-interval",
+            "-b",
+            min=0,
+            envvar="BYTEWAX_RECOVERY_BACKUP_INTERVAL",
+            help="Seconds for which old epochs are kept, for backups of the recovery directory.",
+        ),
+    ] = 0.0,
+    process: Annotated[
+        int | None,
+        typer.Option(
+            "--process-id",
+            "-i",
+            min=0,
+            envvar="BYTEWAX_PROCESS_ID",
+            help="Which of several processes this is, from 0. In a StatefulSet it follows from "
+            "BYTEWAX_POD_NAME and BYTEWAX_STATEFULSET_NAME.",
+        ),
+    ] = None,
+    addresses: Annotated[
+        str | None,
+        typer.Option(
+            "--addresses",
+            "-a",
+            envvar="BYTEWAX_ADDRESSES",
+            help="host:port of every process, with ';' between them.",
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            help="Serve /metrics there; 0: not at all. By default only if "
+            "BYTEWAX_DATAFLOW_API_ENABLED is set, on BYTEWAX_DATAFLOW_API_PORT.",
+        ),
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65_535,
+            help="Serve /healthz and /readyz there. [env var: BYTEWAX_JETSTREAM_RUN_HEALTH_PORT]",
+        ),
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        typer.Option(
+            help="One line a record on stderr. [env var: BYTEWAX_JETSTREAM_RUN_LOG_FORMAT]"
+        ),
+    ] = None,
+    must_finish: Annotated[
+        bool | None,
+        typer.Option(
+            "--must-finish/--may-stop",
+            help="Exit with 143, not 0, when a signal ends the run before its input ends: a "
+            "Kubernetes Job needs that. [env var: BYTEWAX_JETSTREAM_RUN_MUST_FINISH]",
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option(help="Log everything, and show tracebacks.")] = False,
+) -> None:
+    """Run a dataflow; SIGTERM and SIGINT end it in order, as process 1 of a container, too.
+
+    Exit codes: 0 stored; 1 a step failed; 2 usage or settings; 3 unknown, run again; 4 refused;
+    5 the recovery directory is in use; 143 stopped before the end (--must-finish).
+    """
+    from datetime import timedelta
+
+    from pydantic import ValidationError
+
+    from ..errors import RunError
+    from ..exit_codes import ExitCode
+    from ..runner import Cluster, Recovery, Run, logs
+    from ..runner import run as run_flow
+    from ..runner.flow import settings_error
+    from ..settings import RunSettings
+
+    given: dict[str, Any] = {
+        "parts": parts,
+        "health_port": health_port,
+        "log_format": log_format,
+        "must_finish": must_finish,
+    }
+    try:
+        settings = RunSettings(**{name: v for name, v in given.items() if v is not None})
+        logs.configure(settings.log_format, debug=debug)
+        asked = Run(
+            flow,
+            settings,
+            Cluster.of(process, addresses),
+            workers,
+            Recovery(recovery, settings.parts, timedelta(seconds=backup)) if recovery else None,
+            timedelta(seconds=epoch),
+            _metrics_port(metrics_port),
+            debug,
+        )
+    except ValidationError as error:
+        print(f"bytewax-jetstream run: {settings_error(error)}", file=sys.stderr)
+        raise typer.Exit(ExitCode.USAGE) from None
+    except RunError as error:
+        print(f"bytewax-jetstream run: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    raise typer.Exit(run_flow(asked))
+
+
+def _metrics_port(option: int | None) -> int | None:
+    """The port, from the option or from Bytewax's variables."""
+    import os
+
+    from ..errors import RunError
+
+    if option is not None:
+        return option or None
+    enabled = os.environ.get("BYTEWAX_DATAFLOW_API_ENABLED", "").strip().lower()
+    if enabled in ("", "0", "false", "no", "off"):
+        return None
+    port = os.environ.get("BYTEWAX_DATAFLOW_API_PORT", "").strip() or "3030"
+    if not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise RunError(f"BYTEWAX_DATAFLOW_API_PORT is {port!r}: set a port from 1 to 65535")
+    return int(port)

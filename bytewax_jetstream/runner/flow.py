@@ -1,0 +1,147 @@
+"""Finds a flow by its name, and lets every source of it drain."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from bytewax.dataflow import Dataflow, Operator
+from bytewax.inputs import DynamicSource, FixedPartitionedSource
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+from ..drain import drain_on_signal
+from ..errors import JetStreamPipelineError, RunError
+
+__all__ = ["drain_all", "load"]
+
+
+def load(name: str) -> Dataflow:
+    """Import a flow; nothing runs yet, except what its module does when it is imported.
+
+    :arg name: `package.module:name` or `path/to/file.py:name`, of a `Dataflow` or of a function
+        that makes one. Without a name it is `flow`.
+    :raises RunError: when there is no such flow, or it cannot be made.
+    """
+    module_name, _, attribute = name.partition(":")
+    attribute = attribute or "flow"
+    module = _import(module_name, name)
+    found = getattr(module, attribute, None)
+    if found is None:
+        flows = [each for each, value in vars(module).items() if isinstance(value, Dataflow)]
+        there = f"; it has {', '.join(flows)}" if flows else ""
+        raise RunError(f"{module_name} has no {attribute}{there}: correct the name", flow=name)
+    if callable(found) and not isinstance(found, Dataflow):
+        found = _call(found, name)
+    if not isinstance(found, Dataflow):
+        raise RunError(
+            f"{name} is a {type(found).__name__}, not a Dataflow, nor a function that makes one: "
+            "correct the name",
+            flow=name,
+        )
+    return found
+
+
+def drain_all(flow: Dataflow, timeout: float) -> None:
+    """Let every source of the flow end at SIGTERM and SIGINT, as `drain_on_signal` does.
+
+    :arg timeout: How many seconds a drain may take.
+    """
+    for step in _steps(flow.substeps):
+        source = getattr(step, "source", None)
+        if isinstance(source, FixedPartitionedSource | DynamicSource):
+            # Operators are frozen after they are built. The engine reads the field when it starts.
+            object.__setattr__(step, "source", drain_on_signal(source, timeout=timeout))
+
+
+def _steps(steps: Iterable[Operator]) -> Iterable[Operator]:
+    for step in steps:
+        yield step
+        yield from _steps(step.substeps)
+
+
+def _import(module_name: str, flow: str) -> object:
+    directory = Path.cwd()
+    path = Path(module_name)
+    if path.suffix == ".py" or "/" in module_name:
+        if not path.with_suffix(".py").is_file():
+            raise RunError(f"there is no file {path.with_suffix('.py')}: correct the path", flow=flow)
+        directory, parts = path.resolve().parent, [path.stem]
+        while (directory / "__init__.py").exists():
+            directory, parts = directory.parent, [directory.name, *parts]
+        module_name = ".".join(parts)
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise RunError(
+                f"there is no flow {flow}: no module {error.name} in {directory} or among the "
+                "installed packages; name it as in flows.quickstart:flow or path/to/flow.py:flow",
+                flow=flow,
+            ) from error
+        raise _failed("cannot be imported", flow, error) from error
+    except (ValueError, TypeError) as error:
+        if not module_name.strip(".") or module_name.startswith("."):
+            raise RunError(
+                f"{flow!r} does not name a flow: write it as in flows.quickstart:flow", flow=flow
+            ) from error
+        raise _failed("cannot be imported", flow, error) from error
+    except Exception as error:
+        raise _failed("cannot be imported", flow, error) from error
+
+
+def _call(factory: object, flow: str) -> object:
+    assert callable(factory)
+    try:
+        return factory()
+    except Exception as error:
+        raise _failed("cannot be made", flow, error) from error
+
+
+def _failed(what: str, flow: str, error: Exception) -> JetStreamPipelineError:
+    if isinstance(error, JetStreamPipelineError):
+        return error  # it says what to do
+    if isinstance(error, ValidationError):
+        return RunError(f"flow {flow}: {settings_error(error)}", flow=flow)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError):
+        where = f" ({Path(error.filename or '').name}, line {error.lineno})"
+    text = " ".join(str(error).split()) or "no text"
+    return RunError(
+        f"flow {flow} {what}: {type(error).__name__}: {text}{where}; correct it, or see the "
+        "traceback with --debug",
+        flow=flow,
+    )
+
+
+def settings_error(error: ValidationError) -> str:
+    """What is wrong with the settings, by the names of their variables."""
+    prefix = next(
+        (
+            str(cls.model_config.get("env_prefix", ""))
+            for cls in _subclasses(BaseSettings)
+            if cls.__name__ == error.title
+        ),
+        "",
+    )
+    said = []
+    for each in error.errors(include_url=False, include_input=False):
+        field = "__".join(map(str, each["loc"]))
+        text = each["msg"].removeprefix("Value error, ")
+        if not field:
+            said.append(text)
+        elif each["type"] == "missing":
+            said.append(f"{(prefix + field).upper()} is missing: set it")
+        else:
+            said.append(f"{(prefix + field).upper()}: {text}")
+    return "; ".join(said)
+
+
+def _subclasses(cls: type[BaseSettings]) -> Iterable[type[BaseSettings]]:
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)

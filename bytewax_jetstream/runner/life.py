@@ -1,0 +1,42 @@
+"""`Life`: what this process is doing, for its health port, its peers and its logs."""
+
+import secrets
+import time
+from enum import StrEnum
+
+from .. import drain
+
+__all__ = ["Life", "Phase"]
+
+
+class Phase(StrEnum):
+    """Where a run is between its start and its end."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DRAINING = "draining"
+
+
+class Life:
+    """The state of one run; written by the runner, read by the health port."""
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+        self.instance = secrets.token_hex(8)
+        """Another at each start, so that peers see a restart that was too fast to be missed."""
+        self.began = time.time()
+        self.step = "the command line is read"
+        """What is being done while it starts."""
+        self.store: str | None = None
+        """What the recovery directory held at the start; None without recovery, or not yet known.
+        """
+        self.parts = 0
+        self.is_ready_to_run = False
+        """Whether only its peers are missing."""
+
+    @property
+    def phase(self) -> Phase:
+        """What the engine and a signal have made of it."""
+        if drain.requested():
+            return Phase.DRAINING
+        return Phase.RUNNING if drain.running() else Phase.STARTING

@@ -1,0 +1,149 @@
+"""`run`: everything that happens between the command line and the exit code, in order.
+
+1. The recovery directory is locked and looked at, before anything else could touch it.
+2. The ports: metrics is probed, health is served.
+3. Signals end the process from here on, whatever it waits for.
+4. The flow is imported, and each of its sources can drain.
+5. The processes of the dataflow wait for each other, and compare their recovery stores.
+6. Missing parts of the recovery store are made.
+7. The engine runs.
+"""
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+from datetime import timedelta
+from typing import NamedTuple
+
+from bytewax.run import cli_main
+
+from .. import drain
+from ..errors import RunError
+from ..exit_codes import ExitCode, exit_now
+from ..settings import PoolSettings, RunSettings
+from . import flow as flows
+from .cluster import Cluster
+from .ends import code_of, is_panic, sentence
+from .health import HealthServer
+from .life import Life
+from .liveness import Liveness
+from .peers import Peers
+from .recovery_directory import Recovery, RecoveryDirectory, Store
+from .signals import end_when_nothing_else_does
+
+__all__ = ["Run", "run"]
+
+log = logging.getLogger(__name__)
+
+HEALTH_PORT = 8081
+"""Where health is served when there are several processes and nothing else is said."""
+
+
+class Run(NamedTuple):
+    """What is run, and how."""
+
+    flow: str
+    """As in `flows.quickstart:flow`."""
+    settings: RunSettings
+    cluster: Cluster = Cluster()
+    workers: int = 1
+    """Worker threads of each process."""
+    recovery: Recovery | None = None
+    """None: the run begins at the start of its input."""
+    epoch: timedelta = timedelta(seconds=10)
+    """The length of an epoch."""
+    metrics_port: int | None = None
+    """Where Bytewax serves `/metrics`; None: nowhere."""
+    debug: bool = False
+    """Whether an error is shown with its traceback."""
+
+
+def run(asked: Run) -> ExitCode:
+    """Run a dataflow to its end, or to a signal; says on the log why it ended otherwise."""
+    try:
+        return _run(asked)
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        log.critical("%s", sentence(error, asked.cluster), exc_info=asked.debug)
+        code = code_of(error, asked.cluster)
+        if is_panic(error):
+            exit_now(code)  # the engine's other threads are still there, and would end in an abort
+        return code
+
+
+def _run(asked: Run) -> ExitCode:
+    cluster, life = asked.cluster, Life(asked.cluster.process)
+    directory = None
+    if asked.recovery is not None:
+        directory = RecoveryDirectory(asked.recovery, cluster)
+        life.store, life.parts = directory.claim(), directory.parts
+    _serve_metrics(asked.metrics_port)
+    liveness = Liveness()
+    health_port = asked.settings.health_port or (HEALTH_PORT if cluster.addresses else None)
+    if health_port is not None:
+        HealthServer(asked.settings.health_host, health_port, life, liveness).start()
+        threading.Thread(
+            target=liveness.watch, name="bytewax_jetstream-liveness", daemon=True
+        ).start()
+    drain_timeout = PoolSettings().drain_timeout
+    drain.install(drain_timeout)
+    end_when_nothing_else_does()
+
+    life.step = f"importing {asked.flow}"
+    flow = flows.load(asked.flow)
+    flows.drain_all(flow, drain_timeout)
+
+    peers = None
+    if cluster.addresses and health_port is not None:
+        life.is_ready_to_run = True
+        peers = Peers(cluster, health_port, life)
+        peers.wait(asked.settings.start_timeout)
+    if directory is not None and life.store is not Store.USED:
+        directory.make()
+    if peers is not None:
+        peers.watch()
+
+    life.step = "connecting to the brokers"
+    liveness.engine_starts()
+    with drain.held():
+        cli_main(
+            flow,
+            workers_per_process=asked.workers,
+            process_id=cluster.process if cluster.addresses else None,
+            addresses=list(cluster.addresses) or None,
+            epoch_interval=asked.epoch,
+            recovery_config=directory.config() if directory is not None else None,
+        )
+    if drain.requested():
+        log.info("a signal ended the run in order; the last epoch is committed")
+        return ExitCode.SIGNALLED if asked.settings.must_finish else ExitCode.STORED
+    return ExitCode.STORED
+
+
+def _serve_metrics(port: int | None) -> None:
+    """Let the engine serve `/metrics`: it does where these variables are there, whatever is in
+    them, and it only logs that a port is taken.
+
+    :raises RunError: when the port cannot be used.
+    """
+    os.environ.pop("BYTEWAX_DATAFLOW_API_ENABLED", None)
+    if port is None:
+        return
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
+            probe.listen()
+    except (OSError, OverflowError) as error:
+        raise RunError(
+            f"the metrics port {port} cannot be used ({error}): end what uses it, or choose another "
+            "with --metrics-port",
+            port=port,
+        ) from None
+    os.environ["BYTEWAX_DATAFLOW_API_ENABLED"] = "1"
+    os.environ["BYTEWAX_DATAFLOW_API_PORT"] = str(port)
+    # The engine writes the dataflow's structure into this directory, and the root may be read-only.
+    os.environ.setdefault("BYTEWAX_DATAFLOW_API_CACHE_PATH", tempfile.gettempdir())
