@@ -229,8 +229,7 @@ def leave() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """A run of the engine, in which a process may have no open source: it ends with this context.
-    """
+    """One run of the engine, also while no source or lane is open in this process."""
     _drain.hold()
     try:
         yield

@@ -1,5 +1,7 @@
 """Runs the command: `python -m bytewax_jetstream.cli`."""
 
+import sys
+
 from .program import main
 
-main()
+sys.exit(main())

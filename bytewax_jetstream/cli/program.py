@@ -31,6 +31,10 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
     raise typer.Exit(command.main("bytewax-jetstream bench", arguments or []))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; ends with its exit code (`SystemExit`)."""
-    app(args=None if arguments is None else list(arguments), prog_name="bytewax-jetstream")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="bytewax-jetstream")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

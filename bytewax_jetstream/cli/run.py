@@ -149,12 +149,10 @@ def run(
             _metrics_port(metrics_port),
             debug,
         )
-    except ValidationError as error:
-        print(f"bytewax-jetstream run: {settings_error(error)}", file=sys.stderr)
+    except (ValueError, RunError) as error:
+        said = settings_error(error) if isinstance(error, ValidationError) else error
+        print(f"bytewax-jetstream run: {said}", file=sys.stderr)
         raise typer.Exit(ExitCode.USAGE) from None
-    except RunError as error:
-        print(f"bytewax-jetstream run: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     raise typer.Exit(run_flow(asked))
 
 

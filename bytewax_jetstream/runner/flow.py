@@ -36,8 +36,8 @@ def load(name: str) -> Dataflow:
         found = _call(found, name)
     if not isinstance(found, Dataflow):
         raise RunError(
-            f"{name} is a {type(found).__name__}, not a Dataflow, nor a function that makes one: "
-            "correct the name",
+            f"{name} is of type {type(found).__name__}, not a Dataflow, nor a function that makes "
+            "one: correct the name",
             flow=name,
         )
     return found
@@ -66,7 +66,9 @@ def _import(module_name: str, flow: str) -> object:
     path = Path(module_name)
     if path.suffix == ".py" or "/" in module_name:
         if not path.with_suffix(".py").is_file():
-            raise RunError(f"there is no file {path.with_suffix('.py')}: correct the path", flow=flow)
+            raise RunError(
+                f"there is no file {path.with_suffix('.py')}: correct the path", flow=flow
+            )
         directory, parts = path.resolve().parent, [path.stem]
         while (directory / "__init__.py").exists():
             directory, parts = directory.parent, [directory.name, *parts]
@@ -109,7 +111,7 @@ def _failed(what: str, flow: str, error: Exception) -> JetStreamPipelineError:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     if isinstance(error, SyntaxError):
-        where = f" ({Path(error.filename or '').name}, line {error.lineno})"
+        where = ""  # its text has it
     text = " ".join(str(error).split()) or "no text"
     return RunError(
         f"flow {flow} {what}: {type(error).__name__}: {text}{where}; correct it, or see the "

@@ -1,11 +1,8 @@
 """`HealthServer`: `/healthz`, `/readyz` and `/peer`, on a port of their own.
 
-| path | 200 while | otherwise 503 |
-|---|---|---|
-| `/healthz` | the process can make progress by itself | restart it |
-| `/readyz` | the dataflow runs, and every broker it uses is connected | starting, draining, or no connection |
-| `/peer` | always | for the other processes of the dataflow |
-
+`/healthz` is 200 while the process can make progress by itself, otherwise 503: restart it.
+`/readyz` is 200 while the dataflow runs and every broker it uses is connected; it is 503 while the
+run starts or drains, or has no connection. `/peer` is for the other processes of the dataflow.
 Every answer is JSON and says why.
 """
 
@@ -39,7 +36,7 @@ class HealthServer:
         class Handler(BaseHTTPRequestHandler):
             timeout = 5  # a client that says nothing does not keep a thread
 
-            def do_GET(self) -> None:  # noqa: N802  # the library's name
+            def do_GET(self) -> None:  # the library's name
                 status, said = answer(self.path.partition("?")[0])
                 body = json.dumps(said).encode() + b"\n"
                 self.send_response(status)

@@ -67,10 +67,8 @@ class Liveness:
 
     def complaints(self, now: float) -> list[str]:
         """Why the process should be restarted; empty while it should not."""
-        found = []
-        for pool in list(AckPool.live):
-            if pool.failure is not None:
-                found.append(f"the ACK pool's thread has ended: {pool.failure}")
+        failures = [pool.failure for pool in list(AckPool.live)]
+        found = [f"the ACK pool's thread has ended: {each}" for each in failures if each]
         with self._lock:
             calls = dict(self._calls)
         frames = sys._current_frames()  # noqa: SLF001  # the only way
@@ -100,7 +98,7 @@ class Liveness:
 
 def _is_worker(thread: threading.Thread) -> bool:
     """Whether the engine made this thread, or it is the main thread, which may be a worker."""
-    # Python gives a thread that it did not start a stand-in, on the thread's first use of threading.
+    # Python has a stand-in for a thread that it did not start, once that has used `threading`.
     dummy = isinstance(thread, threading._DummyThread)  # noqa: SLF001  # has no public name
     return dummy or thread is threading.main_thread()
 

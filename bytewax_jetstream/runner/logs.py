@@ -27,9 +27,8 @@ def _json() -> logging.Formatter:
     from pythonjsonlogger.json import JsonFormatter
 
     return JsonFormatter(
-        "%(message)s",
+        "%(levelname)s %(name)s %(message)s",
         rename_fields={"levelname": "level", "name": "logger"},
         timestamp="time",
-        defaults={},
         json_ensure_ascii=False,
     )

@@ -99,9 +99,7 @@ class Peers:
                 if said["state"] == "draining":
                     drain.request(f"{self._name(process)} drains")
             elif time.monotonic() - heard > GONE_SECONDS:
-                return self._end(
-                    f"{self._name(process)} has not answered for {GONE_SECONDS:g} s"
-                )
+                return self._end(f"{self._name(process)} has not answered for {GONE_SECONDS:g} s")
 
     def _end(self, reason: str) -> None:
         if drain.running():

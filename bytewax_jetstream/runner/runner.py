@@ -62,6 +62,8 @@ class Run(NamedTuple):
 
 def run(asked: Run) -> ExitCode:
     """Run a dataflow to its end, or to a signal; says on the log why it ended otherwise."""
+    if not asked.debug:
+        os.environ["RUST_BACKTRACE"] = "0"  # the engine's own, when a step raises
     try:
         return _run(asked)
     except BaseException as error:
@@ -139,8 +141,8 @@ def _serve_metrics(port: int | None) -> None:
             probe.listen()
     except (OSError, OverflowError) as error:
         raise RunError(
-            f"the metrics port {port} cannot be used ({error}): end what uses it, or choose another "
-            "with --metrics-port",
+            f"the metrics port {port} cannot be used ({error}): end what uses it, or choose "
+            "another with --metrics-port",
             port=port,
         ) from None
     os.environ["BYTEWAX_DATAFLOW_API_ENABLED"] = "1"

@@ -21,7 +21,7 @@ class RunSettings(Settings):
 
     parts: Count | None = None
     """How many parts the recovery store gets when it is made, over all processes."""
-    health_host: str = "0.0.0.0"  # noqa: S104  # probes come from outside of a container
+    health_host: str = "0.0.0.0"  # probes come from outside of a container
     """The address on which health is served."""
     health_port: Port | None = None
     """The port on which health is served; None: not at all, or 8081 when there are several

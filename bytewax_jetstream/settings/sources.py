@@ -14,6 +14,7 @@ templates write `TOKEN=""` for "no token".
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -181,9 +182,10 @@ def _checked_secrets_dir(env_file: Any) -> Path | None:
     services = _service_variables({name.upper(): value for name, value in written.items()})
     unknown = sorted(name for name in ours if name.upper() not in known | services)
     if unknown:
+        alike = get_close_matches(unknown[0].upper(), known, n=1)
+        like = f" (the nearest is {alike[0]})" if alike else ""
         raise ValueError(
-            f"unknown setting {', '.join(unknown)}: correct the name or remove it; the known "
-            f"settings are {', '.join(sorted(known))}"
+            f"unknown setting {', '.join(unknown)}{like}: correct the name or remove it"
         )
     return secrets
 
