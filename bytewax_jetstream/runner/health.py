@@ -77,6 +77,7 @@ class HealthServer:
                 "ready_to_run": life.is_ready_to_run,
                 "store": life.store,
                 "parts": life.parts,
+                "refusal": life.refusal,
             }
         if path == "/healthz":
             reasons = self._liveness.complaints(time.monotonic())

@@ -31,6 +31,8 @@ class Life:
         """What the recovery directory held at the start; None without recovery, or not yet known.
         """
         self.parts = 0
+        self.refusal: str | None = None
+        """Why the dataflow cannot run, as this process found."""
         self.is_ready_to_run = False
         """Whether only its peers are missing."""
 

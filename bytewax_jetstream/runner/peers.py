@@ -30,6 +30,8 @@ PAUSE = 1.0
 """Seconds between two questions to a process."""
 ANSWER_SECONDS = 3.0
 """For one answer."""
+TELL_SECONDS = 3 * PAUSE
+"""For how long a process that refuses to run says so."""
 GONE_SECONDS = 10.0
 """For how long a process that has answered may be silent."""
 
@@ -58,7 +60,12 @@ class Peers:
             found = {process: self._ask(process) for process in self._hosts}
             missing = [p for p, said in found.items() if said is None or not said["ready_to_run"]]
             there = {p: said for p, said in found.items() if said is not None}
-            self._check(there)
+            try:
+                self._check(there)
+            except RunError as error:
+                self._life.refusal = error.message
+                time.sleep(TELL_SECONDS)  # so that the others find it, too, instead of waiting
+                raise
             if not missing:
                 break
             names = ", ".join(self._name(process) for process in missing)
@@ -112,6 +119,9 @@ class Peers:
     def _check(self, there: dict[int, dict[str, Any]]) -> None:
         """Refuse stores that do not belong together."""
         life = self._life
+        for process, said in there.items():
+            if said["refusal"]:
+                raise RunError(f"{self._name(process)} says: {said['refusal']}", process=process)
         stores = {life.process: life.store} | {p: said["store"] for p, said in there.items()}
         known = {p: store for p, store in stores.items() if store is not None}
         used = [p for p, store in known.items() if store == Store.USED]

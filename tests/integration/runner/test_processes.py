@@ -1,0 +1,135 @@
+"""Several processes of one dataflow, as in a StatefulSet: they end, fail and change together."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from bytewax_jetstream.exit_codes import ExitCode
+from bytewax_jetstream.testing import NatsServer
+from tests.support.child import Told
+from tests.support.processes import Process, Processes
+from tests.support.streams import FLAWLESS, audit, make_stream
+from tests.support.waiting import until
+
+TOPIC = "child"
+
+
+@pytest.fixture
+def told(tmp_path: Path, own_nats_server: NatsServer) -> Told:
+    """A flow that publishes for about half a minute, if nobody stops it."""
+    make_stream(own_nats_server.url, "CHILD", TOPIC)
+    return Told(own_nats_server.url, str(tmp_path), messages=20_000)
+
+
+def _move_parts(processes: Processes, before: int, after: int, parts: int = 6) -> None:
+    """What the Job of the runbook does: each part file goes to the process that keeps it now."""
+    for part in range(parts):
+        old, new = processes.store(part % before), processes.store(part % after)
+        new.mkdir(exist_ok=True)
+        for file in old.glob(f"part-{part}.sqlite3*"):
+            if old != new:
+                shutil.move(file, new / file.name)
+
+
+def _codes(running: list[Process]) -> list[int]:
+    return [each.end() for each in running]
+
+
+def test_a_signal_to_one_process_ends_all_in_order(tmp_path: Path, told: Told) -> None:
+    processes = Processes(told, tmp_path)
+    with processes.started(3) as running:
+        processes.wait_for(500, running)
+        running[1].running.send_signal(signal.SIGTERM)
+
+        assert _codes(running) == [ExitCode.STORED] * 3
+
+    assert "SIGTERM: draining" in running[1].log
+    assert "drains: draining" in running[0].log
+    emitted = sorted(set(told.emitted))
+    assert sorted({event_id for event_id, *_ in told.results}) == emitted
+
+
+def test_kills_and_other_numbers_of_processes_lose_nothing_and_keep_the_order(
+    tmp_path: Path, told: Told
+) -> None:
+    processes = Processes(told, tmp_path)
+    seen = 0
+    for count, ends in [(3, "kill"), (3, "signal"), (2, "kill"), (2, "signal"), (3, "end")]:
+        with processes.started(count) as running:
+            if ends == "end":
+                codes = _codes(running)
+                assert codes == [ExitCode.STORED] * count, running[0].log
+                break
+            processes.wait_for(seen + 800, running)
+            if ends == "kill":
+                running[count - 1].running.kill()
+                codes = _codes(running)[: count - 1]
+                assert codes == [ExitCode.UNKNOWN] * (count - 1), running[0].log
+            else:
+                running[0].running.send_signal(signal.SIGTERM)
+                assert _codes(running) == [ExitCode.STORED] * count, running[0].log
+            seen = len(told.emitted)
+        if (count, ends) == (3, "signal"):
+            _move_parts(processes, 3, 2)
+        if (count, ends) == (2, "signal"):
+            _move_parts(processes, 2, 3)
+
+    assert audit(told.url, "CHILD", told.envelopes) == FLAWLESS
+
+
+def test_a_volume_that_still_has_the_parts_of_three_is_refused_by_two(
+    tmp_path: Path, told: Told
+) -> None:
+    processes = Processes(told, tmp_path)
+    with processes.started(3) as running:
+        processes.wait_for(300, running)
+        running[0].running.send_signal(signal.SIGTERM)
+        assert _codes(running) == [ExitCode.STORED] * 3
+    emitted = len(told.emitted)
+
+    with processes.started(2) as running:
+        assert running[0].end() == ExitCode.USAGE
+        assert "move the part files first" in running[0].log
+    assert len(told.emitted) == emitted
+
+
+def test_an_empty_volume_beside_a_used_one_is_refused_and_nothing_is_made(
+    tmp_path: Path, told: Told
+) -> None:
+    processes = Processes(told, tmp_path)
+    with processes.started(3) as running:
+        processes.wait_for(300, running)
+        running[0].running.send_signal(signal.SIGTERM)
+        assert _codes(running) == [ExitCode.STORED] * 3
+    emitted = len(told.emitted)
+    shutil.rmtree(processes.store(2))
+
+    with processes.started(3) as running:
+        assert _codes(running) == [ExitCode.USAGE] * 3
+    assert all("move the part files first" in each.log for each in running)
+    assert not list(processes.store(2).glob("part-*"))
+    assert len(told.emitted) == emitted
+
+
+def test_a_second_writer_is_locked_out(tmp_path: Path, told: Told) -> None:
+    processes = Processes(told, tmp_path)
+    with processes.started(1) as first:
+        processes.wait_for(10, first)
+        with processes.started(1) as second:
+            assert second[0].end() == ExitCode.LOCKED
+        assert first[0].running.poll() is None
+
+
+def test_a_process_that_waits_for_the_others_ends_at_a_signal(tmp_path: Path, told: Told) -> None:
+    processes = Processes(told, tmp_path)
+    with processes.started(3) as running:
+        for late in running[1:]:
+            late.running.kill()
+        until(lambda: "waiting for process" in running[0].log, 60)
+        status, said = running[0].ask("readyz")
+        assert status == 503
+        assert said["state"] == "starting"
+        running[0].running.send_signal(signal.SIGTERM)
+        assert running[0].end() == -signal.SIGTERM

@@ -1,0 +1,147 @@
+"""Processes of one dataflow, laid out as the pods of a StatefulSet, on loopback addresses."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+from tests.support.child import TOLD, Told
+from tests.support.waiting import until
+
+__all__ = ["Process", "Processes", "free_port", "start_run"]
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port(*hosts: str) -> int:
+    """A port that is free on each of these addresses."""
+    while True:
+        with ExitStack() as stack:
+            port = 0
+            try:
+                for host in hosts or ("127.0.0.1",):
+                    bound = stack.enter_context(socket.socket())
+                    bound.bind((host, port))
+                    port = bound.getsockname()[1]
+            except OSError:
+                continue
+            return port
+
+
+class Process:
+    """A running `bytewax-jetstream run`, with its log."""
+
+    def __init__(self, running: subprocess.Popen[bytes], log: Path, health: str) -> None:
+        self.running = running
+        self._log = log
+        self._health = health
+
+    @property
+    def log(self) -> str:
+        """What it and those before it in its place have logged."""
+        return self._log.read_text()
+
+    def state(self) -> str:
+        """What its health port says it is doing; empty while nothing is served."""
+        return str(self.ask("readyz")[1].get("state", ""))
+
+    def ask(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Status and answer of its health port; 0 and nothing while nothing is served."""
+        try:
+            with urlopen(f"http://{self._health}/{path}", timeout=5) as answer:
+                return answer.status, json.load(answer)
+        except OSError as error:
+            read = getattr(error, "read", None)
+            return (error.code, json.loads(read())) if read is not None else (0, {})  # type: ignore[attr-defined]
+
+    def end(self, seconds: float = 60) -> int:
+        """Its exit code; it must end within that time."""
+        return self.running.wait(seconds)
+
+
+@contextmanager
+def start_run(
+    flow: str,
+    *options: object,
+    log: Path,
+    environment: dict[str, str],
+    health: str = "",
+    before: Sequence[str] = (),
+    cwd: Path = ROOT,
+) -> Iterator[Process]:
+    """Start `bytewax-jetstream run`; killed at the end of `with` unless it has ended."""
+    with log.open("ab") as file:
+        running = subprocess.Popen(
+            [*before, sys.executable, "-m", "bytewax_jetstream.cli", "run", flow]
+            + [str(option) for option in options],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            stdout=file,
+            stderr=file,
+            cwd=cwd,
+        )
+    try:
+        yield Process(running, log, health)
+    finally:
+        running.kill()
+        running.wait()
+
+
+class Processes:
+    """All processes of `tests.support.child:flow`, each with a recovery directory of its own.
+
+    :arg folder: Gets `store-0`, `store-1` and so on, and the logs.
+    """
+
+    def __init__(self, told: Told, folder: Path, *, parts: int = 6) -> None:
+        self._told = told
+        self._folder = folder
+        self._parts = parts
+
+    def store(self, process: int) -> Path:
+        """The recovery directory of a process."""
+        return self._folder / f"store-{process}"
+
+    @contextmanager
+    def started(self, count: int, **environment: str) -> Iterator[list[Process]]:
+        """Start so many; killed at the end of `with` unless they have ended."""
+        hosts = [f"127.0.0.{2 + process}" for process in range(count)]
+        port, health = free_port(*hosts), free_port(*hosts)
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(
+                    start_run(
+                        "tests.support.child:flow",
+                        *("--parts", self._parts, "-s", 1),
+                        log=self._folder / f"log-{process}",
+                        health=f"{host}:{health}",
+                        environment={
+                            TOLD: json.dumps(self._told._asdict()),
+                            "BYTEWAX_STATEFULSET_NAME": "orders",
+                            "BYTEWAX_POD_NAME": f"orders-{process}",
+                            "BYTEWAX_ADDRESSES": ";".join(f"{each}:{port}" for each in hosts),
+                            "BYTEWAX_RECOVERY_DIRECTORY": str(self.store(process)),
+                            "BYTEWAX_JETSTREAM_RUN_HEALTH_HOST": host,
+                            "BYTEWAX_JETSTREAM_RUN_HEALTH_PORT": str(health),
+                            **environment,
+                        },
+                    )
+                )
+                for process, host in enumerate(hosts)
+            ]
+
+    def wait_for(self, count: int, running: list[Process]) -> None:
+        """Wait until so many envelopes were emitted in all runs, or a process has ended."""
+        until(
+            lambda: (
+                len(self._told.emitted) >= count
+                or any(each.running.poll() is not None for each in running)
+            ),
+            120,
+        )
+        assert len(self._told.emitted) >= count, "\n".join(each.log for each in running)
