@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.testing import NatsServer
 from tests.support.kafka import make_topic, records
 from tests.support.streams import FLAWLESS, audit, envelopes, make_stream

@@ -20,7 +20,7 @@ from bytewax_jetstream.runner.ends import code_of, sentence
 CLUSTER = Cluster(0, ("a:1", "b:1"))
 
 
-class PanicException(BaseException):  # noqa: N818  # the engine's name
+class PanicException(BaseException):  # the engine's name
     pass
 
 

@@ -21,6 +21,16 @@ def build():
 
 flow = build()
 """
+SETTINGS = """
+from pydantic_settings import BaseSettings
+
+class OrderSettings(BaseSettings):
+    model_config = {"env_prefix": "ORDERS_"}
+    topic: str
+
+def make():
+    return OrderSettings()
+"""
 
 
 @pytest.fixture
@@ -66,12 +76,7 @@ def test_a_file_in_a_package_is_imported_as_part_of_it(folder: Path) -> None:
         ("f_none:make", "def make(): ...", "is of type NoneType"),
         (
             "f_setting:make",
-            "from pydantic_settings import BaseSettings\n"
-            "class OrderSettings(BaseSettings):\n"
-            "    model_config = {'env_prefix': 'ORDERS_'}\n"
-            "    topic: str\n"
-            "    size: int = 'many'\n"
-            "def make():\n    return OrderSettings()",
+            SETTINGS,
             "ORDERS_TOPIC is missing: set it",
         ),
     ],

@@ -15,6 +15,14 @@ from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.runner.cluster import Cluster
 from bytewax_jetstream.runner.recovery_directory import Recovery, RecoveryDirectory, Store
 
+HOLD = """
+import fcntl, os, sys, time
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX)
+print(flush=True)
+time.sleep(60)
+"""
+
 
 def _directory(
     path: Path, *, parts: int | None = None, process: int = 0, of: int = 1
@@ -165,11 +173,7 @@ def test_kill_9_frees_the_lock(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, fcntl, os, time\n"
-            "lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
-            "fcntl.flock(lock, fcntl.LOCK_EX)\n"
-            "print(flush=True)\n"
-            "time.sleep(60)",
+            HOLD,
             str(tmp_path / ".lock"),
         ],
         stdout=subprocess.PIPE,
