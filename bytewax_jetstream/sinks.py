@@ -19,7 +19,8 @@ class _Sink(DynamicSink[Envelope]):
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SinkPartition":
         """Connect; called by Bytewax for each worker before the first message."""
         lane = f"{step_id}/{worker_index}"
-        return _SinkPartition(Outlet(self._settings, lane=lane, worker=worker_index), step_id)
+        outlet = Outlet(self._settings, lane=lane, step=step_id, worker=worker_index)
+        return _SinkPartition(outlet, step_id)
 
 
 class JetStreamSink(_Sink):

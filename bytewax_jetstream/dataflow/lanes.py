@@ -29,7 +29,8 @@ class Lanes:
 
     def open(self, worker: int, workers: int) -> Callable[[], None]:
         """Connect a worker's lane; returns a function that closes it."""
-        outlet = Outlet(self.settings, lane=local_key(worker, workers), worker=worker)
+        lane = local_key(worker, workers)
+        outlet = Outlet(self.settings, lane=lane, step=self.step_id, worker=worker)
         self._outlets[worker] = outlet
         with self._lock:
             self._open += 1

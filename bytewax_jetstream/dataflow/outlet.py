@@ -54,11 +54,15 @@ class Outlet:
     other end the epoch is replayed.
     """
 
-    def __init__(self, settings: BrokerSettings, *, lane: str, worker: int) -> None:
+    def __init__(self, settings: BrokerSettings, *, lane: str, step: str, worker: int) -> None:
         pool = borrow_pool(settings.pool)
         try:
             self.lane: Lane = pool.lane(
-                publisher_for(settings), name=lane, worker=worker, deadline=drain.deadline
+                publisher_for(settings),
+                name=lane,
+                step=step,
+                worker=worker,
+                deadline=drain.deadline,
             )
         except BaseException:
             give_back_pool()

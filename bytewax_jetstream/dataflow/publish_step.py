@@ -18,6 +18,7 @@ from bytewax.operators import StatefulBatchLogic
 
 from ..envelope import Checkpoint, Envelope, Outcome, PublishResult
 from ..errors import SettleTimeoutError
+from ..metrics import barrier_waited
 from ..pool import Lane
 from ..pool.results import Delivery
 from ..recovery_state import PublishState, Report, publish_state, read_publish_state
@@ -174,7 +175,11 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
     def _close_epoch(self) -> None:
         if self._lane is None or self._tally is None:
             return  # no envelope was submitted in this epoch, so none is unsettled
-        self._settle_all(self._lane)
+        began = time.monotonic()
+        try:
+            self._settle_all(self._lane)
+        finally:
+            barrier_waited(self._lanes.step_id, time.monotonic() - began)
         self._collect()
         if self._readers is not Readers.NONE:
             self._report.checkpoints.append(self._tally.checkpoint())

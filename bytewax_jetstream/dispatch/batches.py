@@ -57,6 +57,7 @@ from .batch import Batch, BatchLane
 from .clocks import Answers
 from .doubts import Doubts
 from .lane_queue import LaneQueue
+from .retries import Retries, Why
 from .segment import Entry, Segment, Submission
 from .settlements import Settlements
 from .singles import Singles
@@ -93,6 +94,7 @@ class Batches:
         doubts: Doubts,
         settlements: Settlements,
         answers: Answers,
+        retries: Retries,
         singles: Singles,
         route: Callable[[str], Route | None],
     ) -> None:
@@ -101,6 +103,7 @@ class Batches:
         self._doubts = doubts
         self._settlements = settlements
         self._answers = answers
+        self._retries = retries
         self._singles = singles
         self._route = route
         self._lanes: dict[LaneQueue, BatchLane] = {}
@@ -113,8 +116,6 @@ class Batches:
         self.batches = 0
         """How many were begun."""
         self.messages_in_batches = 0
-        self.retries = 0
-        """How many messages of lost batches go again in one."""
 
     # Deciding how envelopes go
 
@@ -211,7 +212,7 @@ class Batches:
             return
         if batch.refusal is None or batch.refusal[0] != batch.stored:
             refusal = Refusal(Verdict.RETRY, "its batch ended before it")
-            self._retry(batch, refusal, now, whole=self._may_go_again(batch))
+            self._retry(batch, refusal, "cut_short", now, whole=self._may_go_again(batch))
             return
         lane = batch.lane
         self._end(batch)
@@ -245,7 +246,7 @@ class Batches:
         if index >= batch.stored:
             self._answers.add(batch.position_of(index), now)
         if index >= batch.count:  # the server does not take the end: what it stored is not known
-            self._retry(batch, refusal, now, whole=self._may_go_again(batch))
+            self._retry(batch, refusal, "refused", now, whole=self._may_go_again(batch))
         elif index >= batch.stored and (batch.refusal is None or index < batch.refusal[0]):
             batch.refusal = index, refusal
             if index == 0:
@@ -258,7 +259,7 @@ class Batches:
         """What is in flight may be lost: it goes again on the next connection."""
         for batch in reversed(list(self.sent.values())):  # the oldest comes to the front
             if self._may_go_again(batch):
-                self._put_back(batch, refusal, now)
+                self._put_back(batch, refusal, "disconnected", now)
             else:
                 lost = self._lose(batch, refusal, now)
                 self._singles.retry_at_once(batch.lane.queue, lost, now)
@@ -279,7 +280,8 @@ class Batches:
         """Retry the batches that fell silent."""
         for batch in [batch for batch in self.sent.values() if self._deadline(batch) <= now]:
             # Late answers may still come, so it does not go again as a batch.
-            self._retry(batch, self._settlements.why_silent(), now, whole=False)
+            why = self._settlements.why_silent()
+            self._retry(batch, why, "timeout", now, whole=False)
         settled = [n for n, batch in self._silent.items() if all(e.done for e in batch.entries)]
         for number in settled:
             del self._silent[number]
@@ -532,15 +534,16 @@ class Batches:
         self._doubts.unanswered(lost, self._window.last_number, now)
         return batch.entries
 
-    def _retry(self, batch: Batch, refusal: Refusal, now: float, *, whole: bool) -> None:
+    def _retry(self, batch: Batch, refusal: Refusal, why: Why, now: float, *, whole: bool) -> None:
         """A batch is lost: what of it is unsettled goes again as a whole, or as singles after a
         pause.
         """
         if whole:
-            self._put_back(batch, refusal, now)
+            self._put_back(batch, refusal, why, now)
             batch.lane.queue.stop_clocks(now)
         else:
-            self._singles.retry_later(batch.lane.queue, self._lose(batch, refusal, now), now)
+            lost = self._lose(batch, refusal, now)
+            self._singles.retry_later(batch.lane.queue, lost, why, now)
 
     def _may_go_again(self, batch: Batch) -> bool:
         """Whether a lost batch goes again as one: not if it was lost before and nothing of it has
@@ -548,11 +551,11 @@ class Batches:
         """
         return batch.refusal is None and (batch.stored > 0 or batch.segments[0].past is None)
 
-    def _put_back(self, batch: Batch, refusal: Refusal, now: float) -> None:
+    def _put_back(self, batch: Batch, refusal: Refusal, why: Why, now: float) -> None:
         """A lost batch waits, before all that its lane has waiting."""
         self._charge(batch, now)
         self._end(batch)
-        self.retries += batch.count - batch.stored
+        self._retries.add(why, batch.count - batch.stored)
         for segment in batch.segments:
             topics = set(map(TOPIC, segment.envelopes))
             until = min([self._singles.resend_until(topic, batch.written) for topic in topics])

@@ -46,9 +46,10 @@ Each piece of state has one owner, and the others call its methods:
     Window        how much is in flight, what goes out next    window; rule 12, an example
     Settlements   what has ended                               settlements
     Answers       when silent attempts were renewed            clocks; rules 6 and 7
+    Retries       how many attempts were made again, and why   retries
 """
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from math import inf
 from random import Random
 
@@ -60,6 +61,7 @@ from .batches import Batches, Plan
 from .clocks import Answers
 from .doubts import Doubts
 from .lane_queue import LaneQueue
+from .retries import Retries, Why
 from .segment import Entry, Submission, segments_of
 from .settlements import Settlement, Settlements
 from .singles import Singles
@@ -109,12 +111,15 @@ class Dispatch:
         tell rejected from unknown."""
         self._window = Window(policy)
         self._answers = Answers()
+        self._retries = Retries()
         self._doubts = Doubts(route, policy.ack_timeout or 0.0)
         self._settlements = Settlements(policy, self._doubts)
         self._asks = Asks(policy, self._window, self._settlements)
         owners = policy, self._window, self._doubts, self._settlements, self._answers
-        self._singles = Singles(*owners, self._asks, self._lanes.keys(), random, duplicate_window)
-        self._batches = Batches(*owners, self._singles, route)
+        self._singles = Singles(
+            *owners, self._retries, self._asks, self._lanes.keys(), random, duplicate_window
+        )
+        self._batches = Batches(*owners, self._retries, self._singles, route)
 
     def __repr__(self) -> str:
         state = "connected" if self._connected else "disconnected"
@@ -176,12 +181,14 @@ class Dispatch:
         epoch: int,
         now: float,
         seen: int = 0,
+        handed_over: float | None = None,
     ) -> None:
         """Accept envelopes: each waits, or is rejected now if it can never be stored as it is.
 
         :arg seen: How many unknown results of this lane the caller had collected.
+        :arg handed_over: When the caller handed them over.
         """
-        submission = Submission(now, epoch, seen)
+        submission = Submission(now, epoch, seen, handed_over)
         if lane.broken:
             if lane.unswept:
                 self._settlements.not_sent(lane, lane.take_broken())
@@ -321,7 +328,7 @@ class Dispatch:
         return self._singles.in_flight_on(topic) + self._batches.in_flight_on(topic)
 
     def oldest_submitted(self) -> float:
-        """When the oldest unsettled envelope was submitted; infinite when nothing is unsettled.
+        """Since when the oldest unsettled envelope waits; infinite when nothing is unsettled.
 
         Any thread may ask. So it looks at copies, in the order in which an envelope moves on; what
         is put back for a retry at this very moment may be missed.
@@ -331,7 +338,12 @@ class Dispatch:
         found += [each.submission for lane in lanes for each in lane.entries() if not each.done]
         found += self._batches.submissions()
         found += [each.submission for _, each in self._singles.unsettled(set(lanes))]
-        return min([submission.submitted for submission in found], default=inf)
+        return min([submission.since for submission in found], default=inf)
+
+    @property
+    def retries(self) -> Mapping[Why, int]:
+        """How many attempts were made again, by reason: always the same reasons."""
+        return self._retries.by_reason
 
     def statistics(self) -> dict[str, int]:
         """The counters."""
@@ -339,7 +351,7 @@ class Dispatch:
             "connected": self._connected,
             "in_flight": self.in_flight,
             "admitted_bytes": self._window.bytes,
-            "retries": self._singles.retries + self._batches.retries,
+            "retries": sum(self._retries.by_reason.values()),
             "late_acks": self._singles.late_acks,
             "batches": self._batches.batches,
             "messages_in_batches": self._batches.messages_in_batches,

@@ -24,6 +24,14 @@ class Submission(NamedTuple):
     epoch: int
     seen: int = 0
     """How many unknown results of its lane the caller had collected when it submitted."""
+    handed_over: float | None = None
+    """When the caller handed it over, which is before it was accepted; None if that is not known.
+    """
+
+    @property
+    def since(self) -> float:
+        """Since when the caller waits for its results."""
+        return self.submitted if self.handed_over is None else self.handed_over
 
 
 class Past:

@@ -17,6 +17,7 @@ from .asks import Asks
 from .clocks import Answers
 from .doubts import Doubts
 from .lane_queue import LaneQueue
+from .retries import Retries, Why
 from .segment import Entry, Group
 from .settlements import Settlements, SinglesStored
 from .window import Window
@@ -77,6 +78,7 @@ class Singles:
         doubts: Doubts,
         settlements: Settlements,
         answers: Answers,
+        retries: Retries,
         asks: Asks,
         lanes: Set[LaneQueue],
         random: Random,
@@ -88,6 +90,7 @@ class Singles:
         self._doubts = doubts
         self._settlements = settlements
         self._answers = answers
+        self._retries = retries
         self._asks = asks
         self._lanes = lanes
         """All lanes that are served; the dispatch's."""
@@ -108,7 +111,6 @@ class Singles:
         """Entries that back off until the same moment resume in the order in which they came."""
         self.last_refusal: Refusal | None = None
         """The last that is retried."""
-        self.retries = 0
         self.late_acks = 0
 
     @property
@@ -123,17 +125,17 @@ class Singles:
         if lane.enter(entry):
             self._refuse(lane, entry, refusal, now)
 
-    def retry_later(self, lane: LaneQueue, entries: Iterable[Entry], now: float) -> None:
+    def retry_later(self, lane: LaneQueue, entries: Iterable[Entry], why: Why, now: float) -> None:
         """Entries of a lost batch are tried again after a pause, each aggregate in order."""
         for entry in entries:
             if lane.enter(entry):
-                self._back_off(lane, entry, now)
+                self._back_off(lane, entry, why, now)
             else:
                 entry.stop_clock(now)
 
     def retry_at_once(self, lane: LaneQueue, entries: Sequence[Entry], now: float) -> None:
         """Entries of a batch that a lost connection cut off are tried again on the next one."""
-        self.retries += len(entries)
+        self._retries.add("disconnected", len(entries))
         for entry in entries:
             entry.stop_clock(now)
         lane.enter_ready(entries)
@@ -291,7 +293,7 @@ class Singles:
         entry.in_doubt, entry.resend_until = 0, inf
         for member, receipt in zip(stored, filter(None, receipts), strict=True):
             self._settlements.settle(sent.lane, member, Outcome.STORED, receipt)
-        self.retries += 1
+        self._retries.add("cut_short")
         sent.lane.make_ready_first(entry)
 
     def disconnected(self, refusal: Refusal, now: float) -> None:
@@ -302,7 +304,7 @@ class Singles:
             for sent in list(self._sent.values())
             for entry in self._lose(sent, sent.awaited(), refusal, now)
         ]
-        self.retries += len(lost)
+        self._retries.add("disconnected", len(lost))
         for lane, entry in reversed(lost):
             lane.make_ready_first(entry)
         self._run_clocks(now)
@@ -479,7 +481,7 @@ class Singles:
         if refusal.verdict is Verdict.RETRY:
             self.last_refusal = refusal
             entry.fail(now, self._policy.delivery_timeout)
-            self._back_off(lane, entry, now)
+            self._back_off(lane, entry, "refused", now)
         elif refusal.verdict is Verdict.GIVE_UP:
             self._end(lane, entry, Outcome.UNKNOWN, refusal=refusal)
         elif entry.in_doubt and not refusal.no_attempt_stored:
@@ -490,7 +492,7 @@ class Singles:
         else:
             self._end(lane, entry, Outcome.REJECTED, refusal=refusal)
 
-    def _back_off(self, lane: LaneQueue, entry: Entry, now: float) -> None:
+    def _back_off(self, lane: LaneQueue, entry: Entry, why: Why, now: float) -> None:
         """Try an entry again after a jittered pause, unless its time is over."""
         if now >= entry.expires:
             self._give_up(lane, [entry])
@@ -499,7 +501,7 @@ class Singles:
         growth = 2.0 ** min(entry.attempts - 1, 30)
         pause = min(policy.longest_backoff, policy.first_backoff * growth)
         due = now + pause * self._random.uniform(0.5, 1.0)
-        self.retries += 1
+        self._retries.add(why)
         due = min(due, entry.expires)
         heapq.heappush(self._backing_off, (due, next(self._ties), lane, entry))
         lane.back_off()
@@ -522,7 +524,7 @@ class Singles:
             entries = self._lose(sent, silent, self._settlements.why_silent(), now)
             if self._resends:
                 for entry in entries:
-                    self._back_off(sent.lane, entry, now)
+                    self._back_off(sent.lane, entry, "timeout", now)
             else:
                 self._give_up(sent.lane, entries)
 

@@ -101,6 +101,7 @@ class AckPool:
         publisher: Publisher,
         *,
         name: str,
+        step: str = "",
         worker: int = 0,
         deadline: Callable[[], float] = lambda: float("inf"),
     ) -> Lane:
@@ -108,7 +109,8 @@ class AckPool:
 
         :arg publisher: Publishers of equal settings share the first one's connection.
         :arg name: Shown in logs, errors and checkpoints.
-        :arg worker: The dataflow worker that the results name.
+        :arg step: The dataflow step that the metrics name.
+        :arg worker: The dataflow worker that results and metrics name.
         :arg deadline: By when (`time.monotonic`) waits of this lane must end, whatever is
             unsettled then.
         :raises ConnectError: when the broker cannot be used within its connect timeout.
@@ -116,7 +118,7 @@ class AckPool:
         :raises PoolClosedError: when the pool is draining, closed, or of another process.
         """
         self._start(publisher.broker)
-        return self._thread.open_lane(publisher, name, worker, deadline)
+        return self._thread.open_lane(publisher, name, step, worker, deadline)
 
     def statistics(self) -> dict[str, Any]:
         """State, sizes and counters as a plain value, taken without stopping anything."""

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 
 from .budget import Budget
-from .results import results_of
+from .results import results_of, waits
 from .shared_publisher import AckTask
 
 __all__ = ["AckWorkers"]
@@ -62,5 +63,11 @@ class AckWorkers:
         counts["duplicates"] += delivery.duplicates
         counts["rejected"] += len(errs) - unknown
         counts["unknown"] += unknown
+        if mailbox.counts is not None:
+            # Before anybody has the results, so that the metrics never lag behind them.
+            now = time.monotonic()
+            mailbox.counts.settled(
+                len(oks), delivery.duplicates, len(errs) - unknown, unknown, waits(settled, now)
+            )
         mailbox.deliver(delivery, stop)
         self._budget.release(len(oks) + len(errs), size)

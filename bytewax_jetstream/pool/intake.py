@@ -1,6 +1,7 @@
 """`Intake`: how envelopes get from the producers' threads to the pool's thread."""
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -39,6 +40,8 @@ class _HandedOver(NamedTuple):
     epoch: int
     seen: int
     """How many unknown results of its lane the caller had collected."""
+    at: float
+    """When the caller handed it over."""
 
 
 class Intake:
@@ -113,10 +116,16 @@ class Intake:
         While something is in flight it looks by itself every millisecond, so envelopes that come
         one by one gather to a batch instead of costing a thread switch each.
         """
-        self._handed_over.append(_HandedOver(publisher, queue, envelopes, epoch, seen))
+        at = time.monotonic()
+        self._handed_over.append(_HandedOver(publisher, queue, envelopes, epoch, seen, at))
         if not self._looking:
             self._looking = True
             self._thread.call(self._look)
+
+    def oldest(self) -> dict[str, float]:
+        """Since when the oldest waits that was handed over and not accepted, for each broker."""
+        waiting = list(self._handed_over)  # a copy, because the pool's thread takes from it
+        return {each.publisher.publisher.broker: each.at for each in reversed(waiting)}
 
     # On the pool's thread
 
@@ -125,25 +134,27 @@ class Intake:
         whether there is more.
 
         Small submissions of one lane and epoch are accepted as one, up to what a lane hands over
-        at once: most of what an acceptance costs, it costs once.
+        at once: most of what an acceptance costs, it costs once. They then count as handed over
+        with the first of them.
         """
         room = MOST_AT_ONCE
-        gathered: dict[LaneQueue, tuple[SharedPublisher, list[Envelope], int, int]] = {}
+        gathered: dict[LaneQueue, tuple[SharedPublisher, list[Envelope], int, int, float]] = {}
         while self._handed_over and room > 0:
-            publisher, queue, envelopes, epoch, seen = self._handed_over.popleft()
+            publisher, queue, envelopes, epoch, seen, at = self._handed_over.popleft()
             room -= len(envelopes)
-            _, before, its_epoch, its_seen = gathered.get(queue, (publisher, [], epoch, seen))
+            nothing = publisher, list[Envelope](), epoch, seen, at
+            _, before, its_epoch, its_seen, its_at = gathered.get(queue, nothing)
             if before and (
                 (epoch, seen) != (its_epoch, its_seen)
                 or not publisher.gathers
                 or len(before) + len(envelopes) > LARGEST_SUBMISSION
             ):
-                publisher.accept(queue, before, its_epoch, its_seen)
-                before = []
+                publisher.accept(queue, before, its_epoch, its_seen, its_at)
+                before, its_at = [], at
             before += envelopes
-            gathered[queue] = publisher, before, epoch, seen
-        for queue, (publisher, before, epoch, seen) in gathered.items():
-            publisher.accept(queue, before, epoch, seen)
+            gathered[queue] = publisher, before, epoch, seen, its_at
+        for queue, (publisher, before, epoch, seen, at) in gathered.items():
+            publisher.accept(queue, before, epoch, seen, at)
         return room <= 0
 
     def accept_all(self) -> None:

@@ -102,7 +102,7 @@ class Lane:
         :raises SettleTimeoutError: when the budget is used up, and no envelope at all was settled
             for the delivery timeout and ten seconds.
         """
-        intake, budget = self._intake, self._intake.budget
+        intake, budget, counts = self._intake, self._intake.budget, self._mailbox.counts
         if not JUST_ENVELOPES.issuperset(map(type, envelopes)):
             self._check_types(envelopes)
         if not JUST_STR.issuperset(map(type, map(TOPIC, envelopes))):
@@ -119,6 +119,8 @@ class Lane:
                     budget.release(len(piece), size)
                     raise
                 self._mailbox.expect(len(piece))
+                if counts is not None:
+                    counts.submitted(len(piece))
                 seen = self._mailbox.unknown_taken
                 intake.hand_over(self._publisher, self._queue, piece, epoch, seen)
 

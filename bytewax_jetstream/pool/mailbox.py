@@ -4,6 +4,7 @@ import threading
 from collections import deque
 
 from ..envelope import Outcome, PublishResult
+from ..metrics import LaneCounts
 from .results import Delivery
 
 __all__ = ["Mailbox"]
@@ -13,10 +14,12 @@ class Mailbox:
     """Counts what a lane has unsettled, and keeps its deliveries in order until they are taken.
 
     :arg worker: The dataflow worker that the results name.
+    :arg counts: Of the lane's step and worker.
     """
 
-    def __init__(self, worker: int) -> None:
+    def __init__(self, worker: int, counts: LaneCounts | None = None) -> None:
         self.worker = worker
+        self.counts = counts
         self._deliveries: deque[Delivery] = deque()
         self._news = threading.Condition()
         self._unsettled = 0

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from math import inf
 
 from ..dispatch import LaneQueue
 from ..errors import ConnectError, PoolClosedError
 from ..loop_thread import LoopThread
+from ..metrics import Sample, lane_counts, retire, table, watch
 from ..publishing import Publisher
 from ..settings import PoolSettings
 from .ack_workers import AckWorkers
@@ -47,11 +48,15 @@ class PoolThread:
     def start(self, broker: str) -> None:
         """Start the thread and the ACK workers."""
         self._loop_thread.start()
+        watch(self)
         self._loop_thread.call(lambda: self._start_workers(broker))
 
     def stop(self) -> None:
-        """End the thread; bounded."""
+        """End the thread; bounded. What was counted stays in the metrics."""
         self._loop_thread.stop()
+        for shared in list(self._publishers.values()):  # if the drain did not close them
+            retire(shared)
+        retire(self)
 
     @property
     def failure(self) -> str | None:
@@ -72,10 +77,16 @@ class PoolThread:
         return min([lane.deadline() for lane in lanes], default=inf)
 
     def open_lane(
-        self, publisher: Publisher, name: str, worker: int, deadline: Callable[[], float]
+        self,
+        publisher: Publisher,
+        name: str,
+        step: str,
+        worker: int,
+        deadline: Callable[[], float],
     ) -> Lane:
         """Open a lane, connecting its publisher when it is the first."""
-        opening = self._open_lane(publisher, name, worker, deadline)
+        counts = lane_counts(publisher.broker, step, worker)
+        opening = self._open_lane(publisher, name, Mailbox(worker, counts), deadline)
         try:
             return self._loop_thread.run(opening, OPEN_SECONDS)
         except TimeoutError:
@@ -85,6 +96,18 @@ class PoolThread:
                 broker=publisher.broker,
                 seconds=OPEN_SECONDS,
             ) from None
+
+    def samples(self) -> Iterator[Sample]:
+        """What is told of the pool and its brokers when somebody scrapes."""
+        budget = self.intake.budget
+        yield Sample(table.UNSETTLED_MESSAGES, (), budget.used_messages)
+        yield Sample(table.UNSETTLED_BYTES, (), budget.used_bytes)
+        yield Sample(table.BUDGET_MESSAGES, (), budget.messages)
+        yield Sample(table.BUDGET_BYTES, (), budget.bytes)
+        yield Sample(table.BUDGET_STALLS, (), budget.stalls)
+        now = time.monotonic()
+        for broker, since in self.intake.oldest().items():
+            yield Sample(table.OLDEST_UNSETTLED, (broker,), now - since)
 
     def drain(self, seconds: float, patience: float) -> None:
         """Settle what is unsettled, as unknown after so many seconds, and close all publishers.
@@ -125,10 +148,9 @@ class PoolThread:
             self._next_look.cancel()
 
     async def _open_lane(
-        self, publisher: Publisher, name: str, worker: int, deadline: Callable[[], float]
+        self, publisher: Publisher, name: str, mailbox: Mailbox, deadline: Callable[[], float]
     ) -> Lane:
         shared = await self._open(publisher)
-        mailbox = Mailbox(worker)
         queue = shared.add_lane(mailbox)
 
         def leave() -> None:
@@ -149,6 +171,7 @@ class PoolThread:
         shared.users += 1
         try:
             await asyncio.shield(shared.ready)
+            watch(shared)
         except BaseException:
             shared.users -= 1
             if self._publishers.get(publisher.identity) is shared:

@@ -1,16 +1,19 @@
 """Makes publish results from settlements."""
 
 from collections.abc import Callable
+from itertools import groupby
 from math import inf
+from operator import attrgetter
 from typing import NamedTuple
 
 from ..dispatch import SegmentStored, Settlement, SinglesStored
 from ..envelope import Outcome, PublishResult, picklable
 from ..publishing import Receipt, Verdict
 
-__all__ = ["Delivery", "Results", "results_of"]
+__all__ = ["Delivery", "Results", "results_of", "waits"]
 
 NOWHERE = Receipt()
+SUBMISSION = attrgetter("submission")
 _new = tuple.__new__
 
 
@@ -103,6 +106,23 @@ def results_of(
     windows = [window for window in map(duplicate_window, topics.values()) if window is not None]
     delivery = Delivery(oks, errs, duplicates, envelope.event_id, min(windows, default=inf))
     return Results(delivery, stop, unknown, size)
+
+
+def waits(settled: list[Settlement], now: float) -> list[tuple[float, int]]:
+    """How many seconds envelopes have waited for their results, and how many as long.
+
+    Envelopes of one submission have waited equally long; mostly they are settled together.
+    """
+    counted: list[tuple[float, int]] = []
+    for one in settled:
+        if isinstance(one, SegmentStored):
+            counted.append((now - one.segment.submission.since, one.segment.count))
+        elif isinstance(one, SinglesStored):
+            for submission, entries in groupby(one.entries, SUBMISSION):
+                counted.append((now - submission.since, len(list(entries))))
+        else:
+            counted.append((now - one.entry.submission.since, 1))
+    return counted
 
 
 def _of_each(acked: SinglesStored, broker: str, at: float, worker: int) -> list[PublishResult]:

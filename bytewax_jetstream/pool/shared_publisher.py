@@ -4,13 +4,14 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from random import Random
 from typing import NamedTuple
 
 from ..dispatch import Dispatch, LaneQueue, Settlement
 from ..envelope import Envelope
+from ..metrics import Sample, retire, table
 from ..publishing import Publisher, Receipt, Refusal
 from .mailbox import Mailbox
 from .transit import Transit
@@ -37,6 +38,7 @@ class AckTask(NamedTuple):
     broker: str
     settled: list[Settlement]
     at: float
+    """When the answer was looked at."""
     duplicate_window: Callable[[str], float | None]
 
 
@@ -99,10 +101,15 @@ class SharedPublisher:
         del self._mailboxes[queue]
 
     def accept(
-        self, queue: LaneQueue, envelopes: Sequence[Envelope], epoch: int, seen: int
+        self,
+        queue: LaneQueue,
+        envelopes: Sequence[Envelope],
+        epoch: int,
+        seen: int,
+        handed_over: float | None = None,
     ) -> None:
         """Take a submission in; its caller had collected so many unknown results."""
-        self.dispatch.submit(queue, envelopes, epoch, time.monotonic(), seen)
+        self.dispatch.submit(queue, envelopes, epoch, time.monotonic(), seen, handed_over)
         if self._failure is not None:
             self.dispatch.abandon(self._failure)
 
@@ -136,13 +143,14 @@ class SharedPublisher:
         self.process()
 
     async def close(self) -> None:
-        """Close the publisher; never raises."""
+        """Close the publisher; never raises. What it has counted stays in the metrics."""
         if self._timer is not None:
             self._timer.cancel()
         try:
             await self.publisher.close()
         except Exception:
             log.exception("%s: closing failed", self.publisher.broker)
+        retire(self)
 
     def statistics(self) -> dict[str, str | int | float]:
         """The counters of this broker."""
@@ -157,6 +165,25 @@ class SharedPublisher:
             **self.dispatch.statistics(),
             **self.publisher.statistics(),
         }
+
+    def samples(self) -> Iterator[Sample]:
+        """What is told of this broker when somebody scrapes."""
+        statistics, labels = self.publisher.statistics(), (self.publisher.broker,)
+        counts, now = self.dispatch.statistics(), time.monotonic()
+        oldest = self.dispatch.oldest_submitted()
+        yield Sample(table.LANES, labels, self.users)
+        if self.publisher.policy.ack_timeout is not None:  # or its library connects by itself
+            yield Sample(table.CONNECTED, labels, counts["connected"])
+        yield Sample(table.RECONNECTS, labels, statistics.get("reconnects", 0))
+        yield Sample(table.IN_FLIGHT_MESSAGES, labels, counts["in_flight"])
+        yield Sample(table.IN_FLIGHT_BYTES, labels, counts["admitted_bytes"])
+        yield Sample(table.OLDEST_UNSETTLED, labels, max(0.0, now - oldest))
+        yield Sample(table.LAST_PROGRESS, labels, max(0.0, now - self.dispatch.progress_at))
+        for reason, count in self.dispatch.retries.items():
+            yield Sample(table.RETRIES, (*labels, reason), count)
+        yield Sample(table.LATE_ACKS, labels, counts["late_acks"])
+        yield Sample(table.BATCHES, labels, counts["batches"])
+        yield Sample(table.BATCH_MESSAGES, labels, counts["messages_in_batches"])
 
     def count_long_epoch(self) -> None:
         """An epoch of one of its lanes is open for too long; called on any thread."""

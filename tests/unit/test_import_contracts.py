@@ -46,6 +46,7 @@ PLANTED = {
     ],
     "Only what meets the engine imports Bytewax": [("pool/lane.py", "import bytewax.operators")],
     "Only jetstream and the benchmark import nats": [("pool/lane.py", "import nats")],
+    "Only metrics imports prometheus_client": [("pool/lane.py", "import prometheus_client")],
     "Only kafka and the benchmark import confluent_kafka": [
         ("jetstream/streams.py", "import confluent_kafka"),
     ],

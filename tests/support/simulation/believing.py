@@ -2,6 +2,7 @@
 
 from bytewax_jetstream.dispatch.batch import Batch
 from bytewax_jetstream.dispatch.batches import Batches
+from bytewax_jetstream.dispatch.retries import Why
 from bytewax_jetstream.publishing import Refusal, Route
 
 __all__ = ["Believing"]
@@ -12,7 +13,7 @@ class Believing(Batches):
     ever in doubt.
     """
 
-    def _retry(self, batch: Batch, refusal: Refusal, now: float, *, whole: bool) -> None:
+    def _retry(self, batch: Batch, refusal: Refusal, why: Why, now: float, *, whole: bool) -> None:
         self._end(batch)
         for segment in batch.segments:
             self._doubts.not_in_process(segment.envelopes)

@@ -120,9 +120,10 @@ def test_simulation_notices_a_group_that_is_split() -> None:
             epoch: int,
             now: float,
             seen: int = 0,
+            handed_over: float | None = None,
         ) -> None:
             self._policy = self._policy._replace(atomic=False)
-            super().submit(lane, envelopes, epoch, now, seen)
+            super().submit(lane, envelopes, epoch, now, seen, handed_over)
 
     seeds = _noticed("did not end as one", kind=anything, atomic=True, dispatch=Splitting)
     assert _play(seeds, kind=anything, atomic=True).problems == {}

@@ -71,6 +71,7 @@ def test_statistics_are_a_plain_value() -> None:
                         "broker": "fake",
                         "lanes": 1,
                         "long_epochs": 0,
+                        "connected": True,
                         "in_flight": 1,
                         "admitted_bytes": 2,
                         "retries": 0,
