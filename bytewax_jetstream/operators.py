@@ -102,6 +102,7 @@ def input(  # noqa: A001
     start: Literal["first", "new"] | int = "first",
     batch_size: int = 1000,
     on_error: Literal["stop", "errs"] = "stop",
+    group: str | None = None,
 ) -> KafkaInputOut: ...
 
 
@@ -134,6 +135,8 @@ def input(  # noqa: A001  # Bytewax's own word, and always written jop.input
         by default. It should exceed the messages of an epoch.
     :arg on_error: Kafka: an error that may pass, such as a missing permission, stops the run, or
         comes on `errs` while reading goes on.
+    :arg group: Kafka: a consumer group that is told the offsets of committed epochs, for
+        monitoring only.
     """
     if isinstance(settings, KafkaSettings):
         return _kafka_input(step_id, flow, kafka_source(settings, **options))

@@ -67,12 +67,19 @@ def kafka_source(
     start: KafkaStart = "first",
     batch_size: int = 1000,
     on_error: OnError = "stop",
+    group: str | None = None,
 ) -> Source[KafkaMessage | KafkaFailure]:
     """The source with which `jop.input` reads topics."""
     from ..kafka.source import KafkaSource  # which loads confluent-kafka
 
     return KafkaSource(
-        settings, topics=topics, tail=tail, start=start, batch_size=batch_size, on_error=on_error
+        settings,
+        topics=topics,
+        tail=tail,
+        start=start,
+        batch_size=batch_size,
+        on_error=on_error,
+        group=group,
     )
 
 

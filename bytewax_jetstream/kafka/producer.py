@@ -98,6 +98,8 @@ class Client:
     :arg on_failure: Called once when the producer has failed for good, on the thread that noticed.
     :arg on_stop: Called when the brokers have refused a request for good, so that nothing more
         is sent, on the thread that noticed. The reports of all messages come.
+    :arg on_cut: Called when a connection broke whose requests may not be answered, on the thread
+        that serves reports.
     :arg alone: Each message goes in a request of its own. Such a producer does not stop.
     :raises ConnectError: when librdkafka rejects the settings.
     """
@@ -108,6 +110,7 @@ class Client:
         on_reports: Callable[[], None],
         on_failure: Callable[[str], None],
         on_stop: Callable[[], None] = lambda: None,
+        on_cut: Callable[[], None] = lambda: None,
         *,
         alone: bool = False,
     ) -> None:
@@ -120,6 +123,7 @@ class Client:
         self._cut_at = float("-inf")
         """When librdkafka said last that requests may not be answered."""
         self._on_reports, self._on_failure, self._on_stop = on_reports, on_failure, on_stop
+        self._on_cut = on_cut
         self._told = False
         self._queued = 0
         """Messages with librdkafka when `flush_hint` was last called."""
@@ -261,6 +265,7 @@ class Client:
     def _on_line(self, kind: str, line: str) -> None:
         if kind in CUTS and not NOT_YET_CONNECTED(line):
             self._cut_at = time.monotonic()
+            self._on_cut()
 
 
 class _Noting(logging.LoggerAdapter[logging.Logger]):

@@ -117,7 +117,9 @@ class KafkaPublisher:
         self._has_failed = False
         self._spreads_empty_keys = settings.partitioner == "consistent_random"
         """Whether librdkafka would put the empty key into any partition."""
-        self._counts = dict.fromkeys(("queue_full", "hand_overs", "producers_stopped"), 0)
+        self._counts = dict.fromkeys(
+            ("queue_full", "hand_overs", "producers_stopped", "reconnects"), 0
+        )
 
     @property
     def identity(self) -> Hashable:
@@ -307,6 +309,7 @@ class KafkaPublisher:
             on_reports=lambda: on_loop(self._reported),
             on_failure=lambda reason: on_loop(events.failed, reason),
             on_stop=lambda: on_loop(self._stopped_by_itself, client),
+            on_cut=lambda: on_loop(self._was_cut),
             alone=alone,
         )
         return client
@@ -521,6 +524,9 @@ class KafkaPublisher:
         return Refusal(Verdict.RETRY, reason, refusal.code)
 
     # A producer that has stopped
+
+    def _was_cut(self) -> None:
+        self._counts["reconnects"] += 1
 
     def _stopped_by_itself(self, client: Client) -> None:
         if client is self._client and not self._is_closing:

@@ -9,6 +9,7 @@ are added for each submission and each delivery, or read when somebody scrapes.
 
 from .counts import LaneCounts, barrier_waited, lane_counts
 from .meters import Meter, Sample, retire, watch
+from .sources import Partition
 from .spread import Spread
 from .table import Metric
 
@@ -16,6 +17,7 @@ __all__ = [
     "LaneCounts",
     "Meter",
     "Metric",
+    "Partition",
     "Sample",
     "Spread",
     "barrier_waited",

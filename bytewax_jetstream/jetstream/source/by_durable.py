@@ -3,11 +3,13 @@
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from bytewax.inputs import StatefulSourcePartition
 
 from ...errors import SourceError
+from ...metrics import Partition, Sample, retire, watch
 from ...recovery_state import DurableState, SourceState, durable_state
 from ..message import (
     Item,
@@ -19,6 +21,7 @@ from ..message import (
 )
 from .consumers import durable_consumer, warn_of_pause
 from .feed import Feed
+from .lag import Lag
 from .ledger import Ledger
 from .reader import IDLE, Reader, UnreadableCount
 from .reading import Found, Reading
@@ -107,6 +110,9 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
         """When messages last came, or it was looked why none come."""
         self._unreadable = UnreadableCount(reading)
         self._awake: datetime | None = None
+        self._emitted = self._redelivered = 0
+        self._lag = Lag(shared, reading, found)
+        watch(self)
         shared.keep_calling(self._keep_alive)
 
     @property
@@ -138,7 +144,9 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
                 self._awake, self._heard = None, time.monotonic()
                 if self._oldest is None:
                     self._oldest = arrived
-                return self._decode(batch)
+                items = self._decode(batch)
+                self._emitted += len(items)
+                return items
         if ended is not None:
             self._reader.reopen(self._position, ended)
         else:
@@ -148,6 +156,20 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
     def next_awake(self) -> datetime | None:
         """When to look again; None for at once."""
         return self._awake
+
+    def samples(self) -> Iterator[Sample]:
+        """What the metrics say of it. Called on the thread of a scrape."""
+        reading, feed = self._reading, self._reader.feed
+        self._lag.ask()
+        partition = Partition("jetstream", reading.step, reading.stream, reading.subject or "")
+        return partition.samples(
+            emitted=self._emitted,
+            position=self._position,
+            lag=self._lag.behind_consumer(0 if feed is None else feed.queued),
+            skipped=self.skipped,
+            redelivered=self._redelivered,
+            reopened=self._reader.reopened,
+        )
 
     def snapshot(self) -> SourceState:
         """Close the epoch in the ledger.
@@ -179,6 +201,7 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
         self._unreadable.report()
         if self._skipped is not None:
             self._reader.report_skipped(self._skipped)
+        retire(self)
         self._reader.close(self._ledger.uncommitted())
         release(self._shared)
 
@@ -229,6 +252,8 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
             expected, previous = number + 1, raw[1]
             if sequence >= position:
                 position = sequence + 1
+            else:  # a consumer delivers in order the first time
+                self._redelivered += 1
             if not take(sequence, nanoseconds, raw[1]):
                 continue
             item = decode(stream, sequence, nanoseconds, raw)

@@ -2,10 +2,12 @@
 
 import logging
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from bytewax.inputs import StatefulSourcePartition
 
+from ...metrics import Partition, Sample, retire, watch
 from ...recovery_state import SequenceState, SourceState, sequence_state
 from ..message import (
     Item,
@@ -17,6 +19,7 @@ from ..message import (
 )
 from .consumers import sequence_consumer
 from .feed import Feed
+from .lag import Lag
 from .reader import IDLE, Reader, UnreadableCount
 from .reading import Found, Reading
 from .same_stream import nanoseconds
@@ -81,6 +84,9 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
         """How many messages waited for delivery after the last one; exact where it is needed."""
         self._unreadable = UnreadableCount(reading)
         self._awake: datetime | None = None
+        self._emitted = 0
+        self._lag = Lag(shared, reading, found)
+        watch(self)
 
     @property
     def skipped(self) -> int:
@@ -102,7 +108,9 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
         ended = feed.ended  # before the queue: messages that arrived before the end are good
         batch, _ = feed.take(self._batch_size)
         if batch:
-            return self._decode(batch)
+            items = self._decode(batch)
+            self._emitted += len(items)
+            return items
         self._awake = datetime.now(UTC) + IDLE
         if ended is not None:
             self._reader.reopen(self._position, ended)
@@ -115,6 +123,23 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
         """When to look again; None for at once."""
         return self._awake
 
+    def samples(self) -> Iterator[Sample]:
+        """What the metrics say of it. Called on the thread of a scrape."""
+        reading, feed = self._reading, self._reader.feed
+        if reading.subject is None:
+            lag = self._lag.from_position(self._position, self._last)
+        else:  # as of the last message that was taken: the server does not tell more of a filter
+            lag = max(self._pending, 0 if feed is None else feed.queued)
+        self._lag.ask()
+        partition = Partition("jetstream", reading.step, reading.stream, reading.subject or "")
+        return partition.samples(
+            emitted=self._emitted,
+            position=self._position,
+            lag=lag,
+            skipped=self._skipped.count,
+            reopened=self._reader.reopened,
+        )
+
     def snapshot(self) -> SourceState:
         """The position to go on with."""
         return sequence_state(SequenceState(self._position, self._created, self._time))
@@ -123,6 +148,7 @@ class SequencePartition(StatefulSourcePartition[Item, SourceState]):
         """Delete the consumer, and give the connection back."""
         self._unreadable.report()
         self._reader.report_skipped(self._skipped)
+        retire(self)
         self._reader.close()
         release(self._shared)
 

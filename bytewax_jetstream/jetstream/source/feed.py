@@ -375,6 +375,11 @@ class Feed:
 
     # The partition's thread
 
+    @property
+    def queued(self) -> int:
+        """How many messages have arrived and wait to be taken. For any thread."""
+        return max(0, self._received - self._taken)
+
     def take(self, limit: int) -> tuple[list[RawMessage], float]:
         """Up to this many messages, and when the first of them arrived; never waits."""
         taken: list[RawMessage] = []

@@ -1,7 +1,7 @@
 """`KafkaPartition`: one partition of the input, which may not be there yet."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -9,6 +9,7 @@ from bytewax.inputs import StatefulSourcePartition
 from confluent_kafka import KafkaError, KafkaException
 
 from ...errors import SourceError
+from ...metrics import Partition, Sample, retire, watch
 from ...recovery_state import KafkaPlace, KafkaState, kafka_state
 from .message import Item, KafkaFailure, failure
 from .place import Begin, Log, made_again, truncated
@@ -39,6 +40,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
     the leader epoch, which show on resuming whether this is still the log that was read.
 
     :arg spare: How many partitions of the topic this run can read.
+    :arg resumed: Whether it begins where a committed epoch ended.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         tail: bool,
         batch_size: int,
         on_error: OnError,
+        resumed: bool,
         release: Callable[[], None],
     ) -> None:
         self._reader = reader
@@ -66,10 +69,16 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         self._waiting: list[Item] = []
         """Errors to be emitted before anything else."""
         self._overgrown = self._committed = False
+        self._snapshot: int | None = None
+        """The position in the last snapshot, until its epoch is committed."""
+        self._emitted = self._skipped = 0
         if begin.position is not None:
             self._feed = reader.open(topic, number, begin.position, begin.epoch)
             if begin.missed_from is not None:
                 self._waiting.append(self._missed(begin.missed_from, begin.position))
+            elif resumed:
+                self._snapshot = begin.position
+        watch(self)
 
     def __repr__(self) -> str:
         return f"partition {self._number} of topic {self._topic}"
@@ -80,6 +89,10 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         :raises SourceError: when reading on would miss or repeat messages, or cannot go on.
         """
         self._awake = None
+        # After a snapshot, the engine calls this only once the snapshot's epoch is committed.
+        if self._snapshot is not None and self._feed is not None:
+            self._reader.committed(self._feed, self._snapshot)
+            self._snapshot = None
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             return waiting
@@ -94,6 +107,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
             reader.poll()
         if feed.items:
             batch: list[Item] = list(feed.take(self._batch_size))
+            self._emitted += len(batch)
             return batch
         if feed.displaced is not None:
             return self._find_place(feed, feed.displaced)
@@ -112,10 +126,24 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         feed = self._feed
         if feed is None:
             return kafka_state(KafkaPlace(None, self._topic_id, None))
+        self._snapshot = feed.position
         return kafka_state(KafkaPlace(feed.position, self._topic_id, feed.epoch))
+
+    def samples(self) -> Iterator[Sample]:
+        """What the metrics say of it. Called on the thread of a scrape."""
+        feed, partition = self._feed, Partition("kafka", self._step, self._topic, str(self._number))
+        position = None if feed is None else feed.position
+        end = None if feed is None else feed.end
+        return partition.samples(
+            emitted=self._emitted,
+            position=position,
+            lag=None if position is None or end is None else max(0, end - position),
+            skipped=self._skipped,
+        )
 
     def close(self) -> None:
         """Read no more; the last partition of a worker closes its consumer."""
+        retire(self)
         if self._feed is not None:
             self._reader.close_feed(self._feed)
         self._release()
@@ -205,6 +233,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         return []
 
     def _missed(self, first: int, end: int) -> KafkaFailure:
+        self._skipped += end - first
         reason = (
             f"{self}: {end - first} offsets, {first} to {end - 1}, were removed before they were "
             "read: the topic keeps messages for too short a time, or the flow was away for too long"

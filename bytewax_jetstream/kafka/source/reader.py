@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ...settings import KafkaSettings
 from ..config import accepted, connection
 from ..library_log import library_log
+from .group_commits import GroupCommits
 from .look_up import Found, LastError, cannot_read
 from .message import Read, message_of
 from .watch import News, Watch
@@ -31,10 +32,16 @@ SHORTEST_NAP, LONGEST_NAP = 0.002, 0.05
 so idle partitions cost the same, however many they are.
 """
 LAG_SECONDS = 1.0
+BLOCKED_SECONDS = 5.0
+"""For how long nothing was taken from librdkafka; then the dataflow counts as blocked."""
+END_SECONDS = 1.0
+"""How long the leader of a partition may take to say where it ends."""
 TELL_AGAIN = 60.0
 """Seconds until the same error of the same partition is told again."""
 
-NO_GROUP = frozenset(
+NO_GROUP = "bytewax_jetstream-without-a-group"
+"""librdkafka insists on a name."""
+ABOUT_GROUPS = frozenset(
     {
         KafkaError.GROUP_AUTHORIZATION_FAILED,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -43,7 +50,7 @@ NO_GROUP = frozenset(
         KafkaError._MAX_POLL_EXCEEDED,  # noqa: SLF001
     }
 )
-"""Errors about the consumer group. There is none: librdkafka only insists on a name for one."""
+"""Errors about the consumer group, by which nothing is read."""
 
 
 class Feed:
@@ -62,6 +69,8 @@ class Feed:
         """The end has been reached, and is not waited at."""
         self.displaced: str | None = None
         """Why librdkafka could not read at the position."""
+        self.end: int | None = None
+        """Where the partition ends, as its leader said last."""
 
     def take(self, most: int) -> list[Read]:
         """The messages that have arrived, and go on behind them."""
@@ -82,7 +91,7 @@ class Feed:
 class Reader:
     """One consumer, and the feeds of the partitions assigned to it; for one thread.
 
-    :arg isolation: What the consumer's `isolation.level` is.
+    :arg group: Gets the offsets of committed epochs, for whoever watches it.
     :raises ConnectError: when librdkafka rejects the settings.
     """
 
@@ -95,6 +104,7 @@ class Reader:
         *,
         tail: bool,
         batch_size: int,
+        group: str | None = None,
     ) -> None:
         self.users = 0
         self.news: list[News] = []
@@ -111,7 +121,10 @@ class Reader:
         self._timekeeper: object | None = None
         self._told: dict[tuple[str | None, int | None, int], float] = {}
         self._lag_due = 0.0
+        self._polled = time.monotonic()
+        """When messages were last asked for: not while the dataflow is blocked."""
         self._last = LastError()
+        self._commits = GroupCommits(step_id, group) if group is not None else None
         with accepted(settings):
             self._consumer = Consumer(
                 {
@@ -122,7 +135,7 @@ class Reader:
                     "fetch.queue.backoff.ms": 10,
                     "reconnect.backoff.max.ms": 1000,
                     **connection(settings),
-                    "group.id": "bytewax_jetstream-without-a-group",
+                    "group.id": group or NO_GROUP,
                     "enable.auto.commit": False,
                     "enable.auto.offset.store": False,
                     # Never a place of the library's own choice.
@@ -133,6 +146,7 @@ class Reader:
                     "max.poll.interval.ms": 86_400_000,
                     "error_cb": self._last,
                     "logger": library_log,
+                    **({"on_commit": self._commits.answered} if self._commits else {}),
                 }
             )
         self._watch = Watch(
@@ -142,6 +156,7 @@ class Reader:
             self._ids,
             patience=settings.pool.delivery_timeout,
             why=lambda: self._last.error,
+            also=self._look_at_ends,
         )
         self._watch.start()
 
@@ -184,6 +199,11 @@ class Reader:
         if self._feeds.pop((feed.topic, feed.number), None) is not None and self.users > 1:
             self._unassign(feed)
 
+    def committed(self, feed: Feed, position: int) -> None:
+        """The epoch in which a partition was read up to this offset is committed."""
+        if self._commits is not None:
+            self._commits.add(feed.topic, feed.number, position)
+
     def watermarks(self, feed: Feed, seconds: float) -> tuple[int, int]:
         """First offset and end of a partition, asked of its leader.
 
@@ -203,10 +223,12 @@ class Reader:
             self._arrived = sum([len(feed.items) for feed in self._feeds.values()])
             if self._arrived >= self._most:
                 return
-        now = time.monotonic()
+        now = self._polled = time.monotonic()
         if now >= self._lag_due:
             self._lag_due = now + LAG_SECONDS
             self._show_lag()
+        if self._commits is not None:
+            self._commits.send(self._consumer, now)
         messages = self._consumer.consume(self._most, 0)
         if messages:
             self._arrived += len(messages)
@@ -218,6 +240,8 @@ class Reader:
             log.warning("a look at topics does not end, so its consumer is not closed")
             return
         try:
+            if self._commits is not None:
+                self._commits.close(self._consumer)
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:
             log.warning("closing a consumer: %s", error)
@@ -283,8 +307,8 @@ class Reader:
         elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
             if feed is not None:
                 feed.displaced = error.str()
-        elif code in NO_GROUP:
-            log.debug("an error about a consumer group, which is not used: %s", error)
+        elif code in ABOUT_GROUPS:
+            log.debug("an error about a consumer group, by which nothing is read: %s", error)
         elif feed is not None or message.topic() is None:
             self._tell(code, cannot_read(code, error.str(), message.topic()), message)
 
@@ -297,6 +321,19 @@ class Reader:
             known = offset if offset is not None and offset >= 0 else None
             self.news.append(News(code, reason, topic, partition, known))
 
+    def _look_at_ends(self, stopping: Callable[[], bool]) -> None:
+        """While the dataflow is blocked, ask where partitions end: what has arrived says nothing
+        of what came since. Runs on the thread that looks at the topics.
+        """
+        for feed in list(self._feeds.values()):
+            if stopping() or time.monotonic() - self._polled < BLOCKED_SECONDS:
+                return
+            try:
+                _, feed.end = self.watermarks(feed, END_SECONDS)
+            except KafkaException as error:
+                log.debug("where a partition ends is not known: %s", error)
+                return
+
     def _show_lag(self) -> None:
         """Set Bytewax's own metric, from what the last answers of the brokers said."""
         for feed in self._feeds.values():
@@ -304,6 +341,7 @@ class Reader:
                 TopicPartition(feed.topic, feed.number), cached=True
             )
             if end >= 0:  # it is -1001 before the first answer
+                feed.end = end
                 BYTEWAX_CONSUMER_LAG_GAUGE.labels(
                     step_id=self._step_id, topic=feed.topic, partition=feed.number
                 ).set(max(0, end - feed.position))

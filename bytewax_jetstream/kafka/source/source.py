@@ -78,6 +78,10 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
         permission is taken away, or no broker answers for the pool's delivery timeout. `stop` ends
         the run with `SourceError`; the epoch is not committed, so nothing is missed. `errs` emits a
         `KafkaError`, and goes on when it can.
+    :arg group: Name of a consumer group that gets the offsets of each epoch once it is committed,
+        so that tools which watch consumer groups show how far this flow is. They are never read
+        back, and a commit that fails is only counted and logged. The offsets of a run's last epoch
+        come at the next start. No consumer may be a member of the group.
     """
 
     def __init__(
@@ -89,14 +93,16 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
         start: KafkaStart = "first",
         batch_size: int = 1000,
         on_error: OnError = "stop",
+        group: str | None = None,
     ) -> None:
         names = _checked_names(topics)
-        _check(settings, start, batch_size, on_error)
+        _check(settings, start, batch_size, on_error, group)
         drain.install(settings.pool.drain_timeout)
         self._settings = settings
         self._names = names
         self._tail, self._start = tail, start
         self._batch_size, self._on_error = batch_size, on_error
+        self._group = group
         self._lock = threading.Lock()
         """Workers open and close their partitions at the same time."""
         self._found: tuple[float, Found] | None = None
@@ -155,14 +161,22 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
         with self._lock:
             reader = self._lease(step_id, found)
             try:
-                part = self._partition(step_id, reader, name, number, topic, first)
+                resumed = place is not None
+                part = self._partition(step_id, reader, name, number, topic, first, resumed)
             except BaseException:
                 self._release_locked(reader)
                 raise
         return drain.DrainingPartition(part)
 
     def _partition(
-        self, step_id: str, reader: Reader, name: str, number: int, topic: Topic, first: Begin
+        self,
+        step_id: str,
+        reader: Reader,
+        name: str,
+        number: int,
+        topic: Topic,
+        first: Begin,
+        resumed: bool,
     ) -> KafkaPartition:
         return KafkaPartition(
             reader,
@@ -175,6 +189,7 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
             tail=self._tail,
             batch_size=self._batch_size,
             on_error=self._on_error,
+            resumed=resumed,
             release=lambda: self._release(reader),
         )
 
@@ -210,6 +225,7 @@ class KafkaSource(FixedPartitionedSource[Item, KafkaState]):
                 lambda names: topic_ids(self._settings, names, ID_SECONDS),
                 tail=self._tail,
                 batch_size=self._batch_size,
+                group=self._group,
             )
         reader.users += 1
         return reader
@@ -257,16 +273,21 @@ def _checked_names(topics: str | Sequence[str]) -> list[str]:
     return names
 
 
-def _check(settings: KafkaSettings, start: object, batch_size: object, on_error: object) -> None:
+def _check(
+    settings: KafkaSettings, start: object, batch_size: object, on_error: object, group: object
+) -> None:
     if start not in ("first", "new") and (type(start) is not int or start < 0):
         raise ValueError(f"invalid start {start!r}: give 'first', 'new', or an offset from 0")
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"invalid batch_size {batch_size!r}: give an int from 1")
     if on_error not in ("stop", "errs"):
         raise ValueError(f"invalid on_error {on_error!r}: give 'stop' or 'errs'")
+    if group is not None and (not isinstance(group, str) or not group.strip()):
+        raise ValueError(f"invalid group {group!r}: give the name of a consumer group")
     own = sorted(SOURCE_OWN & settings.add_config.keys())
     if own:
         raise ValueError(
             f"{', '.join(own)} in add_config: this source reads without a consumer group, and the "
-            "recovery store says where it goes on, so leave it out"
+            "recovery store says where it goes on, so leave it out; group=... names a consumer "
+            "group that is told how far it is"
         )

@@ -50,6 +50,7 @@ class Watch:
     :arg ids: The ids that the topics had at the start.
     :arg patience: How many seconds the brokers may be away.
     :arg why: The last error of a connection.
+    :arg also: Called after each look, and told how to see that the thread is to end.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Watch:
         *,
         patience: float,
         why: Callable[[], KafkaError | None],
+        also: Callable[[Callable[[], bool]], None] = lambda stopping: None,
     ) -> None:
         self.partitions = dict(partitions)
         """How many partitions each topic has; it only grows."""
@@ -69,6 +71,7 @@ class Watch:
         self._ids = ids
         self._patience = patience
         self._why = why
+        self._also = also
         self._missing_since: dict[str, float] = {}
         self._silent_since: float | None = None
         self._told: set[tuple[str | None, int]] = set()
@@ -92,6 +95,8 @@ class Watch:
         while not self._stop.wait(LOOK_SECONDS):
             try:
                 self.look(time.monotonic())
+                if self._silent_since is None:
+                    self._also(self._stop.is_set)
             except Exception as error:
                 if not self._stop.is_set():
                     log.exception("looking at topics failed, and is tried again")
