@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check fix bench results pages clean
+.PHONY: help setup demo test soak check fix bench results pages metrics clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +84,9 @@ results: $(STAMP) ## measure everything again that the pages show
 
 pages: $(STAMP) ## fill the numbers of the pages from the results files
 	@$(BIN)/bytewax-jetstream bench --fill README.md docs/performance.md tests/benchmark/README.md
+
+metrics: $(STAMP) ## make the table of metrics, and the Grafana dashboard, from the code
+	@$(BIN)/python -m bytewax_jetstream.metrics docs/metrics.md
 
 clean: ## remove .venv, caches and what runs left behind
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist flows/.run
