@@ -23,7 +23,7 @@ class Partition(NamedTuple):
         self,
         *,
         emitted: int,
-        position: int | None,
+        position: int,
         lag: int | None,
         skipped: int,
         redelivered: int | None = None,

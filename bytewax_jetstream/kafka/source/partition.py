@@ -1,7 +1,7 @@
 """`KafkaPartition`: one partition of the input, which may not be there yet."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -129,15 +129,17 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         self._snapshot = feed.position
         return kafka_state(KafkaPlace(feed.position, self._topic_id, feed.epoch))
 
-    def samples(self) -> Iterator[Sample]:
-        """What the metrics say of it. Called on the thread of a scrape."""
-        feed, partition = self._feed, Partition("kafka", self._step, self._topic, str(self._number))
-        position = None if feed is None else feed.position
-        end = None if feed is None else feed.end
-        return partition.samples(
+    def samples(self) -> Iterable[Sample]:
+        """What the metrics say of it; nothing while it is not there. Called on the thread of a
+        scrape.
+        """
+        feed = self._feed
+        if feed is None:
+            return ()
+        return Partition("kafka", self._step, self._topic, str(self._number)).samples(
             emitted=self._emitted,
-            position=position,
-            lag=None if position is None or end is None else max(0, end - position),
+            position=feed.position,
+            lag=None if feed.end is None else max(0, feed.end - feed.position),
             skipped=self._skipped,
         )
 
