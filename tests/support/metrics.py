@@ -1,6 +1,7 @@
 """What `/metrics` says: of this process, or of another over HTTP; and Prometheus's tools."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["Scrape", "promtool", "scrape", "scraped"]
+__all__ = ["Scrape", "names_in", "promtool", "scrape", "scraped"]
 
 
 class Scrape:
@@ -73,3 +74,12 @@ def promtool(*arguments: str, given: str = "", cwd: Path | None = None) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def names_in(query: str) -> set[str]:
+    """The names of the metrics in a PromQL query."""
+    bare = re.sub(r'"[^"]*"', "", query)
+    bare = re.sub(r"\b(by|on|without|ignoring)\s*\([^)]*\)", "", bare)
+    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]", "", bare)
+    words = re.findall(r"(?<![\w:$])[a-z_:][\w:]*(?!\s*\()(?![\w:])", bare)
+    return set(words) - {"and", "by", "offset", "on", "or", "unless"}
