@@ -87,6 +87,8 @@ pages: $(STAMP) ## fill the numbers of the pages from the results files
 
 metrics: $(STAMP) ## make the table of metrics, and the Grafana dashboard, from the code
 	@$(BIN)/python -m bytewax_jetstream.metrics docs/metrics.md
+	@$(BIN)/uv sync --quiet --frozen --inexact --group dashboard
+	@$(BIN)/python -m k8s.components.monitoring.dashboard
 
 clean: ## remove .venv, caches and what runs left behind
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist flows/.run

@@ -1,6 +1,7 @@
 """Lag, position, redeliveries and skipped messages of sources; offsets for a consumer group."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,6 +26,10 @@ def _lag(stream: str) -> float:
     return scrape().sum("source_lag_messages", stream=stream)
 
 
+def _is(stream: str, lag: float) -> bool:
+    return _lag(stream) == lag
+
+
 @pytest.mark.parametrize("how", ["by sequence", "durable"])
 def test_lag_grows_while_a_blocked_dataflow_takes_no_messages(
     nats_server: NatsServer, names: Names, how: str
@@ -40,7 +45,7 @@ def test_lag_grows_while_a_blocked_dataflow_takes_no_messages(
         for more in (BLOCKED, 500):
             before = int(_lag(stream))
             put(url, stream, numbered(f"{stream}.a", more))
-            until(lambda least=before + more: _lag(stream) == least)
+            until(partial(_is, stream, before + more))
         seen = scrape()
         assert seen.each("source_messages_total", stream=stream, broker="jetstream") == [20]
         assert seen.each("source_position", stream=stream, step_id="flow.in") == [21]
