@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check fix bench results pages metrics clean
+.PHONY: help setup demo test soak check fix bench results pages metrics picture clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +89,9 @@ metrics: $(STAMP) ## make the table of metrics, and the Grafana dashboard, from 
 	@$(BIN)/python -m bytewax_jetstream.metrics docs/metrics.md
 	@$(BIN)/uv sync --quiet --frozen --inexact --group dashboard
 	@$(BIN)/python -m k8s.components.monitoring.dashboard
+
+picture: $(STAMP) ## draw docs/metrics.svg: a flow through a short outage, as Prometheus saw it; needs Debian's prometheus
+	@$(BIN)/python -m tests.support.picture docs/metrics.svg
 
 clean: ## remove .venv, caches and what runs left behind
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist flows/.run

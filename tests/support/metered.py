@@ -36,6 +36,8 @@ class Metered(NamedTuple):
     writes: str
     """A subject or topic."""
     group: str | None = None
+    writes_at: str | None = None
+    """JetStream: another server to publish to."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -60,6 +62,7 @@ def _flow(told: Metered) -> Dataflow:
         settings = JetStreamSettings(servers=(told.address,))
         messages = jop.input("in", flow, settings, stream=told.reads).oks
         numbers = op.map("number", messages, lambda each: int(each.payload or b""))
+        settings = JetStreamSettings(servers=(told.writes_at or told.address,))
     envelopes = op.map("envelope", numbers, lambda number: _envelope(told.writes, number))
     out = jop.publish("publish", envelopes, settings)
     op.output("errs", op.map("why", out.errs, lambda each: str(each.reason)), StdOutSink())
