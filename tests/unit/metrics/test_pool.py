@@ -108,6 +108,20 @@ def test_latency_has_every_message_in_its_bucket_also_before_and_after_the_broke
     assert seen.sum("result_latency_seconds_sum", step_id=step) >= 5 * 1.0 + 3 * 0.5
 
 
+def test_gathered_submissions_have_waited_since_the_first_of_them() -> None:
+    publisher = FakePublisher()
+    with pooled() as pool:
+        lane = pool.lane(publisher, name="lane", step="flow.gathered")
+        with held_up(pool):
+            lane.submit(envelopes(1))
+            began = time.monotonic()
+            until(lambda: time.monotonic() - began > 0.5)
+            lane.submit(envelopes(1, prefix="later"))
+        lane.flush()
+    assert publisher.prepared == [2], "they were accepted together"
+    assert scrape().sum("result_latency_seconds_sum", step_id="flow.gathered") >= 2 * 0.5
+
+
 def test_buckets_agree_with_the_results_of_the_same_envelopes() -> None:
     step = "flow.buckets"
     with pooled() as pool:
