@@ -47,7 +47,9 @@ def broker_settings(settings: FlightsSettings) -> FlightsBroker:
 
 
 def _jetstream(settings: FlightsSettings) -> JetStreamSettings:
-    jetstream = JetStreamSettings(streams=(FLIGHTS, DEAD_LETTERS))
+    replicas = {"replicas": settings.replicas}
+    streams = tuple(each.model_copy(update=replicas) for each in (FLIGHTS, DEAD_LETTERS))
+    jetstream = JetStreamSettings(streams=streams)
     if "servers" in jetstream.model_fields_set:
         return jetstream
     server = NatsServer(store_dir=settings.directory.nats).start()

@@ -1,9 +1,9 @@
 """The settings of this job."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bytewax_jetstream.settings import JetStreamSettings, KafkaSettings
@@ -27,6 +27,8 @@ class FlightsSettings(BaseSettings):
     """Where the run keeps the embedded broker's data, the results and the recovery store."""
     partitions: PositiveInt = 4
     """How many partitions the input has; a run must be resumed with the number it began with."""
+    replicas: Annotated[int, Field(ge=1, le=5)] = 1
+    """How many servers keep each message, at least; only for JetStream."""
     limit: PositiveInt | None = None
     """Read only this many rows, from the beginning of the year."""
 
