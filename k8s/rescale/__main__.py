@@ -62,9 +62,7 @@ def manifest(stateful_set: Object, after: int) -> Object:
         "data": {SCRIPT.name: SCRIPT.read_text(encoding="utf-8")},
     }
     directories = [f"/volumes/{number}/{recovery.relative_to(mount)}" for number in numbers]
-    mounts = [
-        {"name": f"volume-{number}", "mountPath": f"/volumes/{number}"} for number in numbers
-    ]
+    mounts = [{"name": f"volume-{number}", "mountPath": f"/volumes/{number}"} for number in numbers]
     volumes = [
         {"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": claims[number]}}
         for number in numbers

@@ -2,10 +2,10 @@
 
     python move_parts.py PROCESSES DIRECTORY...
 
-The directories are those of process 0, 1, 2 and so on: of all that there were, and of all that there
-are going to be. Nothing is moved unless the store is complete and no process uses it. A part is
-deleted in its old place only when it is in its new one, on the disk, so that this can be killed and
-run again. The runbook is in k8s/README.md.
+The directories are those of process 0, 1, 2 and so on: of all that there were, and of all that
+there are going to be. Nothing is moved unless the store is complete and no process uses it. A part
+is deleted in its old place only when it is in its new one, on the disk, so that this can be killed
+and run again. The runbook is in k8s/README.md.
 """
 
 import fcntl
@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-__all__ = ["Refused", "move"]
+__all__ = ["RefusedError", "move"]
 
 COPYING = ".moving"
 """The end of the name of a part whose copy is not complete."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Nothing was moved; the message says why, and what to do."""
 
 
@@ -32,10 +32,10 @@ def move(processes: int, directories: Sequence[Path]) -> list[str]:
     """Every part comes to the directory of the process that keeps it; returns what was moved.
 
     :arg processes: How many there are going to be.
-    :raises Refused: when the store is in use, not complete, or has fewer parts than processes.
+    :raises RefusedError: when the store is in use, not complete, or has fewer parts than processes.
     """
     if not 0 < processes <= len(directories):
-        raise Refused(
+        raise RefusedError(
             f"{processes} processes need as many directories, and {len(directories)} are given"
         )
     locks = [_locked(directory) for directory in directories]
@@ -66,35 +66,33 @@ def _places(directories: Sequence[Path]) -> dict[int, list[Path]]:
     return places
 
 
-def _checked(
-    places: dict[int, list[Path]], processes: int, directories: Sequence[Path]
-) -> int:
+def _checked(places: dict[int, list[Path]], processes: int, directories: Sequence[Path]) -> int:
     """How many parts the store has; each is there, and its log is part of its file."""
     where = ", ".join(map(str, directories))
     counts = {_count(path, index) for index, paths in places.items() for path in paths}
     if not counts:
-        raise Refused(f"there is no part of a recovery store in {where}: mount its volumes")
+        raise RefusedError(f"there is no part of a recovery store in {where}: mount its volumes")
     if len(counts) > 1:
-        raise Refused(
+        raise RefusedError(
             f"the parts are of stores with {', '.join(map(str, sorted(counts)))} parts: take the "
             "parts of the other store away"
         )
     (count,) = counts
     missing = sorted(set(range(count)) - places.keys())
     if missing:
-        raise Refused(
+        raise RefusedError(
             f"part {', '.join(map(str, missing))} of {count} is in none of {where}: mount the "
             "volumes of all processes that there were"
         )
     if count < processes:
-        raise Refused(
+        raise RefusedError(
             f"the recovery store has {count} parts, and each of {processes} processes needs one: "
             f"run at most {count}"
         )
     for index, paths in places.items():
         first, *others = paths
         if not all(filecmp.cmp(first, other, shallow=False) for other in others):
-            raise Refused(
+            raise RefusedError(
                 f"part {index} is in {' and in '.join(map(str, paths))}, and they differ: take the "
                 "one away that is older"
             )
@@ -110,11 +108,11 @@ def _count(path: Path, index: int) -> int:
             found, count = part.execute("SELECT part_index, part_count FROM parts").fetchone()
             (busy, *_) = part.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except (sqlite3.Error, TypeError) as error:
-        raise Refused(f"{path} is not a part of a recovery store ({error})") from None
+        raise RefusedError(f"{path} is not a part of a recovery store ({error})") from None
     if found != index:
-        raise Refused(f"{path} is part {found} under another name: rename it")
+        raise RefusedError(f"{path} is part {found} under another name: rename it")
     if busy:
-        raise Refused(f"{path} is in use: stop all processes of the dataflow first")
+        raise RefusedError(f"{path} is in use: stop all processes of the dataflow first")
     return int(count)
 
 
@@ -146,12 +144,12 @@ def _locked(directory: Path) -> int:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise Refused(f"{directory} cannot be written ({error.strerror})") from None
+        raise RefusedError(f"{directory} cannot be written ({error.strerror})") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        raise Refused(
+        raise RefusedError(
             f"a process uses {directory}: stop all processes of the dataflow first"
         ) from None
     return lock
@@ -170,7 +168,7 @@ def main() -> int:
         return 2
     try:
         moved = move(processes, directories)
-    except Refused as refused:
+    except RefusedError as refused:
         print(f"nothing was moved: {refused}", file=sys.stderr)
         return 2
     print("\n".join(moved) or "every part is in its place")
