@@ -12,10 +12,10 @@ export UV_PYTHON_DOWNLOADS := never
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check fix bench results pages metrics picture clean
+.PHONY: help setup demo test soak check fix bench results pages metrics picture image k8s-check k8s-play clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## make .venv with the locked dependencies
 
@@ -47,12 +47,20 @@ soak: $(STAMP) ## play 150 kill and fault cycles, then the tests too long for ma
 	$(if $(CYCLES),,$(BIN)/pytest -m soak || status=1;) \
 	exit $$status
 
-check: $(STAMP) ## format, lint, types, import rules, lock: nothing is changed
+# What only the check of k8s/ needs.
+K8S_STAMP := .venv/.k8s
+$(K8S_STAMP): $(STAMP)
+	@$(BIN)/uv sync --quiet --frozen --inexact --group k8s
+	@touch $@
+
+check: $(K8S_STAMP) ## format, lint, types, import rules, lock, k8s/: nothing is changed
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache --no-logo
 	@$(BIN)/uv lock --check --quiet
+	@$(BIN)/hadolint k8s/Dockerfile
+	@$(BIN)/pytest -q -n0 tests/unit/k8s/test_overlays.py tests/unit/k8s/test_network_policies.py
 
 fix: $(STAMP) ## format, and fix what the linter can fix
 	@$(BIN)/ruff format --quiet
@@ -92,6 +100,15 @@ metrics: $(STAMP) ## make the table of metrics, and the Grafana dashboard, from 
 
 picture: $(STAMP) ## draw docs/metrics.svg: a flow through a short outage, as Prometheus saw it; needs Debian's prometheus
 	@$(BIN)/python -m tests.support.picture docs/metrics.svg
+
+image: $(STAMP) ## build the container image with buildah; BASE=debian: without a registry of images; NAME=...: its name
+	@$(BIN)/python -m tests.support.containers $(if $(BASE),--base $(BASE)) $(if $(NAME),--name $(NAME))
+
+k8s-check: $(STAMP) ## ask a real kube-apiserver about every overlay; builds it the first time, with Go
+	@$(BIN)/python -m tests.support.k8s.check
+
+k8s-play: $(STAMP) ## run the pods of the overlay for development with podman: publish, kill NATS, resume, scrape
+	@$(BIN)/python -m tests.support.k8s.play
 
 clean: ## remove .venv, caches and what runs left behind
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist flows/.run

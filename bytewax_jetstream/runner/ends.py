@@ -43,6 +43,8 @@ def code_of(error: BaseException, cluster: Cluster) -> ExitCode:
                 return ExitCode.REFUSED if each.seconds is None else ExitCode.UNKNOWN
             case SettleTimeoutError() | PoolClosedError():
                 return ExitCode.UNKNOWN
+            case StreamError() if each.code == 10008:  # JetStream's servers choose a leader
+                return ExitCode.UNKNOWN
             case StreamError() | TopicError() | SourceError():
                 return ExitCode.REFUSED
             case ValidationError() | SettingsError():

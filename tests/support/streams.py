@@ -150,9 +150,9 @@ def message_ids(url: str, stream: str, **credentials: Any) -> list[str]:
     return [message.headers["Nats-Msg-Id"] for message in stored(url, stream, **credentials)]
 
 
-def audit(url: str, stream: str, wanted: Iterable[Envelope]) -> Audit:
+def audit(url: str, stream: str, wanted: Iterable[Envelope], **credentials: Any) -> Audit:
     """Compare a stream with what was to be stored in it; `FLAWLESS` is what it should be."""
-    messages = stored(url, stream)
+    messages = stored(url, stream, **credentials)
     ids = [message.headers["Nats-Msg-Id"] for message in messages]
     wanted_ids = {envelope.event_id for envelope in wanted}
     latest: dict[str, int] = {}
