@@ -34,9 +34,12 @@ __all__ = [
     "drain_on_signal",
     "end_now",
     "enter",
+    "handles",
     "held",
     "install",
+    "interruption",
     "leave",
+    "opening",
     "request",
     "requested",
     "running",
@@ -73,12 +76,18 @@ class _Drain:
         """Whether a runner says when the run ends."""
         self._begun = False
         """Whether the engine has come to the sources of a held run."""
+        self._opening = 0
+        """How many lanes and source partitions are connecting to their broker now."""
+        self._has_read = False
+        """Whether a source was asked for a batch in this run."""
         self._run = 0
         """Counts runs, so that what was meant for one does not happen to the next."""
         self._signalled = False
         """Whether a signal has asked for the drain; another ends it."""
         self._overdue: str | None = None
         """Why the run must end now, without waiting for anything."""
+        self.interruption: KeyboardInterrupt | None = None
+        """What a signal has raised last on the main thread."""
         self._lock = threading.Lock()
         self._defaults_restored = False
         """Whether this is a forked child to which a drain was of no concern so far."""
@@ -89,6 +98,11 @@ class _Drain:
 
     @property
     def running(self) -> bool:
+        # While it only connects, nothing was read, so there is nothing to drain.
+        return self._is_open and not (self._opening and not self._has_read)
+
+    @property
+    def _is_open(self) -> bool:
         return self._parts > 0 or self._begun
 
     def hold(self) -> None:
@@ -104,8 +118,9 @@ class _Drain:
             self._begin()
 
     def _begin(self) -> None:
-        if not self.running:
+        if not self._is_open:
             self._forget()
+            self._has_read = False
             self._run += 1
         self._begun = self._held
 
@@ -132,9 +147,27 @@ class _Drain:
         with self._lock:
             self._parts = max(0, self._parts - 1)
 
+    def read(self) -> None:
+        """A source is asked for a batch: from now on there is something to drain."""
+        self._has_read = True
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        with self._lock:
+            self._opening += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._opening = max(0, self._opening - 1)
+
+    def handles(self, number: int) -> bool:
+        return signal.getsignal(number) == self.on_signal
+
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Runs on the main thread between two of its instructions, so it never takes the lock."""
         if not self.running:
+            self.interruption = KeyboardInterrupt()
             # This handler stays, so that a signal to the next run drains that one.
             _as_by_default(number, frame)
         elif self._overdue is None and not self._signalled:
@@ -143,9 +176,10 @@ class _Drain:
         else:
             self.deadline = 0.0  # threads that wait until the deadline stop waiting
             self._later(GRACE, self._end)
-            raise KeyboardInterrupt(
+            self.interruption = KeyboardInterrupt(
                 f"{self._overdue or 'a second signal came'}: the next start replays the epoch"
             )
+            raise self.interruption
 
     def request(self, reason: str) -> None:
         """Begin to drain, if a dataflow runs and does not drain yet."""
@@ -161,7 +195,7 @@ class _Drain:
             return
         self._overdue = reason
         self._later(GRACE, self._end)
-        ours = [number for number in DEFAULTS if signal.getsignal(number) == self.on_signal]
+        ours = [number for number in DEFAULTS if self.handles(number)]
         if ours:
             # A real signal, which also ends a wait in the operating system.
             signal.pthread_kill(threading.main_thread().ident or 0, ours[0])
@@ -170,13 +204,13 @@ class _Drain:
         """A forked child has its parent's handlers, but no dataflow that could end by them."""
         self._lock = threading.Lock()  # another thread may have held it
         self._forget()
-        was_running, self._parts = self.running, 0
+        was_running, self._parts, self._opening = self._is_open, 0, 0
         self.end_hold()
         if not was_running:
             return  # it may be going to run what its parent has defined
         self._defaults_restored = True
         for number, default in DEFAULTS.items():
-            if signal.getsignal(number) == self.on_signal:
+            if self.handles(number):
                 signal.signal(number, default)
 
     def _later(self, seconds: float, then: Callable[[], None]) -> None:
@@ -184,7 +218,7 @@ class _Drain:
         run = self._run
 
         def if_it_still_drains() -> None:
-            if self._run == run and self.running:
+            if self._run == run and self._is_open:
                 then()
 
         timer = threading.Timer(seconds, if_it_still_drains)
@@ -193,14 +227,17 @@ class _Drain:
 
     def _forget(self) -> None:
         self.deadline = float("inf")
+        self.interruption = None
         self._signalled, self._overdue = False, None
 
     def _end(self) -> None:
-        log.critical(
-            "the drain does not end, because a source or a step does not return: the process "
-            "ends now, and the next start replays the epoch"
+        exit_now(
+            ExitCode.UNKNOWN,
+            lambda: log.critical(
+                "the drain does not end, because a source or a step does not return: the process "
+                "ends now, and the next start replays the epoch"
+            ),
         )
-        exit_now(ExitCode.UNKNOWN)
 
 
 def _as_by_default(number: int, frame: FrameType | None) -> None:
@@ -237,14 +274,35 @@ def held() -> Iterator[None]:
         _drain.end_hold()
 
 
+@contextmanager
+def opening() -> Iterator[None]:
+    """A lane or a source connects in here. Until a source was read, a signal then does what it does
+    by default: there is nothing to drain, and the broker may not answer for long.
+    """
+    with _drain.opening():
+        yield
+
+
 def running() -> bool:
-    """Whether a source or a lane is open in this process, or a held run has begun."""
+    """Whether there is something to drain: a source or a lane is open in this process, or a held
+    run has begun, and it does not only connect yet.
+    """
     return _drain.running
+
+
+def handles(number: int) -> bool:
+    """Whether a signal drains: the program has no handler of its own."""
+    return _drain.handles(number)
 
 
 def requested() -> bool:
     """Whether the last run has begun to drain."""
     return _drain.requested
+
+
+def interruption() -> KeyboardInterrupt | None:
+    """What a signal has raised on the main thread in the last run, and the engine may have lost."""
+    return _drain.interruption
 
 
 def request(reason: str) -> None:
@@ -320,6 +378,7 @@ class _Draining:
         if self._asleep_until is not None and self._asleep_until > datetime.now(UTC):
             return []
         self._asked = False
+        _drain.read()
         batch: Iterable[Any] = self._part.next_batch()
         return batch
 
@@ -356,10 +415,13 @@ class _DrainingFixed(FixedPartitionedSource[Any, Any]):
 
     def list_parts(self) -> list[str]:
         _drain.begin()
-        return self._source.list_parts()
+        with _drain.opening():
+            return self._source.list_parts()
 
     def build_part(self, step_id: str, for_part: str, resume_state: Any) -> DrainingPartition:
-        return DrainingPartition(self._source.build_part(step_id, for_part, resume_state))
+        with _drain.opening():
+            part = self._source.build_part(step_id, for_part, resume_state)
+        return part if isinstance(part, DrainingPartition) else DrainingPartition(part)
 
 
 class _DrainingDynamic(DynamicSource[Any]):
@@ -367,4 +429,7 @@ class _DrainingDynamic(DynamicSource[Any]):
         self._source = source
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> _DrainingStateless:
-        return _DrainingStateless(self._source.build(step_id, worker_index, worker_count))
+        _drain.begin()
+        with _drain.opening():
+            part = self._source.build(step_id, worker_index, worker_count)
+        return _DrainingStateless(part)

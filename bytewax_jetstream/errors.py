@@ -223,6 +223,7 @@ class SourceError(JetStreamPipelineError):
     :ivar topic: The Kafka topic that is read.
     :ivar partition: Its partition.
     :ivar offset: The offset up to which it was read, or where the error is.
+    :ivar run_again: Whether another start may go on without a change, as when no broker answered.
 
     Do what the message says, then start the flow again: it goes on where it was.
     """
@@ -239,6 +240,7 @@ class SourceError(JetStreamPipelineError):
     topic: str | None = None
     partition: int | None = None
     offset: int | None = None
+    run_again: bool | None = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

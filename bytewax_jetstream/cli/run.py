@@ -1,6 +1,5 @@
 """`bytewax-jetstream run`: its options; what it does is in `bytewax_jetstream.runner`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -117,18 +116,22 @@ def run(
     """Run a dataflow; SIGTERM and SIGINT end it in order, as process 1 of a container, too.
 
     Exit codes: 0 stored; 1 a step failed; 2 usage or settings; 3 unknown, run again; 4 refused;
-    5 the recovery directory is in use; 143 stopped before the end (--must-finish).
+    5 the recovery directory is in use; 130 or 143 a signal ended it before there was anything to
+    drain, or before its end (--must-finish).
     """
+    import logging
+    import os
     from datetime import timedelta
 
     from pydantic import ValidationError
+    from pydantic_settings import SettingsError
 
     from ..errors import RunError
     from ..exit_codes import ExitCode
     from ..runner import Cluster, Recovery, Run, logs
     from ..runner import run as run_flow
-    from ..runner.flow import settings_error
-    from ..settings import RunSettings
+    from ..runner.wrong_settings import settings_error
+    from ..settings import PoolSettings, RunSettings
 
     given: dict[str, Any] = {
         "parts": parts,
@@ -136,6 +139,7 @@ def run(
         "log_format": log_format,
         "must_finish": must_finish,
     }
+    settings = None
     try:
         settings = RunSettings(**{name: v for name, v in given.items() if v is not None})
         logs.configure(settings.log_format, debug=debug)
@@ -146,12 +150,17 @@ def run(
             workers,
             Recovery(recovery, settings.parts, timedelta(seconds=backup)) if recovery else None,
             timedelta(seconds=epoch),
+            PoolSettings().drain_timeout,
             _metrics_port(metrics_port),
             debug,
         )
     except (ValueError, RunError) as error:
-        said = settings_error(error) if isinstance(error, ValidationError) else error
-        print(f"bytewax-jetstream run: {said}", file=sys.stderr)
+        is_of_pydantic = isinstance(error, ValidationError | SettingsError)
+        said = settings_error(error) if is_of_pydantic else str(error)  # type: ignore[arg-type]
+        if settings is None:
+            wanted = log_format or os.environ.get("BYTEWAX_JETSTREAM_RUN_LOG_FORMAT", "").strip()
+            logs.configure("json" if wanted == "json" else "text", debug=debug)
+        logging.getLogger(__name__).critical("%s", said, exc_info=debug)
         raise typer.Exit(ExitCode.USAGE) from None
     raise typer.Exit(run_flow(asked))
 

@@ -57,13 +57,14 @@ class Outlet:
     def __init__(self, settings: BrokerSettings, *, lane: str, step: str, worker: int) -> None:
         pool = borrow_pool(settings.pool)
         try:
-            self.lane: Lane = pool.lane(
-                publisher_for(settings),
-                name=lane,
-                step=step,
-                worker=worker,
-                deadline=drain.deadline,
-            )
+            with drain.opening():
+                self.lane: Lane = pool.lane(
+                    publisher_for(settings),
+                    name=lane,
+                    step=step,
+                    worker=worker,
+                    deadline=drain.deadline,
+                )
         except BaseException:
             give_back_pool()
             raise

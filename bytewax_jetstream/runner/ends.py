@@ -1,6 +1,9 @@
-"""What a run's end means: the exit code, and one sentence for whoever reads the log."""
+"""What a run's end means: the exit code, and one sentence for the log."""
 
+import re
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 from bytewax.recovery import (
     InconsistentPartitionsError,
@@ -24,67 +27,101 @@ from ..errors import (
 )
 from ..exit_codes import ExitCode
 from .cluster import Cluster
-from .flow import settings_error
+from .wrong_settings import settings_error
 
 __all__ = ["code_of", "is_panic", "sentence"]
+
+UNAVAILABLE = 10008
+"""JetStream's own code while its servers choose a leader."""
+STEP = re.compile(r'in step "([^"]+)"').search
 
 
 def code_of(error: BaseException, cluster: Cluster) -> ExitCode:
     """The exit code for what ended a run: what it was raised from decides."""
     for each in _chain(error):
-        match each:
-            case RunError():
-                return each.exit_code
-            case PublishError():
-                unknown = each.outcome is Outcome.UNKNOWN
-                return ExitCode.UNKNOWN if unknown else ExitCode.REFUSED
-            case ConnectError():
-                # Without a time the broker has answered, and refused.
-                return ExitCode.REFUSED if each.seconds is None else ExitCode.UNKNOWN
-            case SettleTimeoutError() | PoolClosedError():
-                return ExitCode.UNKNOWN
-            case StreamError() if each.code == 10008:  # JetStream's servers choose a leader
-                return ExitCode.UNKNOWN
-            case StreamError() | TopicError() | SourceError():
-                return ExitCode.REFUSED
-            case ValidationError() | SettingsError():
-                return ExitCode.USAGE
-            case NoPartitionsError() | MissingPartitionsError() | InconsistentPartitionsError():
-                return ExitCode.USAGE
-            case KeyboardInterrupt():
-                return ExitCode.UNKNOWN
+        code = _code_of_one(each)
+        if code is not None:
+            return code
     if cluster.addresses and is_panic(error):
         return ExitCode.UNKNOWN
     return ExitCode.FAILED
+
+
+def _code_of_one(error: BaseException) -> ExitCode | None:
+    match error:
+        case RunError():
+            return error.exit_code
+        case PublishError():
+            return _again(error.outcome == Outcome.UNKNOWN)
+        case ConnectError():
+            # Without a time the broker has answered, and refused.
+            return _again(error.seconds is not None)
+        case SettleTimeoutError() | PoolClosedError():
+            return ExitCode.UNKNOWN
+        case StreamError():
+            return _again(error.code == UNAVAILABLE)
+        case SourceError():
+            return _again(bool(error.run_again))
+        case TopicError():
+            return ExitCode.REFUSED
+        case ValidationError() | SettingsError() | NoPartitionsError():
+            return ExitCode.USAGE
+        case MissingPartitionsError() | InconsistentPartitionsError():
+            return ExitCode.USAGE
+        case KeyboardInterrupt():
+            # Python's own handler gives no reason: there was nothing to drain.
+            return ExitCode.UNKNOWN if error.args else ExitCode.INTERRUPTED
+    return None
+
+
+def _again(may_help: bool) -> ExitCode:
+    return ExitCode.UNKNOWN if may_help else ExitCode.REFUSED
 
 
 def sentence(error: BaseException, cluster: Cluster) -> str:
     """What happened and what to do, without a traceback."""
     chain = list(_chain(error))
     for each in chain:
-        if isinstance(each, JetStreamPipelineError):
-            return each.message
-        if isinstance(each, ValidationError):
-            return settings_error(each)
-        if isinstance(each, KeyboardInterrupt):
-            return str(each) or "interrupted: the next start replays the epoch"
+        match each:
+            case JetStreamPipelineError():
+                return each.message
+            case ValidationError() | SettingsError():
+                return settings_error(each)
+            case NoPartitionsError() | MissingPartitionsError() | InconsistentPartitionsError():
+                return (
+                    f"the recovery store cannot be used ({_text(each)}): check that the recovery "
+                    "directories of all processes are those of one dataflow, and complete"
+                )
+            case KeyboardInterrupt():
+                return str(each) or "SIGINT before there was anything to drain"
     if cluster.addresses and is_panic(error):
         return (
-            f"the connection to another process of the dataflow is lost ({error}): run all of them "
-            "again; the epoch is replayed"
+            f"the connection to another process of the dataflow is lost ({_text(error)}): run all "
+            "of them again; the epoch is replayed"
         )
-    last = chain[-1]
-    text = " ".join(str(last).split())
+    step = next(filter(None, (STEP(str(each)) for each in chain)), None)
+    where = f"step {step[1]}" if step is not None else "the dataflow"
     return (
-        f"{type(last).__name__}: {text or 'no text'}; the epoch is not committed: see the "
-        "traceback with --debug"
+        f"{where} raised {type(chain[-1]).__name__}: {_text(chain[-1])}{_line(chain[-1])}; the "
+        "epoch is not committed: correct the cause and run again; --debug shows the traceback"
     )
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no text"
+
+
+def _line(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _chain(error: BaseException) -> Iterable[BaseException]:
     """An error and what it was raised from: the engine wraps what a step raises."""
     at: BaseException | None = error
-    while at is not None:
+    seen: set[int] = set()
+    while at is not None and id(at) not in seen:  # an error can be raised from itself
+        seen.add(id(at))
         yield at
         at = at.__cause__
 

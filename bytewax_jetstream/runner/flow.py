@@ -5,14 +5,16 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from bytewax.dataflow import Dataflow, Operator
 from bytewax.inputs import DynamicSource, FixedPartitionedSource
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings
+from pydantic_settings import SettingsError
 
 from ..drain import drain_on_signal
 from ..errors import JetStreamPipelineError, RunError
+from .wrong_settings import settings_error
 
 __all__ = ["drain_all", "load"]
 
@@ -63,12 +65,11 @@ def _steps(steps: Iterable[Operator]) -> Iterable[Operator]:
 
 def _import(module_name: str, flow: str) -> object:
     directory = Path.cwd()
-    path = Path(module_name)
-    if path.suffix == ".py" or "/" in module_name:
-        if not path.with_suffix(".py").is_file():
-            raise RunError(
-                f"there is no file {path.with_suffix('.py')}: correct the path", flow=flow
-            )
+    path = None
+    if module_name.endswith(".py") or "/" in module_name:
+        path = Path(module_name).with_suffix(".py")
+        if not path.is_file():
+            raise RunError(f"there is no file {path}: correct the path", flow=flow)
         directory, parts = path.resolve().parent, [path.stem]
         while (directory / "__init__.py").exists():
             directory, parts = directory.parent, [directory.name, *parts]
@@ -76,7 +77,7 @@ def _import(module_name: str, flow: str) -> object:
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
     try:
-        return importlib.import_module(module_name)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise RunError(
@@ -84,66 +85,45 @@ def _import(module_name: str, flow: str) -> object:
                 "installed packages; name it as in flows.quickstart:flow or path/to/flow.py:flow",
                 flow=flow,
             ) from error
-        raise _failed("cannot be imported", flow, error) from error
+        _raise_failed("cannot be imported", flow, error)
     except (ValueError, TypeError) as error:
         if not module_name.strip(".") or module_name.startswith("."):
             raise RunError(
                 f"{flow!r} does not name a flow: write it as in flows.quickstart:flow", flow=flow
             ) from error
-        raise _failed("cannot be imported", flow, error) from error
-    except Exception as error:
-        raise _failed("cannot be imported", flow, error) from error
+        _raise_failed("cannot be imported", flow, error)
+    except (Exception, SystemExit) as error:
+        _raise_failed("cannot be imported", flow, error)
+    file = getattr(module, "__file__", None)
+    if path is not None and (file is None or Path(file).resolve() != path.resolve()):
+        raise RunError(
+            f"there already is a module {module_name} ({file or 'built in'}), so {path} cannot be "
+            "imported: rename it",
+            flow=flow,
+        )
+    return module
 
 
 def _call(factory: object, flow: str) -> object:
     assert callable(factory)
     try:
         return factory()
-    except Exception as error:
-        raise _failed("cannot be made", flow, error) from error
+    except (Exception, SystemExit) as error:
+        _raise_failed("cannot be made", flow, error)
 
 
-def _failed(what: str, flow: str, error: Exception) -> JetStreamPipelineError:
+def _raise_failed(what: str, flow: str, error: Exception | SystemExit) -> NoReturn:
     if isinstance(error, JetStreamPipelineError):
-        return error  # it says what to do
-    if isinstance(error, ValidationError):
-        return RunError(f"flow {flow}: {settings_error(error)}", flow=flow)
+        raise error  # it says what to do
+    if isinstance(error, ValidationError | SettingsError):
+        raise RunError(f"flow {flow}: {settings_error(error)}", flow=flow) from error
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     if isinstance(error, SyntaxError):
         where = ""  # its text has it
     text = " ".join(str(error).split()) or "no text"
-    return RunError(
+    raise RunError(
         f"flow {flow} {what}: {type(error).__name__}: {text}{where}; correct it, or see the "
         "traceback with --debug",
         flow=flow,
-    )
-
-
-def settings_error(error: ValidationError) -> str:
-    """What is wrong with the settings, by the names of their variables."""
-    prefix = next(
-        (
-            str(cls.model_config.get("env_prefix", ""))
-            for cls in _subclasses(BaseSettings)
-            if cls.__name__ == error.title
-        ),
-        "",
-    )
-    said = []
-    for each in error.errors(include_url=False, include_input=False):
-        field = "__".join(map(str, each["loc"]))
-        text = each["msg"].removeprefix("Value error, ")
-        if not field:
-            said.append(text)
-        elif each["type"] == "missing":
-            said.append(f"{(prefix + field).upper()} is missing: set it")
-        else:
-            said.append(f"{(prefix + field).upper()}: {text}")
-    return "; ".join(said)
-
-
-def _subclasses(cls: type[BaseSettings]) -> Iterable[type[BaseSettings]]:
-    for each in cls.__subclasses__():
-        yield each
-        yield from _subclasses(each)
+    ) from error

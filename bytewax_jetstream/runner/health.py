@@ -7,6 +7,9 @@ Every answer is JSON and says why.
 """
 
 import json
+import logging
+import socket
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +21,24 @@ from .life import Life, Phase
 from .liveness import Liveness
 
 __all__ = ["HealthServer"]
+
+log = logging.getLogger(__name__)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    """Connections that the system keeps while no Python code can run: peers take them for a sign of
+    life.
+    """
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away early is no error of ours."""
+        log.debug("a client of the health port went away: %r", sys.exception())
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class HealthServer:
@@ -49,14 +70,13 @@ class HealthServer:
                 """Probes come every few seconds: they are not logged."""
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = (_Server6 if ":" in host else _Server)((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise RunError(
                 f"the health port {port} on {host} cannot be used ({error}): end what uses it, or "
                 "choose another with --health-port",
                 port=port,
             ) from None
-        self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
 
     def start(self) -> None:

@@ -18,7 +18,10 @@ class Phase(StrEnum):
 
 
 class Life:
-    """The state of one run; written by the runner, read by the health port."""
+    """The state of one run; written by the runner, read by the health port.
+
+    :arg process: The number of this process in its dataflow.
+    """
 
     def __init__(self, process: int) -> None:
         self.process = process

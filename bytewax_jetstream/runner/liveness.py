@@ -7,6 +7,7 @@ the epoch.
 """
 
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,8 @@ from ..pool import AckPool
 
 __all__ = ["Liveness"]
 
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = Path(__file__).parents[1]
+LIBRARY = Path(sysconfig.get_path("stdlib"))
 SLICE = 5.0
 """Seconds between two looks at the workers."""
 STUCK_SECONDS = 300.0
@@ -104,10 +106,20 @@ def _is_worker(thread: threading.Thread) -> bool:
 
 
 def _waits(frame: FrameType) -> bool:
-    """Whether a thread is in code of this package, whose waits have deadlines of their own."""
+    """Whether this package waits there; its waits have deadlines of their own.
+
+    For example `threading.Condition.wait`, called by `Lane.wait`. But not `socket.recv`, called by
+    a source of the user's, which our `DrainingPartition` has called.
+    """
     at: FrameType | None = frame
     while at is not None:
-        if at.f_code.co_filename.startswith(PACKAGE):
-            return Path(at.f_code.co_filename).parent.name != "runner"
+        file = at.f_code.co_filename
+        if not file.startswith("<frozen ") and not _is_of_the_library(Path(file)):
+            return PACKAGE in Path(file).parents
         at = at.f_back
     return False
+
+
+def _is_of_the_library(file: Path) -> bool:
+    """Whether it is a module of Python's standard library."""
+    return LIBRARY in file.parents and "site-packages" not in file.parts

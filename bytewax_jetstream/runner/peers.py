@@ -12,7 +12,10 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 from .. import drain
@@ -33,7 +36,21 @@ ANSWER_SECONDS = 3.0
 TELL_SECONDS = 3 * PAUSE
 """For how long a process that refuses to run says so."""
 GONE_SECONDS = 10.0
-"""For how long a process that has answered may be silent."""
+"""For how long nobody may be there where a process has answered."""
+
+
+KEYS = frozenset({"process", "instance", "state", "ready_to_run", "store", "parts", "refusal"})
+
+
+class Silent(Enum):
+    """What a process is that does not answer."""
+
+    BUSY = auto()
+    """The system takes connections for it, but its Python code does not run: a step of it may do
+    something in one go, or its container gets no time. Its own liveness tells how long it may.
+    """
+    AWAY = auto()
+    """Nobody is there, or nobody that belongs to this dataflow."""
 
 
 class Peers:
@@ -48,18 +65,28 @@ class Peers:
         self._port = port
         self._life = life
         self._instances: dict[int, str] = {}
+        self._at: dict[int, str] = {}
+        """Where each has answered: then its name need not be resolved, which may fail for a while.
+        """
+        self._over = threading.Event()
 
     def wait(self, seconds: float) -> None:
         """Wait until every other process is ready to run, and check that their stores fit ours.
 
         :raises RunError: when one is not there in time, or has another store.
         """
-        until = time.monotonic() + seconds
+        with ThreadPoolExecutor(max(1, len(self._hosts))) as at_once:
+            self._wait(at_once, time.monotonic() + seconds, seconds)
+
+    def _wait(self, at_once: ThreadPoolExecutor, until: float, seconds: float) -> None:
         told: Sequence[int] = ()
         while True:
-            found = {process: self._ask(process) for process in self._hosts}
-            missing = [p for p, said in found.items() if said is None or not said["ready_to_run"]]
-            there = {p: said for p, said in found.items() if said is not None}
+            answers = at_once.map(self._ask, self._hosts)
+            found = dict(zip(self._hosts, answers, strict=True))
+            there = {p: said for p, said in found.items() if isinstance(said, dict)}
+            for process in found.keys() - there.keys():
+                self._at.pop(process, None)
+            missing = [p for p in found if p not in there or not there[p]["ready_to_run"]]
             try:
                 self._check(there)
             except RunError as error:
@@ -94,27 +121,37 @@ class Peers:
                 daemon=True,
             ).start()
 
+    def end(self) -> None:
+        """Watch no more: the dataflow has ended, so the others end, too."""
+        self._over.set()
+
     def _watch(self, process: int) -> None:
         heard = time.monotonic()
-        while True:
-            time.sleep(PAUSE)
+        while not self._over.wait(PAUSE):
             said = self._ask(process)
-            if said is not None:
+            if said is not Silent.AWAY:
                 heard = time.monotonic()
+            elif time.monotonic() - heard > GONE_SECONDS:
+                self._end(f"{self._name(process)} is gone for {GONE_SECONDS:g} s")
+                return
+            if isinstance(said, dict):
                 if said["instance"] != self._instances[process]:
-                    return self._end(f"{self._name(process)} was started again")
+                    self._end(f"{self._name(process)} was started again")
+                    return
                 if said["state"] == "draining":
                     drain.request(f"{self._name(process)} drains")
-            elif time.monotonic() - heard > GONE_SECONDS:
-                return self._end(f"{self._name(process)} has not answered for {GONE_SECONDS:g} s")
 
     def _end(self, reason: str) -> None:
+        if self._over.is_set():
+            return
         if drain.running():
             drain.end_now(reason)
             return
         # The engine waits for the process as it was, in a call that no signal ends.
-        log.critical("%s: the process ends now; run it again", reason)
-        exit_now(ExitCode.UNKNOWN)
+        exit_now(
+            ExitCode.UNKNOWN,
+            partial(log.critical, "%s: the process ends now; run it again", reason),
+        )
 
     def _check(self, there: dict[int, dict[str, Any]]) -> None:
         """Refuse stores that do not belong together."""
@@ -152,17 +189,24 @@ class Peers:
             f" ({self._hosts[process]})" if process in self._hosts else ""
         )
 
-    def _ask(self, process: int) -> dict[str, Any] | None:
-        """What a process says; None when it says nothing, or is not one of ours."""
-        host = self._hosts[process].strip("[]")
-        try:
-            with closing(
-                http.client.HTTPConnection(host, self._port, timeout=ANSWER_SECONDS)
-            ) as asked:
+    def _ask(self, process: int) -> dict[str, Any] | Silent:
+        """What a process says, in which everything is there that the health port says to peers."""
+        host = self._at.get(process) or self._hosts[process].strip("[]")
+        asked = http.client.HTTPConnection(host, self._port, timeout=ANSWER_SECONDS)
+        with closing(asked):
+            try:
+                asked.connect()
+                at = asked.sock.getpeername()[0]
+            except OSError:
+                return Silent.AWAY
+            try:
                 asked.request("GET", "/peer")
                 said = json.loads(asked.getresponse().read(65_536))
-        except (OSError, http.client.HTTPException, ValueError):
-            return None
-        if not isinstance(said, dict) or said.get("process") != process:
-            return None
+            except TimeoutError:
+                return Silent.BUSY
+            except (OSError, http.client.HTTPException, ValueError):
+                return Silent.AWAY
+        if not isinstance(said, dict) or said.get("process") != process or not said.keys() >= KEYS:
+            return Silent.AWAY
+        self._at[process] = at
         return said

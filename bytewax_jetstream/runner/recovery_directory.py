@@ -110,12 +110,19 @@ class RecoveryDirectory:
 
         They are complete before they get their names, so a crash leaves no broken part.
         """
-        with tempfile.TemporaryDirectory(dir=self._directory, prefix=".making-") as making:
-            init_db_dir(Path(making), self.parts)
-            for index in self._share():
-                made, name = Path(making) / _name(index), self._directory / _name(index)
-                if not name.exists():
-                    made.rename(name)
+        try:
+            with tempfile.TemporaryDirectory(dir=self._directory, prefix=".making-") as making:
+                init_db_dir(Path(making), self.parts)
+                for index in self._share():
+                    made, name = Path(making) / _name(index), self._directory / _name(index)
+                    if not name.exists():
+                        made.rename(name)
+        except Exception as error:  # the engine has none of its own for a full disk
+            raise RunError(
+                f"the recovery store cannot be made in {self._directory} ({error}): mount a volume "
+                "there that this user may write to and that has room",
+                directory=str(self._directory),
+            ) from error
 
     def config(self) -> RecoveryConfig:
         """What the engine is given."""
@@ -127,7 +134,8 @@ class RecoveryDirectory:
     def _look(self) -> Store:
         directory, size = self._directory, self._cluster.size
         for left in directory.glob(".making-*"):
-            shutil.rmtree(left)  # of a run that was killed; the lock is ours
+            # Of a run that was killed; the lock is ours. What cannot be removed does no harm.
+            shutil.rmtree(left, ignore_errors=True)
         held: dict[int, int] = {}
         used = False
         for path in sorted(directory.glob("part-*.sqlite3")):
@@ -172,6 +180,11 @@ class RecoveryDirectory:
 
     def _read(self, path: Path) -> tuple[int, int, bool]:
         """Index, count of parts, and whether a run has used it."""
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise RunError(
+                f"{path} cannot be read or written: let this user do so",
+                directory=str(self._directory),
+            )
         try:
             # Not read-only: the log of a killed process may have to be played first.
             with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5)) as part:

@@ -15,6 +15,8 @@ import socket
 import tempfile
 import threading
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from bytewax.run import cli_main
@@ -22,7 +24,7 @@ from bytewax.run import cli_main
 from .. import drain
 from ..errors import RunError
 from ..exit_codes import ExitCode, exit_now
-from ..settings import PoolSettings, RunSettings
+from ..settings import RunSettings
 from . import flow as flows
 from .cluster import Cluster
 from .ends import code_of, is_panic, sentence
@@ -37,6 +39,7 @@ __all__ = ["Run", "run"]
 
 log = logging.getLogger(__name__)
 
+CACHE_PATH = "BYTEWAX_DATAFLOW_API_CACHE_PATH"
 HEALTH_PORT = 8081
 """Where health is served when there are several processes and nothing else is said."""
 
@@ -54,6 +57,8 @@ class Run(NamedTuple):
     """None: the run begins at the start of its input."""
     epoch: timedelta = timedelta(seconds=10)
     """The length of an epoch."""
+    drain_timeout: float = 20.0
+    """Seconds for what was read, at a signal."""
     metrics_port: int | None = None
     """Where Bytewax serves `/metrics`; None: nowhere."""
     debug: bool = False
@@ -65,15 +70,38 @@ def run(asked: Run) -> ExitCode:
     if not asked.debug:
         os.environ["RUST_BACKTRACE"] = "0"  # the engine's own, when a step raises
     try:
-        return _run(asked)
+        code = _run(asked)
     except BaseException as error:
-        if isinstance(error, SystemExit):
-            raise
-        log.critical("%s", sentence(error, asked.cluster), exc_info=asked.debug)
-        code = code_of(error, asked.cluster)
+        ended_by = error
+        if is_panic(error):
+            # Interrupted, the engine waits for its workers, and panics if one has failed meanwhile.
+            ended_by = drain.interruption() or error
+        log.critical("%s", sentence(ended_by, asked.cluster), exc_info=asked.debug)
+        code = code_of(ended_by, asked.cluster)
         if is_panic(error):
             exit_now(code)  # the engine's other threads are still there, and would end in an abort
-        return code
+    if code is not ExitCode.STORED or drain.requested():
+        _end_in_time(code, asked.drain_timeout + drain.GRACE)
+    return code
+
+
+def _end_in_time(code: ExitCode, seconds: float) -> None:
+    """End the process when something keeps it alive, such as a thread that the flow has started."""
+
+    def end() -> None:
+        exit_now(
+            code,
+            partial(
+                log.warning,
+                "the run ended %g s ago, and a thread does not: %s",
+                seconds,
+                ", ".join(each.name for each in threading.enumerate() if not each.daemon),
+            ),
+        )
+
+    ending = threading.Timer(seconds, end)
+    ending.daemon = True
+    ending.start()
 
 
 def _run(asked: Run) -> ExitCode:
@@ -90,13 +118,12 @@ def _run(asked: Run) -> ExitCode:
         threading.Thread(
             target=liveness.watch, name="bytewax_jetstream-liveness", daemon=True
         ).start()
-    drain_timeout = PoolSettings().drain_timeout
-    drain.install(drain_timeout)
+    drain.install(asked.drain_timeout)
     end_when_nothing_else_does()
 
     life.step = f"importing {asked.flow}"
     flow = flows.load(asked.flow)
-    flows.drain_all(flow, drain_timeout)
+    flows.drain_all(flow, asked.drain_timeout)
 
     peers = None
     if cluster.addresses and health_port is not None:
@@ -106,6 +133,7 @@ def _run(asked: Run) -> ExitCode:
     if directory is not None and life.store is not Store.USED:
         directory.make()
     if peers is not None:
+        _check_own_address(cluster)
         peers.watch()
 
     life.step = "connecting to the brokers"
@@ -119,10 +147,37 @@ def _run(asked: Run) -> ExitCode:
             epoch_interval=asked.epoch,
             recovery_config=directory.config() if directory is not None else None,
         )
+    if peers is not None:
+        peers.end()
     if drain.requested():
         log.info("a signal ended the run in order; the last epoch is committed")
         return ExitCode.SIGNALLED if asked.settings.must_finish else ExitCode.STORED
     return ExitCode.STORED
+
+
+def _check_own_address(cluster: Cluster) -> None:
+    """The engine says why it cannot listen there, but not what to do.
+
+    :raises RunError: when it cannot.
+    """
+    address = cluster.addresses[cluster.process]
+    host, _, port = address.rpartition(":")
+    try:
+        family, _, _, _, place = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen()
+    except OSError as error:
+        unresolved = isinstance(error, socket.gaierror)  # a name service may have a bad moment
+        raise RunError(
+            f"process {cluster.process} cannot listen on its address {address} ({error}): check "
+            "that it is the address of this host, and that nothing else uses the port",
+            exit_code=ExitCode.UNKNOWN if unresolved else ExitCode.USAGE,
+            port=int(port),
+        ) from None
 
 
 def _serve_metrics(port: int | None) -> None:
@@ -147,5 +202,15 @@ def _serve_metrics(port: int | None) -> None:
         ) from None
     os.environ["BYTEWAX_DATAFLOW_API_ENABLED"] = "1"
     os.environ["BYTEWAX_DATAFLOW_API_PORT"] = str(port)
-    # The engine writes the dataflow's structure into this directory, and the root may be read-only.
-    os.environ.setdefault("BYTEWAX_DATAFLOW_API_CACHE_PATH", tempfile.gettempdir())
+    # The engine writes the dataflow's structure there; by default into the working directory, which
+    # may be read-only.
+    try:
+        place = os.environ.get(CACHE_PATH, "").strip() or tempfile.gettempdir()
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"the metrics need a directory for a small file, and none can be written ({error}): "
+            f"mount one on /tmp, or name one in {CACHE_PATH}"
+        ) from None
+    os.environ[CACHE_PATH] = str(Path(place).absolute())

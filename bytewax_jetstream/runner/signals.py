@@ -1,8 +1,9 @@
-"""Signals while the engine does not run: as process 1 of a container, too, they end the process.
+"""Signals that Python cannot handle now: as process 1 of a container, too, they end the run.
 
 By default the kernel keeps signals from process 1, and Python runs a handler only between two of
-its instructions: not while the engine waits in its own code for the other processes. A thread of
-ours sees the signal there, and ends the process if nothing else has.
+its instructions: not while the engine waits in its own code for the other processes, nor while a
+library does that does not come back. A thread of ours sees the signal there. If nothing else has,
+it begins the drain, or ends the process when there is nothing to drain.
 """
 
 import logging
@@ -10,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 
 from .. import drain
 from ..exit_codes import exit_now
@@ -35,10 +37,13 @@ def end_when_nothing_else_does() -> None:
 def _watch(ours: socket.socket, pythons: socket.socket) -> None:
     while numbers := ours.recv(64):  # `pythons` is kept open by this thread
         ending = set(numbers) & {signal.SIGTERM, signal.SIGINT}
-        if not ending or drain.running():
+        if not ending:
             continue
         time.sleep(PATIENCE)
+        if drain.requested():
+            continue  # the run may even have ended by now
+        name = signal.Signals(min(ending)).name
         if not drain.running():
-            number = min(ending)
-            log.warning("%s before the dataflow has begun", signal.Signals(number).name)
-            exit_now(128 + number)
+            exit_now(128 + min(ending), partial(log.warning, "%s: nothing to drain", name))
+        elif any(map(drain.handles, ending)):
+            drain.request(name)

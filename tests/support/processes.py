@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import psutil
+
 from tests.support.child import TOLD, Told
 from tests.support.waiting import until
 
@@ -37,10 +39,13 @@ def free_port(*hosts: str) -> int:
 class Process:
     """A running `bytewax-jetstream run`, with its log."""
 
-    def __init__(self, running: subprocess.Popen[bytes], log: Path, health: str) -> None:
+    def __init__(
+        self, running: subprocess.Popen[bytes], log: Path, health: str, *, inside: bool = False
+    ) -> None:
         self.running = running
         self._log = log
         self._health = health
+        self._inside = inside
 
     @property
     def log(self) -> str:
@@ -59,6 +64,16 @@ class Process:
         except OSError as error:
             read = getattr(error, "read", None)
             return (error.code, json.loads(read())) if read is not None else (0, {})  # type: ignore[attr-defined]
+
+    def says(self, words: str, seconds: float = 60) -> None:
+        """Wait until it has logged or printed these words."""
+        until(lambda: words in self.log or self.running.poll() is not None, seconds)
+        assert words in self.log, self.log
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it, not to the command before it."""
+        process = psutil.Process(self.running.pid)
+        (process.children()[0] if self._inside else process).send_signal(number)
 
     def end(self, seconds: float = 60) -> int:
         """Its exit code; it must end within that time."""
@@ -86,7 +101,7 @@ def start_run(
             cwd=cwd,
         )
     try:
-        yield Process(running, log, health)
+        yield Process(running, log, health, inside=bool(before))
     finally:
         running.kill()
         running.wait()

@@ -19,6 +19,7 @@ from bytewax_jetstream import (
     PoolClosedError,
     PublishError,
     PublishResult,
+    RunError,
     SettleTimeoutError,
     SourceError,
     StreamError,
@@ -26,6 +27,7 @@ from bytewax_jetstream import (
     errors,
 )
 from bytewax_jetstream.dataflow.outlet import not_stored
+from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.jetstream.connection import JetStreamApiError
 from bytewax_jetstream.jetstream.publisher import encoding as jetstream_encoding
 from bytewax_jetstream.kafka import encoding as kafka_encoding
@@ -80,6 +82,15 @@ FULL: list[JetStreamPipelineError] = [
         topic="orders",
         partition=3,
         offset=41,
+        run_again=True,
+    ),
+    RunError(
+        "no flow",
+        exit_code=ExitCode.LOCKED,
+        flow="flows.orders",
+        directory="store",
+        port=8081,
+        process=1,
     ),
     BenchError(
         "failed",
@@ -171,7 +182,7 @@ def test_an_error_needs_nothing_but_its_message(kind: type[JetStreamPipelineErro
     assert str(error) == "what happened: what to do"
     fields = fields_of(error)
     assert fields.pop("message") == "what happened: what to do"
-    assert all(value in (None, ()) for value in fields.values()), fields
+    assert all(value in (None, (), ExitCode.USAGE) for value in fields.values()), fields
     assert repr(error) == f"{kind.__name__}('what happened: what to do')"
 
 

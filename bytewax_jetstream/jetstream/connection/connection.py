@@ -407,6 +407,7 @@ class Connection:
             raise self._failure(
                 f"the connection was lost before the server answered on {subject} ({reason}): "
                 "try again once there is another one",
+                seconds=seconds,
                 reason=reason,
             )
 
@@ -449,7 +450,7 @@ class Connection:
 
     def _live(self) -> SingleUseClient:
         if self._client is None:
-            raise self._failure("not connected to NATS at the moment")
+            raise self._failure("not connected to NATS at the moment", seconds=0.0)
         return self._client
 
     def _failure(

@@ -304,6 +304,7 @@ class DurablePartition(StatefulSourcePartition[Item, SourceState]):
                 consumer=self._reading.durable,
                 seconds=now - ledger.sent_since(now),
                 limit=limit,
+                run_again=True,
             )
 
     def _wait(self, feed: Feed) -> None:

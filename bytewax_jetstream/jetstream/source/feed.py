@@ -152,7 +152,7 @@ class Feed:
             if self.forbidden is None:
                 raise
         if self.ended is not None:
-            raise ConnectError(self.ended)
+            raise ConnectError(self.ended, broker="jetstream", seconds=0.0)
 
     async def _start(self) -> None:
         first, second = self._pulls

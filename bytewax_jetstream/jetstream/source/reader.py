@@ -88,6 +88,7 @@ class Reader:
                 "again",
                 broker="jetstream",
                 servers=self._shared.settings.servers,
+                seconds=0.0,
                 reason=why,
             ) from None
         return self._feed.found
@@ -227,6 +228,7 @@ class Reader:
                     sequence=position - 1,
                     seconds=failing,
                     limit=limit,
+                    run_again=gone_since is None,
                 )
                 return
             self._pause = min(2 * self._pause, 1.0)

@@ -110,7 +110,8 @@ class SharedConnection:
         """
         if self.loop.crash is not None or not self.loop.alive:
             raise SourceError(
-                f"the source's thread has failed ({self.loop.crash!r}): start the flow again"
+                f"the source's thread has failed ({self.loop.crash!r}): start the flow again",
+                run_again=True,
             )
 
     def keep_calling(self, ticker: Callable[[float], None]) -> None:

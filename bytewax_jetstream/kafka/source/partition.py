@@ -23,6 +23,15 @@ log = logging.getLogger(__name__)
 OnError = Literal["stop", "errs"]
 """What an error does that may pass, such as a permission that is missing."""
 
+SILENCE = frozenset(
+    {
+        KafkaError._TRANSPORT,  # noqa: SLF001
+        KafkaError._ALL_BROKERS_DOWN,  # noqa: SLF001
+        KafkaError._TIMED_OUT,  # noqa: SLF001
+        KafkaError._FAIL,  # noqa: SLF001
+    }
+)
+"""What ends a run though another may go on: no broker answers."""
 ABSENT_NAP = timedelta(seconds=0.05)
 """How soon a partition that is not there looks again."""
 EPOCH_NAP = timedelta(seconds=0.01)
@@ -179,6 +188,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
                 step=self._step,
                 topic=self._topic,
                 partition=count - 1,
+                run_again=True,
             )
         self._awake = datetime.now(UTC) + ABSENT_NAP
         return []
@@ -201,6 +211,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
                 partition=news.partition,
                 offset=news.offset,
                 code=news.code,
+                run_again=news.code in SILENCE,
             )
         log.warning("step %s: %s", self._step, news.reason)
         return [

@@ -35,9 +35,12 @@ class PanicException(BaseException):  # the engine's name
         (PoolClosedError("it"), ExitCode.UNKNOWN),
         (StreamError("it"), ExitCode.REFUSED),
         (TopicError("it"), ExitCode.REFUSED),
+        (StreamError("it", code=10008), ExitCode.UNKNOWN),
         (SourceError("it"), ExitCode.REFUSED),
+        (SourceError("it", run_again=True), ExitCode.UNKNOWN),
         (RunError("it", exit_code=ExitCode.LOCKED), ExitCode.LOCKED),
         (KeyboardInterrupt("it"), ExitCode.UNKNOWN),
+        (SystemExit("it"), ExitCode.FAILED),
         (ValueError("it"), ExitCode.FAILED),
     ],
 )
@@ -62,3 +65,23 @@ def test_a_panic_of_the_engine_means_another_process_is_gone_only_in_a_cluster()
 
 def test_the_sentence_has_one_line() -> None:
     assert "\n" not in sentence(ValueError("first\nsecond"), Cluster())
+
+
+def test_an_error_that_was_raised_from_itself_is_one_sentence() -> None:
+    error = ConnectError("it")
+    error.__cause__ = error
+
+    assert sentence(error, Cluster()) == "it"
+    assert code_of(error, Cluster()) is ExitCode.REFUSED
+
+
+def test_the_sentence_names_the_step_and_the_line() -> None:
+    try:
+        try:
+            raise ValueError("odd")
+        except ValueError as error:
+            raise RuntimeError('(src/operators.rs:1:2): error in step "orders.parse"') from error
+    except RuntimeError as error:
+        said = sentence(error, Cluster())
+
+    assert said.startswith("step orders.parse raised ValueError: odd (test_ends.py, line ")

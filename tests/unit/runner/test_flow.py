@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bytewax.dataflow import Dataflow
 
-from bytewax_jetstream.errors import RunError
+from bytewax_jetstream.errors import RunError, StreamError
 from bytewax_jetstream.runner.flow import load
 
 FLOW = """
@@ -73,6 +73,8 @@ def test_a_file_in_a_package_is_imported_as_part_of_it(folder: Path) -> None:
         ("f_syntax", "def (:", "SyntaxError"),
         ("f_factory:make", "def make():\n    raise KeyError('HOST')", "cannot be made: KeyError"),
         ("f_arguments:make", "def make(host): ...", "missing 1 required positional argument"),
+        ("f_exits", "raise SystemExit(0)", r"SystemExit: 0 \(f_exits\.py, line 1\)"),
+        ("f_quits:make", "def make():\n    exit('bye')", "cannot be made: SystemExit: bye"),
         ("f_none:make", "def make(): ...", "is of type NoneType"),
         (
             "f_setting:make",
@@ -90,3 +92,20 @@ def test_what_is_no_flow_is_one_sentence(
     with pytest.raises(RunError, match=said) as raised:
         load(name)
     assert "\n" not in str(raised.value)
+
+
+def test_an_error_of_this_package_is_passed_on(folder: Path) -> None:
+    (folder / "f_refused.py").write_text(
+        "from bytewax_jetstream.errors import StreamError\nraise StreamError('no stream')"
+    )
+
+    with pytest.raises(StreamError, match="no stream") as raised:
+        load("f_refused")
+    assert raised.value.__cause__ is None
+
+
+def test_a_file_with_the_name_of_another_module_is_not_mistaken(folder: Path) -> None:
+    (folder / "json.py").write_text(FLOW)
+
+    with pytest.raises(RunError, match=r"there already is a module json .*rename it"):
+        load("json.py:flow")

@@ -1,0 +1,81 @@
+"""`Stderr`: hands every line that is written to stderr to a function instead.
+
+Libraries in other languages write there without asking Python: the engine does when a step fails.
+"""
+
+import contextlib
+import fcntl
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import TextIO
+
+__all__ = ["Stderr"]
+
+PIPE_BYTES = 1024 * 1024
+"""So much may be written by code that does not let Python's threads run meanwhile."""
+END_SECONDS = 1.0
+ITS_OWN_ERROR = "Box<dyn Any>"
+"""What the engine says of an error of a step, which it also raises: a few lines without content."""
+
+
+class Stderr:
+    """Everything that this process and its children write to stderr from now on.
+
+    :arg tell: Called with each line, on a thread of its own.
+    :ivar real: What stderr was.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        sys.stderr.flush()
+        self._kept = os.dup(2)
+        self.real: TextIO = os.fdopen(
+            os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace"
+        )
+        reading, writing = os.pipe()
+        with contextlib.suppress(OSError, AttributeError):  # only Linux has it, up to a limit
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.dup2(writing, 2)
+        os.close(writing)
+        self._mark = f"end-{os.urandom(8).hex()}\n"
+        self._over = threading.Event()
+        threading.Thread(
+            target=self._read, args=(reading,), name="bytewax_jetstream-stderr", daemon=True
+        ).start()
+
+    def end(self) -> None:
+        """Give stderr back, when all that was written is told; bounded."""
+        if self._over.is_set():
+            return
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        writing = os.dup(2)
+        os.dup2(self._kept, 2)
+        os.write(writing, self._mark.encode())
+        os.close(writing)
+        self._over.wait(END_SECONDS)
+
+    def _read(self, reading: int) -> None:
+        with os.fdopen(reading, encoding="utf-8", errors="backslashreplace") as lines:
+            panic: list[str] = []
+            for line in lines:
+                if line == self._mark:
+                    break
+                text = line.rstrip()
+                if panic or text.startswith("thread '"):
+                    panic.append(text)
+                    if text and len(panic) < 6:
+                        continue
+                    self._tell_panic(panic)
+                    panic = []
+                elif text:
+                    self._tell(text)
+            self._tell_panic(panic)
+        self._over.set()
+
+    def _tell_panic(self, lines: list[str]) -> None:
+        if ITS_OWN_ERROR not in lines[1:2]:
+            for line in filter(None, lines):
+                self._tell(line)
