@@ -28,6 +28,7 @@ __all__ = ["INDEX_BITS", "Client", "Failure", "error_of", "hand_over", "place_of
 
 log = logging.getLogger(__name__)
 
+CHECK = "check the brokers"
 POLL = 0.05
 """Seconds a poll waits for a report; a stopping thread waits for its last poll that long."""
 STEP = 0.001
@@ -252,10 +253,12 @@ class Client:
             self._on_stop()
         elif not self._failed:
             self._failed = True
-            log.error("the producer failed", exc_info=error)
-            reason = found or repr(error)
+            # What librdkafka says is an answer, not a defect: a traceback would only hide it.
+            log.error("the producer failed: %r", error, exc_info=error if found is None else None)
+            denied = found and found.code() == KafkaError.CLUSTER_AUTHORIZATION_FAILED
+            remedy = "grant this user IDEMPOTENT_WRITE on the cluster" if denied else CHECK
             self._on_failure(
-                f"the Kafka producer has failed ({reason}): check the brokers, then start the "
+                f"the Kafka producer has failed ({found or repr(error)}): {remedy}, then start the "
                 "flow again"
             )
 

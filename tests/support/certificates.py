@@ -1,5 +1,6 @@
 """An authority, and the certificates that it issued for one test."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
@@ -20,10 +21,13 @@ class Certificates:
         self.server = self.another(*(names or ("127.0.0.1", "localhost")), file="server.pem")
         self.client = self.another("client.example", file="client.pem")
 
-    def another(self, *names: str, file: str = "another.pem") -> Path:
+    def another(self, *names: str, file: str = "another.pem", expired: bool = False) -> Path:
         """A certificate for these names, with its key."""
         path = self._folder / file
-        issued = self._authority.issue_cert(*names)
+        day = timedelta(days=1)
+        now = datetime.now(UTC)
+        ends = {"not_before": now - 2 * day, "not_after": now - day} if expired else {}
+        issued = self._authority.issue_cert(*names, **ends)
         key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
         # Java reads a key in this form only.
         written = key.private_bytes(

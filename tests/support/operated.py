@@ -55,6 +55,8 @@ class Operated(NamedTuple):
     items: int | None = None
     """How many items come; None: it goes on."""
     nap: float = 0.005
+    size: int = 0
+    """Bytes by which a payload is longer than its number."""
     step: str = "output"
     """`output` or `publish`, which gives results."""
     trouble: str = ""
@@ -148,7 +150,7 @@ def _make(told: Operated) -> Dataflow:
         return number
 
     def envelope(number: int) -> Envelope:
-        return Envelope(told.topic, str(number).encode(), f"e-{number}", "all")
+        return Envelope(told.topic, str(number).encode().rjust(told.size), f"e-{number}", "all")
 
     flow = Dataflow("operated")
     noted = op.map("note", op.input("in", flow, _source(told)), note)
