@@ -7,7 +7,8 @@ from typing import Any
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from ..pool import Lane
-from ..settings import BrokerSettings
+from ..settings import BrokerSettings, KafkaSettings
+from ..tracing import check_tracing
 from .long_epochs import LongEpochs
 from .outlet import Outlet
 from .refusals import Refusals
@@ -23,6 +24,8 @@ class Lanes:
         self.settings = settings
         self.refusals = Refusals(step_id)
         self.long_epochs = LongEpochs(step_id)
+        self.traced = check_tracing()
+        """Whether batches leave spans."""
         self._outlets: dict[int, Outlet] = {}
         self._open = 0
         self._lock = threading.Lock()
@@ -35,6 +38,11 @@ class Lanes:
         with self._lock:
             self._open += 1
         return lambda: self._close(outlet)
+
+    @property
+    def broker(self) -> str:
+        """Which broker it publishes to."""
+        return "kafka" if isinstance(self.settings, KafkaSettings) else "jetstream"
 
     def key_of(self, worker: int) -> str:
         """The name of a worker's lane, a key that Bytewax routes to the same worker."""

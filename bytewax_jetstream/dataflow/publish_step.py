@@ -23,6 +23,7 @@ from ..pool import Lane
 from ..pool.results import Delivery
 from ..recovery_state import PublishState, Report, publish_state, read_publish_state
 from ..settings import BrokerSettings
+from ..tracing import BatchSpans
 from .lanes import Anchor, Lanes
 from .outlet import not_stored
 from .values import check_envelopes, text_of
@@ -130,6 +131,8 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         self._lane: Lane | None = None
         self._tally: EpochTally | None = None
         """Of the open epoch; None while it has no envelopes."""
+        self._spans: BatchSpans | None = None
+        """None while no envelope has come, and without tracing."""
         self._report = (
             Report([], [], []) if resumed is None else read_publish_state(resumed, lanes.step_id)
         )
@@ -140,10 +143,15 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         for pack in values:
             if self._lane is None:
                 self._lane = self._lanes.lane_of(pack.worker)
+                if self._lanes.traced:
+                    broker = self._lanes.broker
+                    self._spans = BatchSpans(self._lanes.step_id, pack.worker, broker)
             if self._tally is None:
                 self._tally = EpochTally(
                     self._lanes.step_id, pack.worker, self._lane.name, pack.epoch, time.monotonic()
                 )
+            if self._spans is not None:
+                self._spans.submitted(pack.envelopes, pack.epoch)
             self._lane.submit(pack.envelopes, epoch=pack.epoch)
             self._collect()
         return self._pass_on()
@@ -192,14 +200,16 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
             self._note_a_long_epoch(lane)
             # An envelope has its result before that: this only ends a wait that would never end.
             if time.monotonic() > lane.patience_ends(began):
-                raise SettleTimeoutError(
-                    f"{self._lanes.step_id}: {lane.unsettled} envelopes are not settled, and "
-                    f"nothing was for {lane.patience:g} s: check that the broker answers, then "
-                    "start the flow again; the epoch is not committed, so it is replayed",
-                    step=self._lanes.step_id,
-                    lane=lane.name,
-                    unsettled=lane.unsettled,
-                    seconds=lane.patience,
+                raise self._failed(
+                    SettleTimeoutError(
+                        f"{self._lanes.step_id}: {lane.unsettled} envelopes are not settled, and "
+                        f"nothing was for {lane.patience:g} s: check that the broker answers, then "
+                        "start the flow again; the epoch is not committed, so it is replayed",
+                        step=self._lanes.step_id,
+                        lane=lane.name,
+                        unsettled=lane.unsettled,
+                        seconds=lane.patience,
+                    )
                 )
 
     def _collect(self) -> None:
@@ -209,6 +219,8 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
         for delivery in self._lane.take():
             if self._tally is not None:
                 self._tally.add(delivery)
+            if self._spans is not None:
+                self._spans.settled(len(delivery.oks) + len(delivery.errs))
             self._check_rejected(delivery.errs)
             if self._readers is not Readers.NONE:
                 self._report.oks.extend(delivery.oks)
@@ -238,13 +250,18 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
                 "without such envelopes"
             )
         lane = self._lane.name if self._lane is not None else ""
-        raise not_stored(rejected, step=step, lane=lane, after=after)
+        raise self._failed(not_stored(rejected, step=step, lane=lane, after=after))
 
     def _stop_if_it_must(self, lane: Lane) -> None:
         if lane.stop is not None:
             step = self._lanes.step_id
             before = f"{step} stops without committing its epoch: "
-            raise not_stored(lane.stop, step=step, lane=lane.name, before=before)
+            raise self._failed(not_stored(lane.stop, step=step, lane=lane.name, before=before))
+
+    def _failed(self, error: Exception) -> Exception:
+        if self._spans is not None:
+            self._spans.failed(error)
+        return error
 
     def _pass_on(self) -> tuple[Iterable[Report], bool]:
         if not any(self._report):

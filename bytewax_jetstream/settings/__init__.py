@@ -5,6 +5,7 @@ from .kafka import KafkaSettings, KafkaTopicSettings
 from .pool import PoolSettings, PublisherSettings
 from .run import RunSettings
 from .sources import StreamStrategy
+from .tracing import TracingSettings
 
 __all__ = [
     "BrokerSettings",
@@ -16,6 +17,7 @@ __all__ = [
     "RunSettings",
     "StreamSettings",
     "StreamStrategy",
+    "TracingSettings",
 ]
 
 BrokerSettings = JetStreamSettings | KafkaSettings | PublisherSettings

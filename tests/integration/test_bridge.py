@@ -40,6 +40,10 @@ class Raw(NamedTuple):
 HEADER_SETS: dict[str, RawHeaders] = {
     "none": [],
     "plain": [("trace", b"1"), ("Trace", b"2")],
+    "a trace": [
+        ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate", b"congo=t61rcWkgMzE,rojo=00f067aa0ba902b7"),
+    ],
     "repeated": [("a", b"1"), ("b", b"2"), ("a", b"3"), ("a", b"1")],
     "repeated and binary": [("a", b"%41"), ("a", b"\xff"), ("a", None)],
     "null": [("a", None), ("b", b"")],

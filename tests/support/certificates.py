@@ -26,8 +26,11 @@ class Certificates:
         path = self._folder / file
         day = timedelta(days=1)
         now = datetime.now(UTC)
-        ends = {"not_before": now - 2 * day, "not_after": now - day} if expired else {}
-        issued = self._authority.issue_cert(*names, **ends)
+        issued = self._authority.issue_cert(
+            *names,
+            not_before=now - 2 * day if expired else None,
+            not_after=now - day if expired else None,
+        )
         key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
         # Java reads a key in this form only.
         written = key.private_bytes(

@@ -75,7 +75,7 @@ class Process:
         process = psutil.Process(self.running.pid)
         (process.children()[0] if self._inside else process).send_signal(number)
 
-    def end(self, seconds: float = 60) -> int:
+    def end(self, seconds: float = 120) -> int:
         """Its exit code; it must end within that time."""
         return self.running.wait(seconds)
 
