@@ -53,7 +53,7 @@ class Stderr:
             sys.stderr.flush()
         writing = os.dup(2)
         os.dup2(self._kept, 2)
-        os.write(writing, self._mark.encode())
+        os.write(writing, b"\n" + self._mark.encode())  # the last line may have no end
         os.close(writing)
         self._over.wait(END_SECONDS)
 

@@ -5,13 +5,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import pytest
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 
+from bytewax_jetstream.drain import drain_on_signal
 from bytewax_jetstream.pool import AckPool
 from bytewax_jetstream.runner.liveness import Liveness
 from bytewax_jetstream.settings import PoolSettings
 from tests.support.fake_publisher import FakePublisher
+from tests.support.waiting import until
 
 
 @contextmanager
@@ -91,3 +95,56 @@ def test_a_dead_pool_thread_is_a_complaint(monkeypatch: pytest.MonkeyPatch) -> N
         assert not liveness.complaints(time.monotonic())
         monkeypatch.setattr(type(pool._thread), "failure", "MemoryError()")
         assert any("MemoryError" in each for each in liveness.complaints(time.monotonic()))
+
+
+class _Stuck(FixedPartitionedSource[int, None]):
+    """A source of the user's that does not come back."""
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self._wait = wait
+
+    def list_parts(self) -> list[str]:
+        return ["only"]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "_StuckPart":
+        return _StuckPart(self._wait)
+
+
+class _StuckPart(StatefulSourcePartition[int, None]):
+    def __init__(self, wait: Callable[[], object]) -> None:
+        self._wait = wait
+
+    def next_batch(self) -> list[int]:
+        self._wait()
+        return []
+
+    def snapshot(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("waits_in", ["C", "Python's library"])
+def test_a_source_that_hangs_below_our_own_code_is_stuck(waits_in: str) -> None:
+    release = threading.Event()
+    waits: dict[str, Callable[[], object]] = {
+        "C": lambda: time.sleep(2),
+        "Python's library": lambda: release.wait(2),
+    }
+    liveness = Liveness(stuck_seconds=60)
+    part = drain_on_signal(_Stuck(waits[waits_in])).build_part("in", "only", None)  # type: ignore[attr-defined]
+    with _engine(liveness, part.next_batch):
+        until(lambda: "next_batch" in _calls_below())
+        liveness.look(100.0)
+        assert any("in one call for 900 s" in each for each in liveness.complaints(1_000.0))
+        release.set()
+    part.close()
+
+
+def _calls_below() -> set[str]:
+    """The names of all functions that run on any thread."""
+    names = set()
+    for frame in sys._current_frames().values():
+        at: FrameType | None = frame
+        while at is not None:
+            names.add(at.f_code.co_name)
+            at = at.f_back
+    return names
