@@ -44,6 +44,7 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
     """Properties of every client: addresses, security, and the user's `add_config`, which wins;
     the settings have refused what contradicts their fields.
     """
+    settings = settings.renewed()
     config: dict[str, Any] = {
         "bootstrap.servers": ",".join(settings.brokers),
         "client.id": settings.name,

@@ -21,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from ..publishing import Receipt
 from ..settings import KafkaSettings
 from .config import accepted, producer
+from .credentials import Credentials
 from .encoding import Record
 from .library_log import library_log
 
@@ -131,6 +132,7 @@ class Client:
         self._failed = False
         self._closing = False
         self._pid = os.getpid()
+        self._credentials = Credentials(settings)
         with accepted(settings):
             self._producer = Producer(
                 {
@@ -264,6 +266,8 @@ class Client:
 
     def _on_error(self, error: KafkaError) -> None:
         self.last_error = error
+        if not self._closing:
+            self._credentials.refused(error, self._producer)
 
     def _on_line(self, kind: str, line: str) -> None:
         if kind in CUTS and not NOT_YET_CONNECTED(line):

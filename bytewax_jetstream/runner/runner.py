@@ -9,8 +9,10 @@
 7. The engine runs.
 """
 
+import atexit
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -205,9 +207,14 @@ def _serve_metrics(port: int | None) -> None:
     # The engine writes the dataflow's structure there; by default into the working directory, which
     # may be read-only.
     try:
-        place = os.environ.get(CACHE_PATH, "").strip() or tempfile.gettempdir()
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        place = os.environ.get(CACHE_PATH, "").strip()
+        if place:
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        else:
+            # Of this run alone: a file of another user's would be in the way.
+            place = tempfile.mkdtemp(prefix="bytewax-")
+            atexit.register(shutil.rmtree, place, ignore_errors=True)
     except OSError as error:
         raise RunError(
             f"the metrics need a directory for a small file, and none can be written ({error}): "

@@ -16,10 +16,10 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -85,6 +85,29 @@ class Settings(BaseSettings):
         own = _OwnKeys(settings_cls, dotenv_settings)
         return init_settings, env_settings, own, file_secret_settings
 
+    _files: dict[str, Path] = PrivateAttr(default_factory=dict)
+    """Fields whose values are those of files in the secrets directory."""
+
+    def model_post_init(self, context: Any) -> None:
+        """Remember which values came from files, so that they can be read again."""
+        self._files = {
+            field: path
+            for field, path in _secret_files(type(self)).items()
+            if _read_secret(path) == _revealed(getattr(self, field))
+        }
+
+    def renewed(self) -> Self:
+        """The same settings, with the secrets that are in the secrets directory by now: they may
+        have been replaced while the process runs. What cannot be read stays as it was.
+        """
+        read = {field: _read_secret(path) for field, path in self._files.items()}
+        changed = {
+            field: SecretStr(text) if isinstance(getattr(self, field), SecretStr) else text
+            for field, text in read.items()
+            if text and text != _revealed(getattr(self, field))
+        }
+        return self.model_copy(update=changed) if changed else self
+
     @model_validator(mode="before")
     @classmethod
     def _without_line_ends(cls, values: Any) -> Any:
@@ -98,6 +121,35 @@ class Settings(BaseSettings):
             for name, value in cut.items()
             if name not in optional or _revealed(value) != ""
         }
+
+
+def _secret_files(cls: type[Settings]) -> dict[str, Path]:
+    """The files in the secrets directory that have a text for a field of this class."""
+    env_file: Any = cls.model_config.get("env_file")
+    written = {**(dotenv_values(env_file) if env_file else {}), **os.environ}
+    named = next((value for name, value in written.items() if name.upper() == SECRETS_DIR), None)
+    if named is None or _is_blank(named):
+        return {}
+    folder = Path(_without_line_end(named)).expanduser()
+    try:
+        files = {file.name.upper(): file for file in folder.iterdir()}
+    except OSError:
+        return {}
+    prefix = str(cls.model_config.get("env_prefix")).upper()
+    texts = [
+        name
+        for name, field in cls.model_fields.items()
+        if field.annotation in (str, str | None, SecretStr, SecretStr | None)
+    ]
+    return {name: files[path] for name in texts if (path := prefix + name.upper()) in files}
+
+
+def _read_secret(path: Path) -> str | None:
+    """What is in such a file; None if it cannot be read."""
+    try:
+        return str(_without_line_end(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
 
 
 def _is_blank(value: str | None) -> bool:

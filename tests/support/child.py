@@ -28,7 +28,9 @@ from bytewax_jetstream.sinks import JetStreamSink
 from tests.support.dataflows import Envelopes
 from tests.support.streams import envelopes
 
-__all__ = ["TOLD", "Child", "Told"]
+__all__ = ["FLOW", "TOLD", "Child", "Told"]
+
+FLOW = "tests.support.child:flow"
 
 TOLD = "TEST_CHILD"
 """The environment variable."""
@@ -75,6 +77,11 @@ class Told(NamedTuple):
         # to a signal.
         with Path(self.folder, name).open("ab", buffering=0) as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What to start a child with."""
+        return {TOLD: json.dumps(self._asdict())}
 
     def _lines(self, name: str) -> list[str]:
         path = Path(self.folder, name)

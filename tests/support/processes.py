@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.request import urlopen
 
 import psutil
 
-from tests.support.child import TOLD, Told
+from tests.support.child import FLOW
 from tests.support.waiting import until
 
 __all__ = ["Process", "Processes", "free_port", "start_run"]
@@ -107,15 +107,29 @@ def start_run(
         running.wait()
 
 
-class Processes:
-    """All processes of `tests.support.child:flow`, each with a recovery directory of its own.
+class Emitting(Protocol):
+    """What a dataflow is told, and what it has emitted since."""
 
+    @property
+    def environment(self) -> dict[str, str]: ...
+    @property
+    def emitted(self) -> Sequence[object]: ...
+
+
+class Processes:
+    """All processes of a dataflow.
+
+    :arg told: What the dataflow is told.
     :arg folder: Gets `store-0`, `store-1` and so on, and the logs.
+    :arg parts: Of the recovery store; each process has a directory of its own. None: there is none.
     """
 
-    def __init__(self, told: Told, folder: Path, *, parts: int = 6) -> None:
+    def __init__(
+        self, told: Emitting, folder: Path, *, flow: str = FLOW, parts: int | None = 6
+    ) -> None:
         self._told = told
         self._folder = folder
+        self._flow = flow
         self._parts = parts
 
     def store(self, process: int) -> Path:
@@ -131,16 +145,18 @@ class Processes:
             yield [
                 stack.enter_context(
                     start_run(
-                        "tests.support.child:flow",
-                        *("--parts", self._parts, "-s", 1),
+                        self._flow,
+                        *(("--parts", self._parts, "-s", 1) if self._parts else ()),
                         log=self._folder / f"log-{process}",
                         health=f"{host}:{health}",
                         environment={
-                            TOLD: json.dumps(self._told._asdict()),
+                            **self._told.environment,
                             "BYTEWAX_STATEFULSET_NAME": "orders",
                             "BYTEWAX_POD_NAME": f"orders-{process}",
                             "BYTEWAX_ADDRESSES": ";".join(f"{each}:{port}" for each in hosts),
-                            "BYTEWAX_RECOVERY_DIRECTORY": str(self.store(process)),
+                            "BYTEWAX_RECOVERY_DIRECTORY": (
+                                str(self.store(process)) if self._parts else ""
+                            ),
                             "BYTEWAX_JETSTREAM_RUN_HEALTH_HOST": host,
                             "BYTEWAX_JETSTREAM_RUN_HEALTH_PORT": str(health),
                             **environment,

@@ -18,13 +18,14 @@ def dotenv(*lines: str) -> None:
     Path(".env").write_text("\n".join(lines) + "\n")
 
 
-def secrets(monkeypatch: pytest.MonkeyPatch, **files: str) -> None:
-    """Write a directory of secrets, and name it in the environment."""
+def secrets(monkeypatch: pytest.MonkeyPatch, **files: str) -> Path:
+    """Write a directory of secrets, and name it in the environment; returns it."""
     directory = Path("secrets").absolute()
     directory.mkdir(exist_ok=True)
     for name, value in files.items():
         (directory / name).write_text(value + "\n")
     monkeypatch.setenv(PREFIX + "SECRETS_DIR", str(directory))
+    return directory
 
 
 def refusal(of: type[BaseSettings], **fields: Any) -> str:

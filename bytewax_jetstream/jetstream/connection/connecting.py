@@ -86,7 +86,7 @@ async def _connect_as(
                 error_cb=note,
                 inbox_prefix=settings.inbox_prefix,
                 tls_handshake_first=settings.tls_handshake_first,
-                **_secrets(settings, address),
+                **_secrets(settings.renewed(), address),
             )
             # The limits of the account and of the user come before the end of a round trip.
             await client.answered()
@@ -103,7 +103,10 @@ async def _connect_as(
 
 
 def _secrets(settings: JetStreamSettings, address: Address) -> dict[str, Any]:
-    """How we authenticate and encrypt, as options of nats-py."""
+    """How we authenticate and encrypt, as options of nats-py.
+
+    Files are read for each connection: credentials and certificates may have been replaced.
+    """
     secrets: dict[str, Any] = {}
     if settings.user is not None and settings.password is not None:
         secrets = {"user": settings.user, "password": settings.password.get_secret_value()}

@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from ...settings import KafkaSettings
 from ..config import accepted, connection
+from ..credentials import Credentials
 from ..library_log import library_log
 from .group_commits import GroupCommits
 from .look_up import Found, LastError, cannot_read
@@ -125,6 +126,7 @@ class Reader:
         """When messages were last asked for: not while the dataflow is blocked."""
         self._last = LastError()
         self._commits = GroupCommits(step_id, group) if group is not None else None
+        self._credentials = Credentials(settings)
         with accepted(settings):
             self._consumer = Consumer(
                 {
@@ -144,7 +146,7 @@ class Reader:
                     "allow.auto.create.topics": False,
                     # Back-pressure may last longer than five minutes.
                     "max.poll.interval.ms": 86_400_000,
-                    "error_cb": self._last,
+                    "error_cb": self._on_error,
                     "logger": library_log,
                     **({"on_commit": self._commits.answered} if self._commits else {}),
                 }
@@ -245,6 +247,10 @@ class Reader:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:
             log.warning("closing a consumer: %s", error)
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._last(error)
+        self._credentials.refused(error, self._consumer)
 
     def _assign(self) -> None:
         places = [

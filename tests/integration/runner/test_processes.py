@@ -8,9 +8,11 @@ import pytest
 
 from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.testing import NatsServer
+from tests.support import operated
 from tests.support.child import Told
-from tests.support.processes import Process, Processes
-from tests.support.streams import FLAWLESS, audit, make_stream
+from tests.support.operated import Operated
+from tests.support.processes import Process, Processes, free_port
+from tests.support.streams import FLAWLESS, audit, make_stream, remake_stream
 from tests.support.waiting import until
 
 TOPIC = "child"
@@ -133,3 +135,69 @@ def test_a_process_that_waits_for_the_others_ends_at_a_signal(tmp_path: Path, to
         assert said["state"] == "starting"
         running[0].running.send_signal(signal.SIGTERM)
         assert running[0].end() == -signal.SIGTERM
+
+
+# Whatever the dataflow does
+
+DRAIN_1 = {"BYTEWAX_JETSTREAM_POOL_DRAIN_TIMEOUT": "1"}
+
+
+def _both(told: Operated, tmp_path: Path) -> Processes:
+    """Two processes without recovery; the only partition of the source is in one of them."""
+    return Processes(told, tmp_path, flow=operated.FLOW, parts=None)
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+@pytest.mark.parametrize("publishes", [False, True])
+def test_a_signal_to_a_process_with_or_without_sources_ends_both(
+    tmp_path: Path, nats_server: NatsServer, signalled: int, publishes: bool
+) -> None:
+    remake_stream(nats_server.url, "OPERATED", "operated")
+    told = Operated(str(tmp_path), nats_server.url if publishes else "", source="fixed")
+    processes = _both(told, tmp_path)
+    with processes.started(2) as running:
+        processes.wait_for(20, running)
+        running[signalled].running.send_signal(signal.SIGTERM)
+
+        assert _codes(running) == [ExitCode.STORED] * 2, running[0].log + running[1].log
+
+
+def test_a_step_that_hangs_in_one_process_ends_both_after_a_signal(tmp_path: Path) -> None:
+    told = Operated(str(tmp_path), source="fixed", trouble="hangs")
+    processes = _both(told, tmp_path)
+    with processes.started(2, **DRAIN_1) as running:
+        processes.wait_for(11, running)
+        running[0].running.send_signal(signal.SIGTERM)
+
+        assert _codes(running) == [ExitCode.UNKNOWN] * 2, running[0].log + running[1].log
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_other_though_nothing_is_exchanged(
+    tmp_path: Path, killed: int
+) -> None:
+    told = Operated(str(tmp_path), source="fixed", nap=3600)
+    processes = _both(told, tmp_path)
+    with processes.started(2) as running:
+        processes.wait_for(1, running)
+        until(lambda: [each.state() for each in running] == ["running"] * 2)
+        running[killed].running.kill()
+
+        other = running[1 - killed]
+        # Ten seconds until it counts as gone, and twice five of grace.
+        assert other.end(35) == ExitCode.UNKNOWN, other.log
+    assert "another process" in other.log or "is gone for 10 s" in other.log
+
+
+def test_a_process_whose_broker_is_away_ends_the_other_too(tmp_path: Path) -> None:
+    address = f"nats://127.0.0.1:{free_port()}"
+    told = Operated(str(tmp_path), address, source="fixed", settings={"connect_timeout": 1.0})
+    with _both(told, tmp_path).started(2) as running:
+        assert _codes(running) == [ExitCode.UNKNOWN] * 2, running[0].log + running[1].log
+
+
+def test_a_job_of_several_processes_ends_in_all_of_them(tmp_path: Path) -> None:
+    told = Operated(str(tmp_path), source="fixed", items=30)
+    with _both(told, tmp_path).started(2) as running:
+        assert _codes(running) == [ExitCode.STORED] * 2, running[0].log + running[1].log
+    assert told.emitted == list(range(30))

@@ -37,6 +37,7 @@ class Plain(BaseModel):
 def _said(cls: Any, **values: Any) -> str:
     with pytest.raises((ValidationError, SettingsError)) as raised:
         cls(**values)
+    assert isinstance(raised.value, ValidationError | SettingsError)
     said = settings_error(raised.value)
     assert "\n" not in said
     return said

@@ -283,7 +283,9 @@ def test_misspelt_variable_beside_a_service_is_an_error(monkeypatch: pytest.Monk
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv(PREFIX + "SERVER", "nats://a")
 
-    assert refusal(JetStreamSettings).startswith(f"unknown setting {PREFIX}SERVER: ")
+    assert refusal(JetStreamSettings).startswith(
+        f"unknown setting {PREFIX}SERVER (the nearest is {PREFIX}SERVERS): "
+    )
 
 
 # Misspelt ones
@@ -314,7 +316,8 @@ def test_a_misspelt_variable_is_an_error_that_names_it_and_not_its_value(
     else:
         secrets(monkeypatch, **{PREFIX + name: CANARY})
     with pytest.raises(
-        ValueError, match=f"^unknown setting {PREFIX}{name}: correct the name or remove it; "
+        ValueError,
+        match=rf"^unknown setting {PREFIX}{name}( \(the nearest is \w+\))?: correct the name or ",
     ) as caught:
         kind()
 
@@ -326,7 +329,7 @@ def test_all_misspelt_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(PREFIX + "B", "1")
     dotenv(f"{PREFIX}A=1")
 
-    assert refusal(JetStreamSettings).startswith(f"unknown setting {PREFIX}A, {PREFIX}B: ")
+    assert refusal(JetStreamSettings).startswith(f"unknown setting {PREFIX}A, {PREFIX}B")
 
 
 def test_variables_without_our_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,3 +375,39 @@ def test_variable_with_invalid_json_is_not_shown(
 
     assert CANARY not in refusal(JetStreamSettings)
     assert "streams" in refusal(JetStreamSettings)
+
+
+# Replaced while a process runs
+
+
+def test_secrets_of_the_directory_are_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = secrets(monkeypatch, **{PREFIX + "USER": "amy\n", PREFIX + "PASSWORD": "first\n"})
+    settings = JetStreamSettings()
+    assert settings.renewed() is settings
+    (folder / f"{PREFIX}PASSWORD").write_text("second\n")
+
+    renewed = settings.renewed()
+
+    assert renewed.user == "amy"
+    assert renewed.password == SecretStr("second")
+    assert settings.password == SecretStr("first")
+    assert renewed.renewed() is renewed
+    assert (renewed.pool, renewed.servers) == (settings.pool, settings.servers)
+
+
+def test_a_secret_that_cannot_be_read_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = secrets(monkeypatch, **{PREFIX + "TOKEN": "first"})
+    settings = JetStreamSettings()
+    (folder / f"{PREFIX}TOKEN").unlink()
+
+    assert settings.renewed() is settings
+    (folder / f"{PREFIX}TOKEN").write_text("\n")
+    assert settings.renewed() is settings
+
+
+def test_a_secret_that_came_from_elsewhere_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = secrets(monkeypatch, **{PREFIX + "TOKEN": "of the file"})
+    settings = JetStreamSettings(token=SecretStr("of the program"))
+    (folder / f"{PREFIX}TOKEN").write_text("another")
+
+    assert settings.renewed() is settings
