@@ -90,8 +90,9 @@ results: $(STAMP) ## measure everything again that the pages show
 	$(MEASURE) --scenarios sustained --strategies sync,pool,batch,lean,flow --ids msgid,header --json $(RESULTS)/ids.json
 	@$(MAKE) --no-print-directory pages
 
-pages: $(STAMP) ## fill the numbers of the pages from the results files
-	@$(BIN)/bytewax-jetstream bench --fill README.md docs/performance.md tests/benchmark/README.md
+pages: $(STAMP) ## fill the numbers of the pages from the results files, and docs/commands.md
+	@$(BIN)/bytewax-jetstream bench --fill README.md,docs/performance.md,tests/benchmark/README.md
+	@$(BIN)/python -m tests.support.commands_page
 
 metrics: $(STAMP) ## make the table of metrics, and the Grafana dashboard, from the code
 	@$(BIN)/python -m bytewax_jetstream.metrics docs/metrics.md

@@ -1,20 +1,20 @@
-"""`bytewax-jetstream bench`: its command-line options, and which files are written."""
+"""`bytewax-jetstream bench`: its options, and which files are written."""
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
-from ..bench.cases import BROKERS, SCENARIOS, STRATEGIES, Case, Choice, plan
-from ..bench.pages import fill
-from ..bench.results import about, check, commit, installed_versions, load, machine, save
-from ..bench.tables import Table, as_markdown, tables
+import typer
+
+from ..bench.cases import BROKERS, SCENARIOS, STRATEGIES  # has names only
 from ..errors import BenchError, JetStreamPipelineError
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from ..bench.cases import Case, Choice
+    from ..bench.tables import Table
+
+__all__ = ["EPILOG", "bench"]
 
 T = TypeVar("T")
 
@@ -22,25 +22,167 @@ EVERY_STRATEGY = tuple(dict.fromkeys(name for names in STRATEGIES.values() for n
 EXTRA = "pip install 'bytewax-jetstream[bench]'"
 
 
-def main(program: str, arguments: Sequence[str]) -> int:
-    """Do what the options say; returns the exit code, 1 when `--check` found something."""
-    parser = _parser(program)
-    options = parser.parse_args(arguments)
-    if options.plot is not None and options.plot.suffix not in (".png", ".svg"):
-        parser.error(f"--plot: {options.plot.name} must end with .png or .svg")
+def _epilog() -> str:
+    lines = ["\b", "Scenarios:"]
+    for name, (messages, rate) in SCENARIOS.items():
+        lines.append(f"  {name:10}{messages:>9,} messages{f', {rate:,} a second' if rate else ''}")
+    for broker, strategies in STRATEGIES.items():
+        lines += ["", "\b", f"Strategies of {broker}:"]
+        lines += [f"  {name:10}{meaning}" for name, meaning in strategies.items()]
+    return "\n".join(lines)
+
+
+EPILOG = _epilog()
+"""Shown below the options."""
+
+
+class Options(NamedTuple):
+    """What a run measures, on which brokers, and which files it writes."""
+
+    choice: "Choice"
+    rounds: int
+    nats_url: str | None
+    kafka_brokers: str | None
+    json: Path | None
+    plot: Path | None
+    markdown: Path | None
+
+
+def bench(
+    scenarios: Annotated[
+        str, typer.Option(metavar="NAME,…", help="How many messages: see below.")
+    ] = "low,medium,high,extreme",
+    brokers: Annotated[str, typer.Option(metavar="NAME,…", help="jetstream, kafka.")] = "jetstream",
+    strategies: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…",
+            help="How they are published or read: see below; by default in every way.",
+        ),
+    ] = None,
+    storage: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Of the JetStream stream: file, memory.")
+    ] = "file",
+    ids: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…",
+            help="Where the event id goes: msgid, by which JetStream drops duplicates, or another "
+            "header.",
+        ),
+    ] = "msgid",
+    payload: Annotated[str, typer.Option(metavar="N,…", help="Bytes.")] = "108",
+    batch: Annotated[
+        str,
+        typer.Option(
+            metavar="N,…",
+            help="Messages that come at once: in a source's batch, a submission, a write.",
+        ),
+    ] = "1000",
+    ack_workers: Annotated[
+        str | None, typer.Option(metavar="N,…", help="Of our pool; by default its own.")
+    ] = None,
+    max_pending: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,…",
+            help="Messages unsettled at once, of our pool and of async; by default their own.",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Rounds of each case.")] = 5,
+    nats_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="A NATS server with JetStream; by default the run starts its own."
+        ),
+    ] = None,
+    kafka_brokers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="A Kafka cluster; by default the run starts its own."
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write machine, versions and every round.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw throughput and latency, as .png or .svg."),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Fail when a round lost or repeated a message or a result."),
+    ] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Measure nothing: use this results file."),
+    ] = None,
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PAGE,…", help="Measure nothing: bring the numbers of these pages up to date."
+        ),
+    ] = None,
+) -> None:
+    """Measure how fast messages are published.
+
+    They are published in many ways, side by side, and acknowledged. Lists are comma-separated.
+
+    Exit codes: 0 measured; 1 --check found a loss or a repetition; 2 usage, or a broker or file
+    that cannot be used.
+    """
+    from ..bench.cases import Choice
+
+    options = Options(
+        Choice(
+            _names("--scenarios", scenarios, SCENARIOS),
+            _names("--brokers", brokers, BROKERS),
+            EVERY_STRATEGY
+            if strategies is None
+            else _names("--strategies", strategies, EVERY_STRATEGY),
+            _names("--storage", storage, ("file", "memory")),
+            _names("--ids", ids, ("msgid", "header")),
+            (None,) if ack_workers is None else _counts("--ack-workers", ack_workers),
+            (None,) if max_pending is None else _counts("--max-pending", max_pending),
+            _counts("--payload", payload),
+            _counts("--batch", batch),
+        ),
+        rounds,
+        nats_url,
+        kafka_brokers,
+        json,
+        plot,
+        markdown,
+    )
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise typer.BadParameter(f"{plot.name} must end with .png or .svg", param_hint="--plot")
+    pages = None if fill is None else _list("--fill", fill, Path)
+    raise typer.Exit(_bench(options, source, pages, check=check))
+
+
+def _bench(
+    options: Options, source: Path | None, pages: Sequence[Path] | None, *, check: bool
+) -> int:
+    """Do what the options say; returns the exit code."""
+    from ..bench import results as files
+    from ..bench.pages import fill
+
     try:
-        if options.fill:
-            for page in options.fill:
+        if pages is not None:
+            for page in pages:
                 page.write_text(fill(page))
             return 0
-        results = load(options.source) if options.source is not None else _measure(parser, options)
+        results = files.load(source) if source is not None else _measure(options)
         _hand_out(results, options)
     except (JetStreamPipelineError, OSError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"bytewax-jetstream bench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    complaints = check(results["rounds"]) if options.check else []
+    complaints = files.check(results["rounds"]) if check else []
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints else 0
@@ -49,12 +191,15 @@ def main(program: str, arguments: Sequence[str]) -> int:
 # What is measured, and what becomes of it
 
 
-def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, Any]:
-    groups = plan(Choice(*(getattr(options, name) for name in Choice._fields)))
+def _measure(options: Options) -> dict[str, Any]:
+    from ..bench.cases import plan
+
+    groups = plan(options.choice)
     if not groups:
-        parser.error(
+        raise typer.BadParameter(
             "this choice leaves nothing to measure: "
-            "name a strategy that its brokers and scenarios have"
+            "name a strategy that its brokers and scenarios have",
+            param_hint="--strategies",
         )
     try:
         return _run(groups, options)
@@ -62,9 +207,13 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> di
         raise BenchError(f"the benchmark needs {error.name}: {EXTRA}") from None
 
 
-def _run(groups: list[list[Case]], options: argparse.Namespace) -> dict[str, Any]:
+def _run(groups: "list[list[Case]]", options: Options) -> dict[str, Any]:
+    from contextlib import ExitStack
+    from datetime import UTC, datetime
+
     from ..bench.brokers import Broker
     from ..bench.progress import Progress
+    from ..bench.results import commit, installed_versions, machine
     from ..bench.runner import run
 
     used = {case.broker for group in groups for case in group}
@@ -93,18 +242,20 @@ def _run(groups: list[list[Case]], options: argparse.Namespace) -> dict[str, Any
     }
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command(options: Options) -> str:
     """The command that makes this choice again, without files and addresses of this machine."""
     words = ["bytewax-jetstream bench"]
-    for name in (*Choice._fields, "rounds"):
-        value = getattr(options, name)
+    for name, value in {**options.choice._asdict(), "rounds": options.rounds}.items():
         if value not in ((None,), EVERY_STRATEGY):
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words.append(f"--{name.replace('_', '-')} {shown}")
     return " ".join(words)
 
 
-def _hand_out(results: dict[str, Any], options: argparse.Namespace) -> None:
+def _hand_out(results: dict[str, Any], options: Options) -> None:
+    from ..bench.results import about, save
+    from ..bench.tables import as_markdown, tables
+
     if options.json is not None:
         save(results, options.json)
     found = tables(results["rounds"])
@@ -120,7 +271,7 @@ def _hand_out(results: dict[str, Any], options: argparse.Namespace) -> None:
         draw(results["rounds"], options.plot)
 
 
-def _show(found: Iterable[Table], text: str) -> None:
+def _show(found: "Iterable[Table]", text: str) -> None:
     try:
         from ..bench.progress import show_tables
     except ImportError as error:
@@ -128,135 +279,35 @@ def _show(found: Iterable[Table], text: str) -> None:
     show_tables(found, text)
 
 
-# Options
+# The values of the options
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
-    """The options; every list is comma-separated."""
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description="Measure how fast messages are published and acknowledged, compared with other "
-        "ways to do it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_epilog(),
-    )
-    _add_conditions(parser.add_argument_group("what is measured"))
-    brokers = parser.add_argument_group("brokers (by default the run starts its own)")
-    brokers.add_argument("--nats-url", metavar="URL", help="a NATS server with JetStream")
-    brokers.add_argument("--kafka-brokers", metavar="HOST:PORT", help="a Kafka cluster")
-    _add_results(parser.add_argument_group("results"))
-    return parser
+def _names(option: str, text: str, known: Iterable[str]) -> tuple[str, ...]:
+    names = tuple(known)
+
+    def parse(word: str) -> str:
+        if word not in names:
+            raise typer.BadParameter(
+                f"unknown name {word!r}: choose from {', '.join(names)}", param_hint=option
+            )
+        return word
+
+    return _list(option, text, parse)
 
 
-def _add_conditions(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--scenarios", type=_names(SCENARIOS), metavar="NAME,…",
-        default=("low", "medium", "high", "extreme"),
-        help="how many messages: see below (default: low,medium,high,extreme)",
-    )  # fmt: skip
-    group.add_argument(
-        "--brokers", type=_names(BROKERS), default=("jetstream",), metavar="NAME,…",
-        help="jetstream, kafka (default: jetstream)",
-    )  # fmt: skip
-    group.add_argument(
-        "--strategies", type=_names(EVERY_STRATEGY), default=EVERY_STRATEGY, metavar="NAME,…",
-        help="how they are published or read: see below (default: all)",
-    )  # fmt: skip
-    group.add_argument(
-        "--storage", type=_names(("file", "memory")), default=("file",), metavar="NAME,…",
-        help="of the JetStream stream: file, memory (default: file)",
-    )  # fmt: skip
-    group.add_argument(
-        "--ids", type=_names(("msgid", "header")), default=("msgid",), metavar="NAME,…",
-        help="where the event id goes: msgid, by which JetStream drops duplicates, "
-        "or another header (default: msgid)",
-    )  # fmt: skip
-    group.add_argument(
-        "--payload", type=_counts, default=(108,), metavar="N,…", help="bytes (default: 108)"
-    )
-    group.add_argument(
-        "--batch", type=_counts, default=(1_000,), metavar="N,…",
-        help="messages that come at once: in a source's batch, a submission, a write "
-        "(default: 1000)",
-    )  # fmt: skip
-    group.add_argument(
-        "--ack-workers", type=_counts, default=(None,), metavar="N,…",
-        help="of our pool (default: its own)",
-    )  # fmt: skip
-    group.add_argument(
-        "--max-pending", type=_counts, default=(None,), metavar="N,…",
-        help="messages unsettled at once, of our pool and of async (default: their own)",
-    )  # fmt: skip
-    group.add_argument(
-        "--rounds", type=_count, default=5, metavar="N", help="rounds of each case (default: 5)"
-    )
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    def parse(word: str) -> int:
+        if not word.isascii() or not word.isdigit() or int(word) < 1:
+            raise typer.BadParameter(
+                f"{word!r} is not a valid count: give whole numbers from 1", param_hint=option
+            )
+        return int(word)
+
+    return _list(option, text, parse)
 
 
-def _add_results(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--json", type=Path, metavar="FILE", help="write machine, versions and every round"
-    )
-    group.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw throughput and latency, as .png or .svg"
-    )
-    group.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
-    group.add_argument(
-        "--check",
-        action="store_true",
-        help="fail when a round lost or repeated a message or a result",
-    )
-    group.add_argument(
-        "--from", type=Path, dest="source", metavar="FILE",
-        help="measure nothing: use this results file",
-    )  # fmt: skip
-    group.add_argument(
-        "--fill", type=Path, nargs="+", metavar="PAGE",
-        help="measure nothing: bring the numbers of these pages up to date",
-    )  # fmt: skip
-
-
-def _epilog() -> str:
-    lines = ["scenarios:"]
-    for name, (messages, rate) in SCENARIOS.items():
-        lines.append(f"  {name:10}{messages:>9,} messages{f', {rate:,} a second' if rate else ''}")
-    for broker, strategies in STRATEGIES.items():
-        lines.append(f"strategies of {broker}:")
-        lines += [f"  {name:10}{meaning}" for name, meaning in strategies.items()]
-    return "\n".join(lines)
-
-
-# The types of the options
-
-
-def _names(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
-    known = tuple(known)
-
-    def parse(text: str) -> tuple[str, ...]:
-        return _list(text, lambda word: _known(word, known))
-
-    return parse
-
-
-def _known(word: str, known: Sequence[str]) -> str:
-    if word not in known:
-        raise argparse.ArgumentTypeError(f"unknown name {word!r}: choose from {', '.join(known)}")
-    return word
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return _list(text, _count)
-
-
-def _count(word: str) -> int:
-    if not word.isascii() or not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{word!r} is not a valid count: give whole numbers from 1"
-        )
-    return int(word)
-
-
-def _list(text: str, parse: Callable[[str], T]) -> tuple[T, ...]:
+def _list(option: str, text: str, parse: Callable[[str], T]) -> tuple[T, ...]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise argparse.ArgumentTypeError(f"{text!r} has no value: give at least one")
+        raise typer.BadParameter(f"{text!r} has no value: give at least one", param_hint=option)
     return tuple(dict.fromkeys(map(parse, words)))

@@ -12,7 +12,20 @@ from ..errors import ConnectError, StreamError
 from ..settings import JetStreamSettings, StreamSettings
 from .connection import JetStreamApiError
 
-__all__ = ["Coverage", "covers", "ensure_streams", "read_coverage"]
+__all__ = [
+    "REMEDY",
+    "Coverage",
+    "StreamDifference",
+    "compare_stream",
+    "covers",
+    "create_stream",
+    "ensure_streams",
+    "look_up_stream",
+    "overlap",
+    "read_coverage",
+    "somebody_stores",
+    "update_stream",
+]
 
 STREAM_NOT_FOUND = 10059
 STREAM_NAME_IN_USE = 10058
@@ -132,6 +145,16 @@ def _matches(pattern: tuple[str, ...], tokens: tuple[str, ...]) -> bool:
     return len(pattern) == len(tokens)
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether some topic matches both subjects: the server lets no two streams have such."""
+    for ours, theirs in zip(one.split("."), other.split("."), strict=False):
+        if ">" in (ours, theirs):
+            return True
+        if ours != theirs and "*" not in (ours, theirs):
+            return False
+    return one.count(".") == other.count(".")
+
+
 def weakness_of(config: Mapping[str, Any]) -> str | None:
     """Why a stream takes no messages, or could lose one it acknowledged; None when it is safe."""
     name = config.get("name")
@@ -230,7 +253,7 @@ async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | No
     coverage = await read_coverage(api, known)
     for topic in settings.topics:
         covered = coverage.of(topic)
-        if covered is None and not await _somebody_stores(api, topic, settings):
+        if covered is None and not await somebody_stores(api, topic, settings):
             silent = (
                 f" (no leader answers for {', '.join(sorted(coverage.silent))})"
                 if coverage.silent
@@ -247,7 +270,7 @@ async def ensure_streams(api: Api, settings: JetStreamSettings) -> Coverage | No
     return coverage
 
 
-async def _somebody_stores(api: Api, topic: str, settings: JetStreamSettings) -> bool:
+async def somebody_stores(api: Api, topic: str, settings: JetStreamSettings) -> bool:
     """Whether a stream answers on a topic that no listed stream covers: the account may map the
     topic to another one, or import it from another account.
 
@@ -269,72 +292,137 @@ REMEDY = (
 )
 
 
+class StreamDifference(NamedTuple):
+    """How a stream on the server differs from its settings."""
+
+    config: Mapping[str, Any] | None
+    """What the server has; None if the stream is missing."""
+    changes: Mapping[str, Any]
+    """The configuration to create it with, or the fields to update."""
+    shortcomings: Mapping[str, str]
+    """Where it is weaker than the settings require: a sentence for each such field."""
+
+
+def compare_stream(
+    config: Mapping[str, Any] | None,
+    wanted: StreamSettings,
+    *,
+    takes_batches: bool,
+    least_window: float | None,
+) -> StreamDifference:
+    """Compare a stream with its settings; nothing is asked and nothing changed.
+
+    :arg config: What the server has; None if the stream is missing.
+    :arg least_window: Seconds for which it must remember event ids; None if it need not.
+    """
+    if config is None:
+        return StreamDifference(None, _as_json(wanted, takes_batches), {})
+    return StreamDifference(
+        config,
+        _changes(config, wanted, takes_batches, least_window),
+        _shortcomings(config, wanted, least_window),
+    )
+
+
+async def look_up_stream(api: Api, name: str) -> dict[str, Any] | None:
+    """A stream's configuration; None if it is missing.
+
+    :raises StreamError: when it cannot be looked up.
+    """
+    try:
+        config: dict[str, Any] = (await api.request(f"STREAM.INFO.{name}"))["config"]
+    except JetStreamApiError as error:
+        if error.code == STREAM_NOT_FOUND:
+            return None
+        raise StreamError(
+            f"stream {name} cannot be looked up: {error}; check the server's log",
+            stream=name,
+            code=error.code,
+        ) from None
+    return config
+
+
 async def _ensure_stream(
     api: Api, wanted: StreamSettings, strategy: str, settings: JetStreamSettings
 ) -> bool:
     """Create, update or check one stream; returns whether it was created."""
     created = False
-    least = settings.least_duplicate_window
-    try:
-        info = await api.request(f"STREAM.INFO.{wanted.name}")
-    except JetStreamApiError as error:
-        if error.code != STREAM_NOT_FOUND:
-            raise StreamError(
-                f"stream {wanted.name} cannot be looked up: {error}; check the server's log",
-                stream=wanted.name,
-                code=error.code,
-            ) from None
+
+    def compare(config: dict[str, Any]) -> StreamDifference:
+        return compare_stream(
+            config,
+            wanted,
+            takes_batches=api.takes_batches,
+            least_window=settings.least_duplicate_window,
+        )
+
+    config = await look_up_stream(api, wanted.name)
+    if config is None:
         if strategy == "validate":
             raise StreamError(
                 f"stream {wanted.name} is missing: create it, or use stream_strategy=create",
                 stream=wanted.name,
-                code=error.code,
-            ) from None
-        info = await _create(api, wanted)
+                code=STREAM_NOT_FOUND,
+            )
+        config = await create_stream(api, wanted)
         created = True
-    config = info["config"]
-    if strategy == "create_or_update" and (
-        changes := _changes(config, wanted, api.takes_batches, least)
-    ):
-        try:
-            info = await api.request(f"STREAM.UPDATE.{wanted.name}", {**config, **changes})
-        except JetStreamApiError as error:
-            changed = ", ".join(changes)
-            raise StreamError(
-                f"stream {wanted.name} cannot be updated ({changed}): {error}; "
-                "change its StreamSettings, or the stream",
-                stream=wanted.name,
-                shortcomings=tuple(_shortcomings(config, wanted, least).values()),
-                code=error.code,
-            ) from None
-        config = info["config"]
-    shortcomings = _shortcomings(config, wanted, least)
-    if shortcomings:
+    difference = compare(config)
+    if strategy == "create_or_update" and difference.changes:
+        difference = compare(await update_stream(api, wanted.name, difference))
+    if difference.shortcomings:
         raise StreamError(
             f"stream {wanted.name} is weaker than the settings require: "
-            f"{'; '.join(shortcomings.values())}: change the stream (stream_strategy="
+            f"{'; '.join(difference.shortcomings.values())}: change the stream (stream_strategy="
             "create_or_update does it where the server allows it), or the settings",
             stream=wanted.name,
-            shortcomings=tuple(shortcomings.values()),
+            shortcomings=tuple(difference.shortcomings.values()),
         )
     return created
 
 
-async def _create(api: Api, wanted: StreamSettings) -> dict[str, Any]:
+async def update_stream(api: Api, name: str, difference: StreamDifference) -> dict[str, Any]:
+    """Change the fields of a stream that are weaker than the settings require; returns its
+    configuration.
+
+    :raises StreamError: when the server refuses that; then nothing is changed.
+    """
     try:
-        return await api.request(
+        info = await api.request(
+            f"STREAM.UPDATE.{name}", {**(difference.config or {}), **difference.changes}
+        )
+    except JetStreamApiError as error:
+        raise StreamError(
+            f"stream {name} cannot be updated ({', '.join(difference.changes)}): {error}; "
+            "change its StreamSettings, or the stream",
+            stream=name,
+            shortcomings=tuple(difference.shortcomings.values()),
+            code=error.code,
+        ) from None
+    config: dict[str, Any] = info["config"]
+    return config
+
+
+async def create_stream(api: Api, wanted: StreamSettings) -> dict[str, Any]:
+    """Create a stream; returns its configuration. If another process was faster, its stream is
+    returned, to be checked like any other.
+
+    :raises StreamError: when the server refuses that.
+    """
+    try:
+        info = await api.request(
             f"STREAM.CREATE.{wanted.name}", _as_json(wanted, api.takes_batches)
         )
     except JetStreamApiError as error:
         if error.code == STREAM_NAME_IN_USE:
-            # Another process was faster: its stream is checked like any other.
-            return await api.request(f"STREAM.INFO.{wanted.name}")
+            info = await api.request(f"STREAM.INFO.{wanted.name}")
+            return dict(info["config"])
         raise StreamError(
             f"stream {wanted.name} cannot be created: {error}; change its StreamSettings, or the "
             "server",
             stream=wanted.name,
             code=error.code,
         ) from None
+    return dict(info["config"])
 
 
 def _needs(wanted: StreamSettings, least_window: float) -> timedelta:

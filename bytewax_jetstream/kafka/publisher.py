@@ -47,16 +47,15 @@ from .encoding import (
     misdated,
 )
 from .error_codes import (
-    FINAL_AT_START,
     GONE_CODES,
     SIZE_CODES,
-    STOP_CODES,
     UNKNOWN_PARTITION,
     classify,
     is_answer,
 )
 from .known_topics import KnownTopics
 from .producer import INDEX_BITS, PAUSE, Client, Failure, error_of, hand_over, place_of
+from .reaching import reach
 from .waiting import Waiting, still_awaited
 
 __all__ = ["KafkaPublisher"]
@@ -77,10 +76,6 @@ FATAL_SECONDS = 2.0
 CLOSE_SECONDS = 2.0
 FIRST = 0
 """The partition of the empty key, where librdkafka would choose one at random: its CRC-32 is 0."""
-ATTEMPT = 1.0
-"""Seconds of one attempt to reach a broker at the start; short, so that a refused password is
-reported at once.
-"""
 
 
 class KafkaPublisher:
@@ -153,7 +148,7 @@ class KafkaPublisher:
         self._events = self._careful.events = events
         self._client = client = self._connect()
         deadline = time.monotonic() + self._settings.connect_timeout
-        await asyncio.to_thread(self._reach, client, deadline)
+        await asyncio.to_thread(reach, client, self._settings, deadline)
         await self._topics.open(events, deadline)
         events.connected()
 
@@ -324,40 +319,6 @@ class KafkaPublisher:
 
     def _connect_alone(self) -> Client | None:
         return self._connect_again(alone=True)
-
-    def _reach(self, client: Client, deadline: float) -> None:
-        """Try until a broker answers. Blocks.
-
-        :raises ConnectError: at the deadline, or at once when waiting does not help.
-        """
-        while True:
-            try:
-                client.list_topics(min(ATTEMPT, max(0.1, deadline - time.monotonic())))
-                return
-            except KafkaException as error:
-                last, found = client.last_error, error_of(error)
-                brokers = self._settings.brokers
-                shown = ",".join(brokers)
-                if last is not None and last.code() in FINAL_AT_START:
-                    raise ConnectError(
-                        f"no connection to Kafka at {shown} ({last.str()}): "
-                        f"{STOP_CODES[last.code()]}",
-                        broker="kafka",
-                        servers=brokers,
-                        reason=last.str(),
-                    ) from None
-                if time.monotonic() > deadline:
-                    told = last or found
-                    why = told.str() if told is not None else str(error)
-                    seconds = self._settings.connect_timeout
-                    raise ConnectError(
-                        f"no connection to Kafka at {shown} within {seconds:g} s ({why}): check "
-                        "that the brokers are running, and whether they require TLS or a password",
-                        broker="kafka",
-                        servers=brokers,
-                        seconds=seconds,
-                        reason=why,
-                    ) from None
 
     # Sending a message that needs encoding, or has to wait for its topic or for room
 

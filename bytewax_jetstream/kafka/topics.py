@@ -26,7 +26,17 @@ from ..settings import KafkaSettings, KafkaTopicSettings
 from .config import connection
 from .producer import error_of
 
-__all__ = ["CLEANUP", "REMEDY", "Topic", "TopicAdmin", "ensure_topics"]
+__all__ = [
+    "CLEANUP",
+    "REMEDY",
+    "Topic",
+    "TopicAdmin",
+    "TopicDifference",
+    "compare_topic",
+    "create_topic",
+    "ensure_topics",
+    "update_topic",
+]
 
 REMEDY = "create it, or declare a KafkaTopicSettings for it with topic_strategy=create"
 PAUSE = 0.05
@@ -122,9 +132,14 @@ class TopicAdmin:
             for name, description in found.items()
         }
 
-    def create(self, wanted: KafkaTopicSettings, deadline: float) -> None:
+    def create(
+        self, wanted: KafkaTopicSettings, deadline: float, *, only_ask: bool = False
+    ) -> None:
         """Create a topic. If another process was faster, its topic is used, and checked like any
         other.
+
+        :arg only_ask: Change nothing: the brokers say whether they would do it.
+        :raises TopicError: when they refuse it.
         """
         new = NewTopic(
             wanted.name,
@@ -133,7 +148,9 @@ class TopicAdmin:
             config=_as_config(wanted),
         )
         left = _left(deadline)
-        created = self._client.create_topics([new], operation_timeout=left, request_timeout=left)
+        created = self._client.create_topics(
+            [new], operation_timeout=left, request_timeout=left, validate_only=only_ask
+        )
         try:
             self._answer(created[wanted.name], deadline)
         except KafkaException as error:
@@ -146,23 +163,38 @@ class TopicAdmin:
                     code=code,
                 ) from None
 
-    def add_partitions(self, name: str, partitions: int, deadline: float) -> None:
-        """Raise a topic's number of partitions to this."""
+    def add_partitions(
+        self, name: str, partitions: int, deadline: float, *, only_ask: bool = False
+    ) -> None:
+        """Raise a topic's number of partitions to this.
+
+        :arg only_ask: Change nothing: the brokers say whether they would do it.
+        :raises TopicError: when they refuse it.
+        """
         left = _left(deadline)
         grown = self._client.create_partitions(
-            [NewPartitions(name, partitions)], operation_timeout=left, request_timeout=left
+            [NewPartitions(name, partitions)],
+            operation_timeout=left,
+            request_timeout=left,
+            validate_only=only_ask,
         )
         self._change(grown[name], name, "partitions", deadline)
 
-    def set_config(self, name: str, config: Mapping[str, str], deadline: float) -> None:
-        """Set these properties of a topic; the others stay."""
+    def set_config(
+        self, name: str, config: Mapping[str, str], deadline: float, *, only_ask: bool = False
+    ) -> None:
+        """Set these properties of a topic; the others stay.
+
+        :arg only_ask: Change nothing: the brokers say whether they would do it.
+        :raises TopicError: when they refuse it.
+        """
         entries = [
             ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
             for key, value in config.items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
         altered = self._client.incremental_alter_configs(
-            [resource], request_timeout=_left(deadline)
+            [resource], request_timeout=_left(deadline), validate_only=only_ask
         )
         self._change(altered[resource], name, ", ".join(config), deadline)
 
@@ -263,6 +295,36 @@ def _ensure_topics(admin: TopicAdmin, settings: KafkaSettings, deadline: float) 
     return topics
 
 
+class TopicDifference(NamedTuple):
+    """How a topic in the cluster differs from its settings."""
+
+    topic: Topic | None
+    """What the cluster has; None if the topic is missing."""
+    partitions: int | None
+    """To which number the partitions must be raised; None if there are enough."""
+    changes: Mapping[str, str]
+    """The properties to set."""
+    shortcomings: Mapping[str, str]
+    """Where it is weaker than the settings require: a sentence for each such property."""
+
+
+def compare_topic(topic: Topic | None, wanted: KafkaTopicSettings) -> TopicDifference:
+    """Compare a topic with its settings; nothing is asked and nothing changed.
+
+    :arg topic: What the cluster has; None if the topic is missing.
+    """
+    asked = _as_config(wanted)
+    if topic is None:
+        return TopicDifference(None, wanted.partitions, asked, {})
+    found = _shortcomings(topic, wanted)
+    return TopicDifference(
+        topic,
+        wanted.partitions if "partitions" in found else None,
+        {key: value for key, value in asked.items() if key in found},
+        found,
+    )
+
+
 def _ensure_topic(
     admin: TopicAdmin,
     wanted: KafkaTopicSettings,
@@ -276,34 +338,49 @@ def _ensure_topic(
                 f"topic {wanted.name} is missing: create it, or use topic_strategy=create",
                 topic=wanted.name,
             )
-        admin.create(wanted, deadline)
-        topic = _await_topic(admin, wanted.name, 1, deadline)
+        topic = create_topic(admin, wanted, deadline)
+    difference = compare_topic(topic, wanted)
     if strategy == "create_or_update":
-        topic = _update(admin, wanted, topic, deadline)
-    shortcomings = _shortcomings(topic, wanted)
-    if shortcomings:
+        topic = update_topic(admin, wanted, difference, deadline)
+        difference = compare_topic(topic, wanted)
+    if difference.shortcomings:
         raise TopicError(
             f"topic {wanted.name} is weaker than the settings require: "
-            f"{'; '.join(shortcomings.values())}: change the topic (topic_strategy="
+            f"{'; '.join(difference.shortcomings.values())}: change the topic (topic_strategy="
             "create_or_update does it where Kafka allows it), or the settings",
             topic=wanted.name,
-            shortcomings=tuple(shortcomings.values()),
+            shortcomings=tuple(difference.shortcomings.values()),
         )
     return topic
 
 
-def _update(admin: TopicAdmin, wanted: KafkaTopicSettings, topic: Topic, deadline: float) -> Topic:
-    """Change only what is weaker than the settings require; what is stronger stays."""
-    shortcomings = _shortcomings(topic, wanted)
-    changes = {key: value for key, value in _as_config(wanted).items() if key in shortcomings}
-    if "partitions" in shortcomings and wanted.partitions is not None:
-        admin.add_partitions(wanted.name, wanted.partitions, deadline)
-    if changes:
-        admin.set_config(wanted.name, changes, deadline)
-    while changes or "partitions" in shortcomings:
+def create_topic(admin: TopicAdmin, wanted: KafkaTopicSettings, deadline: float) -> Topic:
+    """Create a topic; returns it when the brokers show it. Blocks.
+
+    :raises TopicError: when they refuse it, or do not show it in time.
+    """
+    admin.create(wanted, deadline)
+    return _await_topic(admin, wanted.name, 1, deadline)
+
+
+def update_topic(
+    admin: TopicAdmin, wanted: KafkaTopicSettings, difference: TopicDifference, deadline: float
+) -> Topic:
+    """Change only what is weaker than the settings require, and what is stronger stays; returns the
+    topic when the brokers show it. Blocks.
+
+    :raises TopicError: when they refuse it, or do not show it in time.
+    """
+    topic = difference.topic
+    assert topic is not None, "a missing topic is created"
+    if difference.partitions is not None:
+        admin.add_partitions(wanted.name, difference.partitions, deadline)
+    if difference.changes:
+        admin.set_config(wanted.name, difference.changes, deadline)
+    while difference.changes or difference.partitions is not None:
         topic = _await_topic(admin, wanted.name, wanted.partitions or 1, deadline)
         if (
-            not (_shortcomings(topic, wanted).keys() & changes.keys())
+            not (_shortcomings(topic, wanted).keys() & difference.changes.keys())
             or time.monotonic() > deadline
         ):
             break

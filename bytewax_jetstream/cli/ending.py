@@ -1,0 +1,48 @@
+"""How a command ends that cannot do what it was asked: one sentence, and the exit code."""
+
+import logging
+import sys
+import traceback
+from typing import NoReturn
+
+import typer
+
+from ..errors import ConnectError, RunError
+from ..exit_codes import ExitCode
+
+__all__ = ["code_of", "end", "logging_for", "sentence"]
+
+
+def end(command: str, error: Exception, code: ExitCode, *, debug: bool) -> NoReturn:
+    """Say what is wrong, with the traceback only for `--debug`, and end."""
+    if debug:
+        traceback.print_exception(error)
+    print(f"bytewax-jetstream {command}: {sentence(error)}", file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def logging_for(*, debug: bool) -> None:
+    """Show what the modules log only with `--debug`: the sentence says the same."""
+    if debug:
+        logging.basicConfig(level=logging.DEBUG)
+    else:
+        logging.basicConfig(handlers=[logging.NullHandler()])
+
+
+def code_of(error: Exception) -> ExitCode:
+    """The exit code for an error of a broker, a flow or a setting."""
+    if isinstance(error, RunError):
+        return error.exit_code
+    if isinstance(error, ConnectError):
+        # Without a time the broker has answered, and refused.
+        return ExitCode.REFUSED if error.seconds is None else ExitCode.UNKNOWN
+    return ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.REFUSED
+
+
+def sentence(error: Exception) -> str:
+    """What happened and what to do."""
+    if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
+        from ..runner.flow import settings_error
+
+        return settings_error(error)  # type: ignore[arg-type]  # known by its name, not loaded here
+    return str(error) or type(error).__name__
