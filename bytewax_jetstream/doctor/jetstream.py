@@ -17,7 +17,7 @@ from ..jetstream.streams import covers
 from ..planning.jetstream import JetStreamPlanner
 from ..settings import JetStreamSettings
 from .network import PEEK_SECONDS, Server, encrypt, open_tcp, peek, speaks_tls
-from .report import Report
+from .report import Report, parts
 from .wanted import report_plan
 
 __all__ = ["examine_jetstream"]
@@ -162,8 +162,7 @@ async def _examine_connected(
         connection.unsubscribe(inbox)
         report.ok("inbox", f"answers arrive on {settings.inbox_prefix}.>")
     except ConnectError as error:
-        said, _, advice = error.message.rpartition(": ")
-        report.fail("inbox", said or error.message, advice, ExitCode.REFUSED)
+        report.fail("inbox", *parts(error.message), ExitCode.REFUSED)
         return
     listed = await _list_streams(connection, settings, report)
     for topic in _topics(settings):
@@ -175,7 +174,7 @@ async def _examine_connected(
     try:
         plan = await asyncio.to_thread(JetStreamPlanner(settings).plan)
     except JetStreamPipelineError as error:
-        report.fail("streams", error.message, "allow what was refused", ExitCode.REFUSED)
+        report.fail("streams", *parts(error.message), ExitCode.REFUSED)
     else:
         report_plan(plan, settings.stream_strategy, report)
     await _examine_limits(connection, settings, listed, report)
@@ -194,7 +193,7 @@ async def _list_streams(
         report.fail("api", error.message, advice, ExitCode.REFUSED)
         return None
     except ConnectError as error:
-        said, _, advice = error.message.rpartition(": ")
+        said, advice = parts(error.message)
         if settings.stream_strategy == "skip" and error.reason is not None:
             report.warn("api", said, "allow it, or nothing can be checked before the first message")
             return None

@@ -13,7 +13,7 @@ from ..kafka.probe import Node, Probe
 from ..planning.kafka import KafkaPlanner
 from ..settings import KafkaSettings
 from .network import Server, encrypt, open_tcp, speaks_tls
-from .report import Report
+from .report import Report, parts
 from .wanted import report_plan
 
 __all__ = ["examine_kafka"]
@@ -52,8 +52,7 @@ def examine_kafka(settings: KafkaSettings, report: Report) -> None:
     try:
         report_plan(KafkaPlanner(settings).plan(), settings.topic_strategy, report)
     except JetStreamPipelineError as error:
-        said, _, advice = error.message.rpartition(": ")
-        report.fail("topics", said or error.message, advice, ExitCode.REFUSED)
+        report.fail("topics", *parts(error.message), ExitCode.REFUSED)
 
 
 def _servers(settings: KafkaSettings) -> list[Server]:

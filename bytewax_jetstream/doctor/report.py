@@ -6,7 +6,13 @@ from typing import Any, NamedTuple
 
 from ..exit_codes import ExitCode
 
-__all__ = ["Report", "Status", "Step"]
+__all__ = ["Report", "Status", "Step", "parts"]
+
+
+def parts(sentence: str) -> tuple[str, str]:
+    """What happened and what to do: our errors say both, in this order."""
+    cut = max(sentence.rfind(": "), sentence.rfind("; "))
+    return (sentence[:cut], sentence[cut + 2 :]) if cut > 0 else (sentence, "see what it says")
 
 
 class Status(StrEnum):

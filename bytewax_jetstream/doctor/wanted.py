@@ -2,7 +2,7 @@
 
 from ..exit_codes import ExitCode
 from ..planning import Action, Entry, Plan
-from .report import Report
+from .report import Report, parts
 
 __all__ = ["report_plan"]
 
@@ -19,12 +19,11 @@ def report_plan(plan: Plan, strategy: str, report: Report) -> None:
 
 def _report(entry: Entry, strategy: str, report: Report) -> None:
     name, what = f"{entry.kind}s", f"{entry.kind} {entry.name}"
-    made = strategy in CREATES
     if entry.action is Action.KEEP:
         by = f"stored by stream {entry.stored_by}" if entry.stored_by else "as the settings require"
         report.ok(name, f"{what} is {by}")
         return
-    if entry.action is Action.CREATE and made:
+    if entry.action is Action.CREATE and strategy in CREATES:
         later = (
             f"will be stored by stream {entry.stored_by}"
             if entry.stored_by
@@ -32,12 +31,17 @@ def _report(entry: Entry, strategy: str, report: Report) -> None:
         )
         report.ok(name, f"{what} {later}")
         return
-    if entry.action is Action.CHANGE and (not entry.shortcomings or strategy == "create_or_update"):
+    updates = strategy == "create_or_update"
+    if (not entry.shortcomings and not updates) or (entry.action is Action.CHANGE and updates):
         report.ok(name, f"{what} is there; bytewax-jetstream streams plan shows what would change")
         return
-    said = "; ".join(entry.obstacles or entry.shortcomings)
-    advice = "" if entry.obstacles else "bytewax-jetstream streams apply makes it"
+    made = "have it made: bytewax-jetstream streams apply does it, by a user who may"
+    found = [(each, made) for each in entry.shortcomings]
+    if entry.obstacles and (strategy in CREATES or not found):
+        found = [parts(each) for each in entry.obstacles]
+    said = "; ".join(each for each, _ in found)
+    advice = "; ".join(dict.fromkeys(each for _, each in found))
     if strategy == "skip":
-        report.warn(name, said, advice or "publishing to it will be refused")
+        report.warn(name, said, advice)
     else:
         report.fail(name, said, advice, ExitCode.REFUSED)

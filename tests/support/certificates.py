@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import trustme
 from cryptography.hazmat.primitives import serialization
@@ -12,25 +13,29 @@ __all__ = ["Certificates"]
 class Certificates:
     """What an authority issued for a server on loopback and for a client."""
 
-    def __init__(self, folder: Path, *names: str) -> None:
+    def __init__(self, folder: Path, *names: str, **dates: Any) -> None:
         folder.mkdir()
         self.ca = folder / "ca.pem"
         self._folder = folder
         self._authority = trustme.CA()
         self._authority.cert_pem.write_to_path(str(self.ca))
-        self.server = self.another(*(names or ("127.0.0.1", "localhost")), file="server.pem")
+        self.server = self.another(
+            *(names or ("127.0.0.1", "localhost")), file="server.pem", **dates
+        )
         self.client = self.another("client.example", file="client.pem")
 
-    def another(self, *names: str, file: str = "another.pem", expired: bool = False) -> Path:
-        """A certificate for these names, with its key."""
+    def another(
+        self, *names: str, file: str = "another.pem", expired: bool = False, **dates: Any
+    ) -> Path:
+        """A certificate for these names, with its key.
+
+        The dates are `not_before` and `not_after`.
+        """
         path = self._folder / file
-        day = timedelta(days=1)
-        now = datetime.now(UTC)
-        issued = self._authority.issue_cert(
-            *names,
-            not_before=now - 2 * day if expired else None,
-            not_after=now - day if expired else None,
-        )
+        if expired:
+            now, day = datetime.now(UTC), timedelta(days=1)
+            dates = {"not_before": now - 2 * day, "not_after": now - day}
+        issued = self._authority.issue_cert(*names, **dates)
         key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
         # Java reads a key in this form only.
         written = key.private_bytes(

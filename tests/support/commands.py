@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bytewax_jetstream.cli import main
 from tests.support.waiting import until
 
-__all__ = ["Ended", "Started", "call", "start"]
+__all__ = ["Ended", "Given", "Started", "call", "start"]
+
+Given = Callable[..., None]
+"""Sets variables of ours: `given(servers=…, kafka_brokers=…)`."""
 
 
 class Ended(NamedTuple):

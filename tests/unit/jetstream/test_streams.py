@@ -14,6 +14,7 @@ from bytewax_jetstream.jetstream.streams import (
     _changes,
     _shortcomings,
     covers,
+    overlap,
     weakness_of,
 )
 from tests.support.stream_configs import MINUTE, ON_THE_SERVER, wanted
@@ -316,3 +317,39 @@ def test_batches_are_enabled_if_the_server_can_and_the_settings_ask() -> None:
     assert "allow_batched" not in _shortcomings(ON_THE_SERVER, wanted(), 10.0), (
         "a stream without it keeps its promises"
     )
+
+
+# Which subjects no two streams may have
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("orders", "orders", True),
+        ("orders", "returns", False),
+        ("orders.*", "orders.new", True),
+        ("orders.*", "*.new", True),
+        ("orders.>", "*.new.eu", True),
+        ("orders.>", "orders", False),
+        ("orders.*", "orders.new.eu", False),
+        ("*.new", "orders.old", False),
+        (">", "orders", True),
+    ],
+)
+def test_overlap_of_two_subjects(one: str, other: str, expected: bool) -> None:
+    assert overlap(one, other) is overlap(other, one) is expected
+
+
+PATTERNS = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=3).map(".".join)
+
+
+@given(PATTERNS, PATTERNS, st.booleans(), st.booleans())
+def test_subjects_overlap_when_some_topic_matches_both(
+    one: str, other: str, one_is_open: bool, other_is_open: bool
+) -> None:
+    one, other = one + ".>" * one_is_open, other + ".>" * other_is_open
+    topics = (
+        ".".join(tokens) for size in range(1, 6) for tokens in product(("a", "b"), repeat=size)
+    )
+
+    assert overlap(one, other) == any(covers(one, each) and covers(other, each) for each in topics)
