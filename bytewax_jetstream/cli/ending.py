@@ -42,7 +42,7 @@ def code_of(error: Exception) -> ExitCode:
 def sentence(error: Exception) -> str:
     """What happened and what to do."""
     if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
-        from ..runner.flow import settings_error
+        from ..runner.wrong_settings import settings_error
 
         return settings_error(error)  # type: ignore[arg-type]  # known by its name, not loaded here
     return str(error) or type(error).__name__

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from ..errors import ConnectError, JetStreamPipelineError
 from ..exit_codes import ExitCode
 from ..kafka.probe import Node, Probe
+from ..kafka.topics import MAX_MESSAGE, TopicAdmin
 from ..planning.kafka import KafkaPlanner
 from ..settings import KafkaSettings
 from .network import Server, encrypt, open_tcp, speaks_tls
@@ -47,12 +48,12 @@ def examine_kafka(settings: KafkaSettings, report: Report) -> None:
     if not _examine_nodes(nodes, settings, report):
         return
     _examine_rights(probe, settings, report)
-    report.ok("limits", f"this flow sends messages of at most {settings.max_message_bytes:,} bytes")
-    report.skip("clock", "not known: Kafka does not tell its time")
     try:
         report_plan(KafkaPlanner(settings).plan(), settings.topic_strategy, report)
+        _examine_limits(settings, report)
     except JetStreamPipelineError as error:
         report.fail("topics", *parts(error.message), ExitCode.REFUSED)
+    report.skip("clock", "not known: Kafka does not tell its time")
 
 
 def _servers(settings: KafkaSettings) -> list[Server]:
@@ -164,8 +165,7 @@ def _examine_nodes(nodes: list[Node], settings: KafkaSettings, report: Report) -
 
 def _examine_rights(probe: Probe, settings: KafkaSettings, report: Report) -> None:
     """The step `publish`: nothing is written."""
-    declared = [topic.name for topic in settings.topic_settings]
-    names = list(dict.fromkeys([*settings.topics, *declared]))
+    names = _topics(settings)
     if not names:
         report.skip("publish", "no topics to look at: name them in BYTEWAX_JETSTREAM_KAFKA_TOPICS")
         return
@@ -178,6 +178,26 @@ def _examine_rights(probe: Probe, settings: KafkaSettings, report: Report) -> No
             report.fail("publish", said, advice, ExitCode.REFUSED)
         else:
             report.skip("publish", f"{name} is not there, or the brokers do not say")
+
+
+def _examine_limits(settings: KafkaSettings, report: Report) -> None:
+    """The step `limits`: the largest message of this flow, and what each topic takes."""
+    most = settings.max_message_bytes
+    report.ok("limits", f"this flow sends messages of at most {most:,} bytes")
+    names = _topics(settings)
+    deadline = time.monotonic() + settings.connect_timeout
+    topics = TopicAdmin(settings).describe(names, deadline) if names else {}
+    for name, topic in topics.items():
+        limit = int(topic.config.get(MAX_MESSAGE, most))
+        if limit < most:
+            said = f"topic {name} takes messages of at most {limit:,} bytes"
+            advice = f"lower max_message_bytes, or raise {MAX_MESSAGE}: larger ones are rejected"
+            report.warn("limits", said, advice)
+
+
+def _topics(settings: KafkaSettings) -> list[str]:
+    declared = [topic.name for topic in settings.topic_settings]
+    return list(dict.fromkeys([*settings.topics, *declared]))
 
 
 # Words

@@ -114,8 +114,7 @@ def speaks_tls(server: Server) -> bool:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
-        address = (server.host, server.port)
-        _handshake(server._replace(speaks_first=False), address, context, server.host).close()
+        _handshake(server._replace(speaks_first=False), context, server.host).close()
     except ssl.SSLError as error:
         # It may ask for a certificate of ours.
         return "ALERT" in str(error).upper() and "WRONG_VERSION" not in str(error).upper()
@@ -144,11 +143,10 @@ def encrypt(
         report.fail("tls", said, advice, ExitCode.USAGE, server.address)
         return None
     connected.settimeout(server.seconds)
-    address = connected.getpeername()[:2]
     try:
         encrypted = context.wrap_socket(connected, server_hostname=name)
     except ssl.SSLCertVerificationError as error:
-        said, advice = _mistrust(error, make, name, server, address)
+        said, advice = _mistrust(error, make, name, server)
         report.fail("tls", said, advice, ExitCode.REFUSED, server.address)
         return None
     except OSError as error:
@@ -170,10 +168,8 @@ def encrypt(
     return encrypted
 
 
-def _handshake(
-    server: Server, address: tuple[str, int], context: ssl.SSLContext, name: str
-) -> ssl.SSLSocket:
-    connected = socket.create_connection(address, server.seconds)
+def _handshake(server: Server, context: ssl.SSLContext, name: str) -> ssl.SSLSocket:
+    connected = socket.create_connection((server.host, server.port), server.seconds)
     try:
         if server.speaks_first:
             peek(connected)
@@ -207,13 +203,12 @@ def _mistrust(
     make: Callable[[], ssl.SSLContext],
     name: str,
     server: Server,
-    address: tuple[str, int],
 ) -> tuple[str, str]:
     """Why a certificate is not trusted, and what to do. It is read on a second connection, on which
     nothing is sent.
     """
     if error.verify_code == EXPIRED:
-        until = _until(_certificate(make, name, server, address, is_expired=True))
+        until = _until(_certificate(make, name, server, is_expired=True))
         when = f" on {until:%Y-%m-%d %H:%M} UTC" if until is not None else ""
         return (
             f"the certificate of the server expired{when}",
@@ -225,7 +220,7 @@ def _mistrust(
             "correct the clock of this machine, or the certificate",
         )
     if error.verify_code in (OTHER_NAME, OTHER_ADDRESS):
-        names = _names(_certificate(make, name, server, address))
+        names = _names(_certificate(make, name, server))
         of = f"it is for {', '.join(names)}" if names else "it has no name"
         return (
             f"the certificate of the server is not valid for {name}: {of}",
@@ -241,7 +236,6 @@ def _certificate(
     make: Callable[[], ssl.SSLContext],
     name: str,
     server: Server,
-    address: tuple[str, int],
     *,
     is_expired: bool = False,
 ) -> dict[str, Any]:
@@ -251,7 +245,7 @@ def _certificate(
     if is_expired:
         context.verify_flags |= NO_TIME_CHECK
     try:
-        with _handshake(server, address, context, name) as encrypted:
+        with _handshake(server, context, name) as encrypted:
             return cast(dict[str, Any], encrypted.getpeercert() or {})
     except OSError:  # a server that speaks first, or that is gone
         return {}

@@ -28,6 +28,7 @@ from .producer import error_of
 
 __all__ = [
     "CLEANUP",
+    "MAX_MESSAGE",
     "REMEDY",
     "Topic",
     "TopicAdmin",

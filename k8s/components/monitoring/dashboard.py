@@ -71,7 +71,7 @@ def as_json() -> str:
         for panel in panels:
             number += 1
             made.with_panel(_panel(number, panel))
-    return JSONEncoder(sort_keys=True, indent=2).encode(made.build()) + "\n"
+    return str(JSONEncoder(sort_keys=True, indent=2).encode(made.build())) + "\n"
 
 
 if __name__ == "__main__":

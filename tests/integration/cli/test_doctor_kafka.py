@@ -44,7 +44,7 @@ def test_every_step_passes_where_a_flow_could_publish(kafka_address: str, given:
     passed = [step["step"] for step in steps if step["status"] == "ok"]
     assert list(dict.fromkeys(passed)) == [
         *("settings", "name", "tcp", "server", "authentication", "brokers", "publish"),
-        *("limits", "topics"),
+        *("topics", "limits"),
     ]
     assert f"topic {topic}-new is missing, and the run will create it" in str(steps)
     assert "missing" in call("streams", "check").err, "doctor has made the topic"
@@ -173,6 +173,17 @@ def test_topic_that_is_missing_is_named(kafka_address: str, given: Given) -> Non
     given(kafka_brokers=kafka_address, kafka_topics="nowhere-at-all")
 
     assert "there is no topic nowhere-at-all -> create it" in failure(4, "topics")
+
+
+def test_topic_that_takes_less_than_the_flow_sends_is_a_warning(
+    kafka_address: str, given: Given
+) -> None:
+    topic = new_topic(kafka_address, max_message_bytes="10000")
+    given(kafka_brokers=kafka_address, kafka_topics=topic, kafka_batch_bytes=10_000)
+
+    said = only(doctor(0), "limits", "warning")["said"]
+
+    assert said == f"topic {topic} takes messages of at most 10,000 bytes"
 
 
 def test_empty_variable_is_a_warning(kafka_address: str, given: Given, tmp_path: Path) -> None:

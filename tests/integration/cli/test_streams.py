@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bytewax_jetstream.cli import main
 from bytewax_jetstream.testing import NatsServer
 from tests.support.commands import Ended, Given, call
 from tests.support.streams import Names, api, make_stream
@@ -304,6 +305,13 @@ def test_wrong_setting_or_server_is_one_sentence(
     assert says in ended.err
     assert len(ended.err.splitlines()) == 1
     assert ended.out == ""
+
+
+def test_debug_adds_the_traceback(given: Given, capsys: pytest.CaptureFixture[str]) -> None:
+    given(servers="nats://127.0.0.1:9", topics="x", connect_timeout=0.2)
+
+    assert main(["streams", "plan", "--debug"]) == 3
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 def test_unknown_flow_is_one_sentence(given: Given) -> None:
