@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 (PRINTED,) = re.findall(r"\nprints\n\n```text\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 MEMORY = 256 * 1024 * 1024
-LIMIT = 300_000
+LIMIT = 120_000
 DEAD = sum(line.split(",")[3] == "" for line in rows()[:LIMIT])
 ALL_ONCE = Counted(LIMIT - DEAD, DEAD, duplicates=0, missing=0, order_violations=0)
 
@@ -95,7 +95,7 @@ def test_a_killed_run_is_resumed_by_the_next(
 ) -> None:
     flights = container(*_flights(own_nats_server, volume, free_port()))
     flights.start("run", "flows.flights:flow")
-    _wait_for_rows(own_nats_server, flights, 20_000)
+    _wait_for_rows(own_nats_server, flights, 10_000)
     flights.signal("KILL")
     assert flights.wait() == 137
     assert _stored(own_nats_server) < LIMIT - DEAD, "it had ended before: raise the limit"
@@ -111,7 +111,7 @@ def test_sigterm_to_process_1_ends_a_run_in_order(
 ) -> None:
     flights = container(*_flights(own_nats_server, volume, free_port()))
     flights.start("run", "flows.flights:flow", "--must-finish", "--log-format", "json")
-    _wait_for_rows(own_nats_server, flights, 20_000)
+    _wait_for_rows(own_nats_server, flights, 10_000)
     flights.signal("TERM")
 
     assert flights.wait() == ExitCode.SIGNALLED

@@ -26,7 +26,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.timeout(900)
 
 OVERLAY = "overlays/dev"
-LIMIT = 200_000
+LIMIT = 100_000
 DEAD = sum(line.split(",")[3] == "" for line in rows()[:LIMIT])
 USER: dict[str, Any] = {
     name.removeprefix("BYTEWAX_JETSTREAM_").lower(): value
@@ -100,7 +100,7 @@ def test_pod_of_the_job_is_killed_and_its_successor_completes(
     job: Pod, nats: NatsServer, ports: dict[str, int]
 ) -> None:
     job.play()
-    until(lambda: _stored(nats) >= 20_000 or not job.running(), 120)
+    until(lambda: _stored(nats) >= 10_000 or not job.running(), 120)
     assert job.running(), job.log
     assert [_probe(job, probe, ports) for probe in job.probes] == [200] * 3
     with urlopen(f"http://127.0.0.1:{ports['metrics']}/metrics", timeout=5) as said:
@@ -110,7 +110,7 @@ def test_pod_of_the_job_is_killed_and_its_successor_completes(
     assert _stored(nats) < LIMIT - DEAD, "it had ended before: raise the limit"
 
     job.play()
-    until(lambda: _stored(nats) >= 60_000 or not job.running(), 120)
+    until(lambda: _stored(nats) >= 30_000 or not job.running(), 120)
     job.signal("TERM")  # an eviction
     assert job.wait() == ExitCode.SIGNALLED
 

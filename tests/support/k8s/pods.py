@@ -17,7 +17,7 @@ from tests.support.k8s.manifests import Object, of_kind
 
 __all__ = ["Pod"]
 
-NOT_FOR_PODMAN = ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle")
+PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
 
 
 class Pod:
@@ -54,18 +54,18 @@ class Pod:
             self.spec["hostAliases"] = list(host_aliases)
         (container,) = self.spec["containers"]
         self._container = container["name"]
-        self.probes = {key: container.pop(key) for key in NOT_FOR_PODMAN if key in container}
+        self.probes = {key: container.pop(key) for key in PROBES if key in container}
+        for each in ("ports", "lifecycle"):
+            container.pop(each, None)
         container["image"] = images[container["image"]]
-        documents = [
-            _config_map(each, replaced) for each in of_kind(objects, "ConfigMap", "Secret")
-        ]
+        configs = [_config_map(each, replaced) for each in of_kind(objects, "ConfigMap", "Secret")]
+        claims = of_kind(objects, "PersistentVolumeClaim")
         for claim in owner["spec"].get("volumeClaimTemplates", ()):
             volume = claim["metadata"]["name"]
             own = {"claimName": f"{volume}-{name}"}
             self.spec["volumes"].append({"name": volume, "persistentVolumeClaim": own})
             made = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
-            documents.append(made | {"metadata": {"name": own["claimName"]}, "spec": claim["spec"]})
-        documents += of_kind(objects, "PersistentVolumeClaim")
+            claims.append(made | {"metadata": {"name": own["claimName"]}, "spec": claim["spec"]})
         for volume in self.spec["volumes"]:
             if "secret" in volume:
                 volume["configMap"] = {"name": volume.pop("secret")["secretName"]}
@@ -79,16 +79,14 @@ class Pod:
         for each in container["env"]:
             if "value" in each:
                 each["value"] = _replace(each["value"], replaced)
-        documents.append(
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {"name": name, "labels": template["metadata"]["labels"]},
-                "spec": self.spec,
-            }
-        )
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "labels": template["metadata"]["labels"]},
+            "spec": self.spec,
+        }
+        self._documents, self._claims = [*configs, pod], claims
         self._file = folder / f"{name}.yaml"
-        self._file.write_text(yaml.safe_dump_all(documents))
 
     @property
     def container(self) -> str:
@@ -96,7 +94,10 @@ class Pod:
         return f"{self.name}-{self._container}"
 
     def play(self) -> None:
-        """Start it, again with the volumes that it has."""
+        """Start it; again with the volumes that it has."""
+        # Podman does not take a claim twice.
+        claims, self._claims = self._claims, []
+        self._file.write_text(yaml.safe_dump_all(claims + self._documents))
         self._containers.call(
             *("podman", "kube", "play", "--network=host", "--replace"),
             *("--log-driver=k8s-file", str(self._file)),
