@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bytewax_jetstream.cli import main
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 __all__ = ["Ended", "Given", "Started", "call", "start"]
 
@@ -59,8 +59,8 @@ class Started:
         return self._err.read_text()
 
     def wait_until_it_says(self, text: str) -> None:
-        """Wait until it has said that, or has ended."""
-        until(lambda: text in self.err or self.running.poll() is not None)
+        """Wait until it has said that, or has ended; a Kafka may have to start first."""
+        until(lambda: text in self.err or self.running.poll() is not None, 3 * PATIENCE)
         assert text in self.err, self.err
 
     def end(self, signal: int) -> int:
