@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from ...metrics import Sample, retire, table, watch
+from ...metrics import Sample, table
 
 __all__ = ["GroupCommits"]
 
@@ -35,7 +35,6 @@ class GroupCommits:
         self._sent_at = float("-inf")
         self._told_at = float("-inf")
         self._counts = {"ok": 0, "failed": 0}
-        watch(self)
 
     def add(self, topic: str, partition: int, position: int) -> None:
         """The group is to be told this offset of the next message."""
@@ -70,7 +69,6 @@ class GroupCommits:
         consumer.unassign()
         while self._unanswered > 0 and time.monotonic() < until:
             consumer.poll(0.05)
-        retire(self)
 
     def samples(self) -> Iterator[Sample]:
         """What the metrics say of it. Called on the thread of a scrape."""

@@ -8,6 +8,7 @@ from typing import Any
 from bytewax.connectors.kafka import BYTEWAX_CONSUMER_LAG_GAUGE
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from ...metrics import retire, watch
 from ...settings import KafkaSettings
 from ..config import accepted, connection
 from ..credentials import Credentials
@@ -151,6 +152,8 @@ class Reader:
                     **({"on_commit": self._commits.answered} if self._commits else {}),
                 }
             )
+        if self._commits is not None:
+            watch(self._commits)
         self._watch = Watch(
             lambda name, seconds: self._consumer.list_topics(name, timeout=seconds),
             ask_ids,
@@ -247,6 +250,9 @@ class Reader:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:
             log.warning("closing a consumer: %s", error)
+        finally:
+            if self._commits is not None:
+                retire(self._commits)
 
     def _on_error(self, error: KafkaError) -> None:
         self._last(error)
