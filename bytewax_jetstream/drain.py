@@ -30,6 +30,7 @@ from .exit_codes import ExitCode, exit_now
 
 __all__ = [
     "DrainingPartition",
+    "begin",
     "deadline",
     "drain_on_signal",
     "end_now",
@@ -75,7 +76,7 @@ class _Drain:
         self._held = False
         """Whether a runner says when the run ends."""
         self._begun = False
-        """Whether the engine has come to the sources of a held run."""
+        """Whether the engine has built the dataflow of a held run, on all workers."""
         self._opening = 0
         """How many lanes and source partitions are connecting to their broker now."""
         self._has_read = False
@@ -103,26 +104,23 @@ class _Drain:
 
     @property
     def _is_open(self) -> bool:
-        return self._parts > 0 or self._begun
+        return self._begun if self._held else self._parts > 0
 
     def hold(self) -> None:
-        """The run lasts until `end_hold`, also while no part is open in this process."""
+        """The run lasts from `begin` to `end_hold`, also while no part is open in this process."""
+        self._new_run()
         self._held = True
+
+    def begin(self) -> None:
+        self._begun = self._held
 
     def end_hold(self) -> None:
         self._held = self._begun = False
 
-    def begin(self) -> None:
-        """The engine has come to the sources of the dataflow."""
-        with self._lock:
-            self._begin()
-
-    def _begin(self) -> None:
-        if not self._is_open:
-            self._forget()
-            self._has_read = False
-            self._run += 1
-        self._begun = self._held
+    def _new_run(self) -> None:
+        self._forget()
+        self._has_read = False
+        self._run += 1
 
     def install(self) -> None:
         """Handle the signals, unless the program has its own handlers or this is not the main
@@ -138,7 +136,8 @@ class _Drain:
     def enter(self) -> None:
         """A partition or a lane opens; the first one of a run clears an earlier run's signal."""
         with self._lock:
-            self._begin()
+            if not self._held and not self._parts:
+                self._new_run()
             self._parts += 1
         if self._defaults_restored:
             self.install()
@@ -266,12 +265,19 @@ def leave() -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """One run of the engine, also while no source or lane is open in this process."""
+    """One run of the engine, which drains from `begin` on, also while no source or lane is open in
+    this process.
+    """
     _drain.hold()
     try:
         yield
     finally:
         _drain.end_hold()
+
+
+def begin() -> None:
+    """The engine has built the dataflow of a held run: now there may be something to drain."""
+    _drain.begin()
 
 
 @contextmanager
@@ -284,8 +290,8 @@ def opening() -> Iterator[None]:
 
 
 def running() -> bool:
-    """Whether there is something to drain: a source or a lane is open in this process, or a held
-    run has begun, and it does not only connect yet.
+    """Whether there is something to drain: a source or a lane is open in this process, or else a
+    held run has begun; and it does not only connect yet.
     """
     return _drain.running
 
@@ -414,7 +420,6 @@ class _DrainingFixed(FixedPartitionedSource[Any, Any]):
         self._source = source
 
     def list_parts(self) -> list[str]:
-        _drain.begin()
         with _drain.opening():
             return self._source.list_parts()
 
@@ -429,7 +434,6 @@ class _DrainingDynamic(DynamicSource[Any]):
         self._source = source
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> _DrainingStateless:
-        _drain.begin()
         with _drain.opening():
             part = self._source.build(step_id, worker_index, worker_count)
         return _DrainingStateless(part)

@@ -3,12 +3,19 @@
 import importlib
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from bytewax.dataflow import Dataflow, Operator
 from bytewax.inputs import DynamicSource, FixedPartitionedSource
+from bytewax.outputs import (
+    DynamicSink,
+    FixedPartitionedSink,
+    StatefulSinkPartition,
+    StatelessSinkPartition,
+)
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
@@ -16,7 +23,7 @@ from ..drain import drain_on_signal
 from ..errors import JetStreamPipelineError, RunError
 from .wrong_settings import settings_error
 
-__all__ = ["drain_all", "load"]
+__all__ = ["call_when_built", "drain_all", "load"]
 
 
 def load(name: str) -> Dataflow:
@@ -55,6 +62,60 @@ def drain_all(flow: Dataflow, timeout: float) -> None:
         if isinstance(source, FixedPartitionedSource | DynamicSource):
             # Operators are frozen after they are built. The engine reads the field when it starts.
             object.__setattr__(step, "source", drain_on_signal(source, timeout=timeout))
+
+
+def call_when_built(flow: Dataflow, workers: int, then: Callable[[], None]) -> None:
+    """Call this once every worker of this process has built the flow, so that its lanes are open.
+
+    The engine builds the steps in their order in the flow, and what follows the last sink opens
+    nothing.
+    """
+    last = next((s for s in reversed(list(_steps(flow.substeps))) if hasattr(s, "sink")), None)
+    built = count(1)
+
+    def tell() -> None:
+        if next(built) == workers:
+            then()
+
+    sink = getattr(last, "sink", None)
+    if isinstance(sink, DynamicSink):
+        object.__setattr__(last, "sink", _TellingDynamic(sink, tell))
+    elif isinstance(sink, FixedPartitionedSink):
+        object.__setattr__(last, "sink", _TellingFixed(sink, tell))
+    else:
+        then()  # the engine refuses such a flow
+
+
+class _TellingDynamic(DynamicSink[Any]):
+    """A sink that tells when a worker has built it."""
+
+    def __init__(self, sink: DynamicSink[Any], tell: Callable[[], None]) -> None:
+        self._sink, self._tell = sink, tell
+
+    def build(
+        self, step_id: str, worker_index: int, worker_count: int
+    ) -> StatelessSinkPartition[Any]:
+        part = self._sink.build(step_id, worker_index, worker_count)
+        self._tell()
+        return part
+
+
+class _TellingFixed(FixedPartitionedSink[Any, Any]):
+    """A sink that tells when a worker has built it."""
+
+    def __init__(self, sink: FixedPartitionedSink[Any, Any], tell: Callable[[], None]) -> None:
+        self._sink, self._tell = sink, tell
+        self.part_fn = sink.part_fn  # type: ignore[method-assign]  # called for each item
+
+    def list_parts(self) -> list[str]:
+        parts = self._sink.list_parts()
+        self._tell()
+        return parts
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: Any
+    ) -> StatefulSinkPartition[Any, Any]:
+        return self._sink.build_part(step_id, for_part, resume_state)
 
 
 def _steps(steps: Iterable[Operator]) -> Iterable[Operator]:

@@ -126,6 +126,7 @@ def _run(asked: Run) -> ExitCode:
     life.step = f"importing {asked.flow}"
     flow = flows.load(asked.flow)
     flows.drain_all(flow, asked.drain_timeout)
+    flows.call_when_built(flow, asked.workers, drain.begin)
 
     peers = None
     if cluster.addresses and health_port is not None:

@@ -16,6 +16,7 @@ __all__ = ["Stderr"]
 PIPE_BYTES = 1024 * 1024
 """So much may be written by code that does not let Python's threads run meanwhile."""
 END_SECONDS = 1.0
+"""For as long as it takes to tell a line, at the end."""
 ITS_OWN_ERROR = "Box<dyn Any>"
 """What the engine says of an error of a step, which it also raises: a few lines without content."""
 
@@ -41,6 +42,8 @@ class Stderr:
         os.close(writing)
         self._mark = f"end-{os.urandom(8).hex()}\n"
         self._over = threading.Event()
+        self._told = 0
+        """How many lines were told."""
         threading.Thread(
             target=self._read, args=(reading,), name="bytewax_jetstream-stderr", daemon=True
         ).start()
@@ -55,12 +58,15 @@ class Stderr:
         os.dup2(self._kept, 2)
         os.write(writing, b"\n" + self._mark.encode())  # the last line may have no end
         os.close(writing)
-        self._over.wait(END_SECONDS)
+        told = -1
+        while not self._over.wait(END_SECONDS) and told != self._told:
+            told = self._told
 
     def _read(self, reading: int) -> None:
         with os.fdopen(reading, encoding="utf-8", errors="backslashreplace") as lines:
             panic: list[str] = []
             for line in lines:
+                self._told += 1
                 if line == self._mark:
                     break
                 text = line.rstrip()

@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import bytewax.operators as op
 import pytest
+from bytewax.connectors.files import FileSink
 from bytewax.dataflow import Dataflow
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from bytewax.testing import TestingSource
 
 from bytewax_jetstream.errors import RunError, StreamError
-from bytewax_jetstream.runner.flow import load
+from bytewax_jetstream.runner.flow import call_when_built, load
+from tests.support.dataflows import run
 
 FLOW = """
 import bytewax.operators as op
@@ -109,3 +114,47 @@ def test_a_file_with_the_name_of_another_module_is_not_mistaken(folder: Path) ->
 
     with pytest.raises(RunError, match=r"there already is a module json .*rename it"):
         load("json.py:flow")
+
+
+class _Seen(DynamicSink[int]):
+    """Notes when it is built, and what it gets."""
+
+    def __init__(self, events: list[str]) -> None:
+        self._events = events
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_SeenPart":
+        self._events.append("built")
+        return _SeenPart(self._events)
+
+
+class _SeenPart(StatelessSinkPartition[int]):
+    def __init__(self, events: list[str]) -> None:
+        self._events = events
+
+    def write_batch(self, items: list[int]) -> None:
+        self._events.append("items")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("last", ["dynamic", "partitioned"])
+def test_it_is_told_once_when_all_workers_have_built_a_flow(
+    tmp_path: Path, last: str, workers: int
+) -> None:
+    events: list[str] = []
+    flow = Dataflow("f")
+    numbers = op.input("in", flow, TestingSource(range(3)))
+    op.output("first", numbers, _Seen(events))
+    if last == "dynamic":
+        op.output("last", numbers, _Seen(events))
+    else:
+        keyed = op.map("text", op.key_on("key", numbers, str), lambda pair: (pair[0], str(pair[1])))
+        op.output("last", keyed, FileSink(tmp_path / "out"))
+
+    call_when_built(flow, workers, lambda: events.append("told"))
+    run(flow, workers=workers)
+
+    assert events.count("told") == 1
+    told = events.index("told")
+    assert events[:told].count("built") == workers * (2 if last == "dynamic" else 1)
+    assert "items" in events[told:]
+    assert last == "dynamic" or (tmp_path / "out").read_text().split() == ["0", "1", "2"]
