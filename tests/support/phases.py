@@ -33,10 +33,15 @@ PHASES = (
     Phase("integration", 12, ("*",)),  # what no other phase has
     Phase("recovery", 5, ("recovery/*",)),
     Phase("faults", 10, ("*faults*",)),
+    Phase(
+        "operate",
+        8,
+        ("integration/runner/*", "integration/cli/*", "integration/metrics/*", "*test_tracing.py"),
+    ),
     Phase("container", 5, ("container/*",)),
     Phase("docs", 4, ("docs/*", "benchmark/test_pages.py", "integration/test_readme.py")),
 )
-BY_CLAIM = ("unit", "docs", "container", "faults", "recovery", "integration")
+BY_CLAIM = ("unit", "docs", "container", "operate", "faults", "recovery", "integration")
 """A file belongs to the first of these that matches it."""
 
 
