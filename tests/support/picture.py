@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,7 +30,7 @@ from tests.support.reading import numbered, write
 from tests.support.streams import make_stream
 from tests.support.waiting import until
 
-RATE = 1_500
+RATE = 300
 """Messages a second."""
 BEFORE, AWAY, AFTER = 30, 15, 40
 """Seconds before, during and after the outage."""
@@ -114,7 +114,7 @@ def _run(read: NatsServer, written: NatsServer, prometheus: Prometheus) -> Seen:
     stop = threading.Event()
     feeder = threading.Thread(target=_feed, args=(read.url, stop), daemon=True)
     feeder.start()
-    until(prometheus.is_up)
+    until(prometheus.is_up, 240)
     time.sleep(5)  # so that rates have something to compare
     began = time.time()
     time.sleep(BEFORE)
@@ -142,16 +142,21 @@ def _lines(
             name = legend
             for label in ("instance", "broker", "step_id", "stream", "reason"):
                 name = name.replace("{{" + label + "}}", series["metric"].get(label, ""))
-            points = [(at - seen.began, float(value)) for at, value in series["values"]]
-            points = [point for point in points if math.isfinite(point[1])]
-            if points and (any(value for _, value in points) or "lost" not in name):
+            values = {round(at - seen.began): float(value) for at, value in series["values"]}
+            # A second without a value breaks the line.
+            points = [
+                (float(at), values.get(at, math.nan))
+                for at in range(round(seen.ended - seen.began) + 1)
+            ]
+            # What is always 0 would only fill the legend.
+            if any(value > 0 for _, value in points):
                 lines[name.removeprefix(series["metric"].get("instance", "")).strip()] = points
     return lines
 
 
-def _draw(prometheus: Prometheus, seen: Seen, path: Path) -> None:
+def _draw(prometheus: Prometheus, seen: Seen, paths: Sequence[Path]) -> None:
     mpl.use("Agg")  # draws into a file, without a window
-    mpl.rcParams["svg.hashsalt"] = "metrics"
+    mpl.rcParams |= {"svg.hashsalt": "metrics", "svg.fonttype": "none"}  # text stays text
     from matplotlib import pyplot as plt
 
     panels = list(itertools.chain.from_iterable(panels for _, panels in ROWS))
@@ -161,9 +166,7 @@ def _draw(prometheus: Prometheus, seen: Seen, path: Path) -> None:
         axes.set_axis_off()
     for axes, panel in zip(grid.flat, panels, strict=False):
         for name, points in _lines(panel, prometheus, seen).items():
-            # A rare value that is always 0 would only fill the legend.
-            if any(value for _, value in points):
-                axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=1.2)
         axes.axvspan(seen.killed - seen.began, seen.back - seen.began, color="C3", alpha=0.12)
         axes.set(title=panel.title, ylabel=UNITS[panel.unit], xlim=(0, seen.ended - seen.began))
         axes.set_ylim(bottom=0)
@@ -173,11 +176,12 @@ def _draw(prometheus: Prometheus, seen: Seen, path: Path) -> None:
         else:
             axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center")
     figure.supxlabel("seconds; the server that is published to is away in the red part")
-    figure.savefig(path, metadata={"Date": None})
+    for path in paths:
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     plt.close(figure)
 
 
-def main(path: Path) -> int:
+def main(paths: Sequence[Path]) -> int:
     """Run the flow through its outage, and draw what Prometheus saw."""
     if shutil.which("prometheus") is None:
         print("there is no prometheus on PATH: install Debian's package prometheus")
@@ -196,9 +200,9 @@ def main(path: Path) -> int:
             _prometheus(port, folder) as prometheus,
         ):
             seen = _run(read, written, prometheus)
-            _draw(prometheus, seen, path)
+            _draw(prometheus, seen, paths)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main([Path(name) for name in sys.argv[1:]]))
