@@ -47,10 +47,10 @@ soak: $(STAMP) ## play 150 kill and fault cycles, then the tests too long for ma
 	$(if $(CYCLES),,$(BIN)/pytest -m soak || status=1;) \
 	exit $$status
 
-# What only the check of k8s/ needs.
+# What only the check of k8s/ needs, and the small library that makes the dashboard for its test.
 K8S_STAMP := .venv/.k8s
 $(K8S_STAMP): $(STAMP)
-	@$(BIN)/uv sync --quiet --frozen --inexact --group k8s
+	@$(BIN)/uv sync --quiet --frozen --inexact --group k8s --group dashboard
 	@touch $@
 
 check: $(K8S_STAMP) ## format, lint, types, import rules, lock, k8s/: nothing is changed
