@@ -63,14 +63,18 @@ class Play:
         }
         self._nats_port, self._monitor_port = free_port(), free_port()
         self.nats_url = f"nats://127.0.0.1:{self._nats_port}"
-        self.kafka = stack.enter_context(KafkaServer())
-        make_topic(self.kafka.bootstrap, TOPIC, partitions=6)
         self._replaced = {
             "http_port: 8222": f"http: 127.0.0.1:{self._monitor_port}",
-            "\nport: 4222": f"\nhost: 127.0.0.1\nport: {self._nats_port}",
+            "port: 4222": f"host: 127.0.0.1\nport: {self._nats_port}",
             "nats://nats:4222": self.nats_url,
-            "kafka:9092": self.kafka.bootstrap,
         }
+        self._kafka = KafkaServer()
+
+    def start_kafka(self) -> None:
+        """Start the broker, with the topic that is read."""
+        self._stack.enter_context(self._kafka)
+        make_topic(self._kafka.bootstrap, TOPIC, partitions=6)
+        self._replaced["kafka:9092"] = self._kafka.bootstrap
 
     def nats(self) -> Pod:
         """The pod of NATS."""
@@ -107,7 +111,7 @@ class Play:
 
     def produce(self, first: int, count: int) -> None:
         """Put records into the topic."""
-        producer = Producer({"bootstrap.servers": self.kafka.bootstrap})
+        producer = Producer({"bootstrap.servers": self._kafka.bootstrap})
         for each in envelopes(count, TOPIC, first=first, aggregates=24):
             headers: list[tuple[str, str | bytes | None]] = [("event-id", each.event_id)]
             producer.produce(TOPIC, each.payload, each.aggregate_id, headers=headers)
@@ -176,6 +180,13 @@ def _is(value: object, expected: object, what: str) -> None:
         raise AssertionError(f"{what}: {value!r}, not {expected!r}")
 
 
+def _wait_for(play: Play, stream: str, count: int, pods: list[Pod]) -> None:
+    """Wait until a stream has so many messages, while all pods run."""
+    until(lambda: play.stored(stream) >= count or not all(each.running() for each in pods), SECONDS)
+    ended = [f"{each.name} ended:\n{each.log[-4_000:]}" for each in pods if not each.running()]
+    _is(ended, [], "pods that must run")
+
+
 def _say(began: float, text: str) -> None:
     print(f"{time.monotonic() - began:6.1f} s  {text}", flush=True)
 
@@ -183,7 +194,7 @@ def _say(began: float, text: str) -> None:
 def _play_job(play: Play, nats: Pod, began: float) -> None:
     job, health, metrics = play.job()
     job.play()
-    until(lambda: play.stored("FLIGHTS") >= HALF or not job.running(), SECONDS)
+    _wait_for(play, "FLIGHTS", HALF, [job])
     _say(began, f"flights: {play.stored('FLIGHTS'):,} messages are stored")
     code, text = _get(f"{metrics}/metrics")
     _is(code, 200, "metrics")
@@ -211,11 +222,12 @@ def _play_job(play: Play, nats: Pod, began: float) -> None:
 
 
 def _play_stateful_set(play: Play, began: float) -> None:
+    play.start_kafka()
     pods, metrics = play.stateful_set()
     play.produce(0, RECORDS)
     for pod in pods:
         pod.play()
-    until(lambda: play.stored("ORDERS") >= RECORDS or not all(p.running() for p in pods), SECONDS)
+    _wait_for(play, "ORDERS", RECORDS, pods)
     _is(play.stored("ORDERS"), RECORDS, f"records of the first half\n{pods[0].log}")
     _say(began, f"{NAME}: three processes have stored {RECORDS:,} records")
     scraped = [_get(f"{each}/metrics") for each in metrics]
@@ -229,9 +241,7 @@ def _play_stateful_set(play: Play, began: float) -> None:
     play.produce(RECORDS, RECORDS)
     for pod in pods:
         pod.play()
-    until(
-        lambda: play.stored("ORDERS") >= 2 * RECORDS or not all(p.running() for p in pods), SECONDS
-    )
+    _wait_for(play, "ORDERS", 2 * RECORDS, pods)
     pods[1].signal("TERM")
     codes = [pod.wait(SECONDS) for pod in pods]
     _is(codes, [ExitCode.STORED] * 3, f"after SIGTERM to one\n{pods[0].log}")
@@ -259,7 +269,7 @@ def main() -> int:
             with _nats(play, began) as nats:
                 _play_job(play, nats, began)
                 _play_stateful_set(play, began)
-    except (ContainersUnavailableError, AssertionError) as error:
+    except (ContainersUnavailableError, AssertionError, RuntimeError) as error:
         print(f"k8s-play: {error}", file=sys.stderr)
         return 1
     print("k8s-play: passed")

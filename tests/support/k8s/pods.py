@@ -59,7 +59,14 @@ class Pod:
             container.pop(each, None)
         container["image"] = images[container["image"]]
         configs = [_config_map(each, replaced) for each in of_kind(objects, "ConfigMap", "Secret")]
-        claims = of_kind(objects, "PersistentVolumeClaim")
+        claimed = [
+            v.get("persistentVolumeClaim", {}).get("claimName") for v in self.spec["volumes"]
+        ]
+        claims = [
+            each
+            for each in of_kind(objects, "PersistentVolumeClaim")
+            if each["metadata"]["name"] in claimed
+        ]
         for claim in owner["spec"].get("volumeClaimTemplates", ()):
             volume = claim["metadata"]["name"]
             own = {"claimName": f"{volume}-{name}"}
