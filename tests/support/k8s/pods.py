@@ -30,7 +30,8 @@ class Pod:
     :arg variables: Variables that get another value, or are added.
     :arg replaced: Texts that are replaced in all variables and files, such as `nats:4222`.
     :arg folder: Gets the manifest that podman reads.
-    :arg host_aliases: Names for addresses, as in a pod's `hostAliases`.
+    :arg hosts: Host names with their addresses. Podman leaves out `hostAliases` of a pod that is on
+        the machine's network, so these are a file.
     """
 
     def __init__(
@@ -44,15 +45,23 @@ class Pod:
         variables: Mapping[str, str],
         replaced: Mapping[str, str],
         folder: Path,
-        host_aliases: Sequence[Object] = (),
+        hosts: Mapping[str, str] | None = None,
     ) -> None:
         self._containers = containers
         self.name = name
         template = deepcopy(owner["spec"]["template"])
         self.spec: Object = template["spec"]
-        if host_aliases:
-            self.spec["hostAliases"] = list(host_aliases)
         (container,) = self.spec["containers"]
+        self._more = []
+        if hosts:
+            path = folder / "hosts"
+            lines = [f"{address} {host}\n" for host, address in hosts.items()]
+            path.write_text("127.0.0.1 localhost\n" + "".join(lines))
+            file = {"path": str(path), "type": "File"}
+            self.spec["volumes"].append({"name": "hosts", "hostPath": file})
+            mount = {"name": "hosts", "mountPath": "/etc/hosts", "readOnly": True}
+            container["volumeMounts"].append(mount)
+            self._more.append("--no-hosts")
         self._container = container["name"]
         self.probes = {key: container.pop(key) for key in PROBES if key in container}
         for each in ("ports", "lifecycle"):
@@ -107,7 +116,7 @@ class Pod:
         self._file.write_text(yaml.safe_dump_all(claims + self._documents))
         self._containers.call(
             *("podman", "kube", "play", "--network=host", "--replace"),
-            *("--log-driver=k8s-file", str(self._file)),
+            *("--log-driver=k8s-file", *self._more, str(self._file)),
         )
 
     def wait(self, timeout: float = 300) -> int:
