@@ -96,6 +96,8 @@ def apply(
             print("Nothing was changed.")
         else:
             _say_made([each for _, each in made])
+            for left in (each for each in plans if each.differs):
+                print("This is left:", *left.lines(), sep="\n", file=sys.stderr)
         raise typer.Exit(ExitCode.REFUSED if any(each.differs for each in plans) else 0)
 
 
@@ -143,11 +145,16 @@ def _plans(flow: str | None) -> "list[tuple[Wanted, Plan]]":
 
 def _make(made: "list[tuple[Wanted, Plan]]") -> "list[Plan]":
     """Make the plans; returns what is left to do then, which should be nothing."""
+    from ..errors import JetStreamPipelineError
     from ..planning import make_plan, planner_for
 
-    for wanted, each in made:
-        if each.differs:
-            planner_for(wanted).apply(each)
+    try:
+        for wanted, each in made:
+            if each.differs:
+                planner_for(wanted).apply(each)
+    except JetStreamPipelineError:
+        print("A part of the plan may be made: a new plan shows what is left.", file=sys.stderr)
+        raise
     return [make_plan(wanted) for wanted, _ in made]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
+from ..errors import StreamError
 from ..jetstream.connection import Connection
 from ..jetstream.rights import denial_of
 from ..jetstream.streams import (
@@ -60,16 +61,23 @@ class JetStreamPlanner:
             wanted = {stream.name: stream for stream in self._settings.streams}
             for entry in plan.entries:
                 if entry.kind == "stream" and entry.action in (Action.CREATE, Action.CHANGE):
-                    await self._make(connection, wanted[entry.name])
+                    await self._make(connection, wanted[entry.name], entry)
 
         asyncio.run(self._connected(work))
 
-    async def _make(self, connection: Connection, wanted: StreamSettings) -> None:
+    async def _make(self, connection: Connection, wanted: StreamSettings, entry: Entry) -> None:
         config = await look_up_stream(connection, wanted.name)
-        difference = self._compare(connection, wanted, config)
-        if config is None:
+        if config is None and entry.action is Action.CREATE:
             await create_stream(connection, wanted)
-        elif difference.changes:
+            return
+        difference = self._compare(connection, wanted, config)
+        if config is None or not difference.changes.keys() <= entry.fields:
+            raise StreamError(
+                f"stream {wanted.name} was changed by somebody else since the plan was shown: look "
+                "at a new plan",
+                stream=wanted.name,
+            )
+        if difference.changes:
             await update_stream(connection, wanted.name, difference)
 
     async def _connected(self, work: Callable[[Connection], Awaitable[T]]) -> T:

@@ -53,6 +53,13 @@ class KafkaPlanner:
                 deadline = self._deadline()
                 topic = self._admin.describe([entry.name], deadline).get(entry.name)
                 difference = compare_topic(topic, wanted[entry.name])
+                fields = {*difference.changes, *(("partitions",) if difference.partitions else ())}
+                if topic is None or not fields <= entry.fields:
+                    raise TopicError(
+                        f"topic {entry.name} was changed by somebody else since the plan was "
+                        "shown: look at a new plan",
+                        topic=entry.name,
+                    )
                 update_topic(self._admin, wanted[entry.name], difference, deadline)
 
     def _deadline(self) -> float:

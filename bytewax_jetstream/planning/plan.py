@@ -43,6 +43,11 @@ class Entry(NamedTuple):
     stored_by: str | None = None
     """JetStream: the stream that stores, or will store, this topic."""
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """What the changes concern: `apply` changes nothing else."""
+        return frozenset(change.field for change in self.changes)
+
 
 class Plan(NamedTuple):
     """All that is wanted of one broker."""

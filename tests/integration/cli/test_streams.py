@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from bytewax_jetstream.cli import main
+from bytewax_jetstream.errors import StreamError
+from bytewax_jetstream.planning.jetstream import JetStreamPlanner
+from bytewax_jetstream.settings import JetStreamSettings, StreamSettings
 from bytewax_jetstream.testing import NatsServer
 from tests.support.commands import Ended, Given, call
-from tests.support.streams import Names, api, make_stream
+from tests.support.streams import Names, api, change_stream, make_stream
 
 USERS = """
     authorization { users: [
@@ -212,6 +215,22 @@ def _store_one(server: NatsServer, subject: str) -> None:
             await client.jetstream().publish(subject, b"one")
 
     asyncio.run(store())
+
+
+def test_stream_that_somebody_changes_after_the_plan_is_not_touched(
+    stream: str, nats_server: NatsServer
+) -> None:
+    make_stream(nats_server.url, stream, f"{stream}.a", max_msgs=10)
+    wanted = StreamSettings(name=stream, subjects=(f"{stream}.a",), max_messages=20, discard="new")
+    planner = JetStreamPlanner(JetStreamSettings(servers=(nats_server.url,), streams=(wanted,)))
+    change_stream(nats_server.url, stream, discard="new")
+    shown = planner.plan()
+    change_stream(nats_server.url, stream, discard="old")
+
+    with pytest.raises(StreamError, match="was changed by somebody else since the plan was shown"):
+        planner.apply(shown)
+
+    assert _config(nats_server, stream)["max_msgs"] == 10
 
 
 def test_json_says_what_was_applied(stream: str, given: Given) -> None:
