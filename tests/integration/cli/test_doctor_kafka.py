@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from bytewax_jetstream.testing import KafkaServer, NatsServer
-from tests.integration.cli.test_doctor import doctor, failure, only
 from tests.support.certificates import Certificates
 from tests.support.commands import Given, call
+from tests.support.doctor import doctor, failure, only
 from tests.support.kafka import make_topic, new_topic, records
 from tests.support.kafka_rights import DESCRIBE, WRITE, allow, asking_for_passwords
 from tests.support.processes import free_port
