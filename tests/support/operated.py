@@ -103,6 +103,8 @@ class _FixedPart(StatefulSourcePartition[int, int]):
         return [self._number - 1]
 
     def next_awake(self) -> datetime | None:
+        if not self._number:
+            return None
         return datetime.now(UTC) + timedelta(seconds=self._told.nap)
 
     def snapshot(self) -> int:

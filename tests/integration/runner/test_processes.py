@@ -20,9 +20,9 @@ TOPIC = "child"
 
 @pytest.fixture
 def told(tmp_path: Path, own_nats_server: NatsServer) -> Told:
-    """A flow that publishes for about half a minute, if nobody stops it."""
+    """A flow that publishes for a quarter of a minute, if nobody stops it."""
     make_stream(own_nats_server.url, "CHILD", TOPIC)
-    return Told(own_nats_server.url, str(tmp_path), messages=20_000)
+    return Told(own_nats_server.url, str(tmp_path), messages=10_000)
 
 
 def _move_parts(processes: Processes, before: int, after: int, parts: int = 6) -> None:
@@ -36,7 +36,7 @@ def _move_parts(processes: Processes, before: int, after: int, parts: int = 6) -
 
 
 def _codes(running: list[Process]) -> list[int]:
-    return [each.end() for each in running]
+    return [each.end(250) for each in running]
 
 
 def test_a_signal_to_one_process_ends_all_in_order(tmp_path: Path, told: Told) -> None:
