@@ -124,5 +124,5 @@ def test_a_collector_that_is_away_does_not_keep_the_run(
     ):
         run.says("ACK pool closed")
         # Three seconds for the last spans.
-        assert run.end(15) == ExitCode.STORED, run.log
+        assert run.end(25) == ExitCode.STORED, run.log
     assert len(_published(own_nats_server)) == COUNT

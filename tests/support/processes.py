@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,7 +65,12 @@ class Process:
             read = getattr(error, "read", None)
             return (error.code, json.loads(read())) if read is not None else (0, {})  # type: ignore[attr-defined]
 
-    def says(self, words: str, seconds: float = 60) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 180) -> None:
+        """Wait until something is so while it runs."""
+        until(lambda: condition() or self.running.poll() is not None, seconds)
+        assert condition(), self.log
+
+    def says(self, words: str, seconds: float = 180) -> None:
         """Wait until it has logged or printed these words."""
         until(lambda: words in self.log or self.running.poll() is not None, seconds)
         assert words in self.log, self.log
@@ -75,7 +80,7 @@ class Process:
         process = psutil.Process(self.running.pid)
         (process.children()[0] if self._inside else process).send_signal(number)
 
-    def end(self, seconds: float = 120) -> int:
+    def end(self, seconds: float = 180) -> int:
         """Its exit code; it must end within that time."""
         return self.running.wait(seconds)
 
@@ -173,6 +178,6 @@ class Processes:
                 len(self._told.emitted) >= count
                 or any(each.running.poll() is not None for each in running)
             ),
-            120,
+            300,
         )
         assert len(self._told.emitted) >= count, "\n".join(each.log for each in running)

@@ -21,7 +21,7 @@ from tests.support.kafka import make_topic, records
 from tests.support.operated import FLOW, Operated
 from tests.support.processes import Process, start_run
 from tests.support.streams import api, message_ids
-from tests.support.waiting import PATIENCE, until
+from tests.support.waiting import PATIENCE
 
 SECRETS_DIR = "BYTEWAX_JETSTREAM_SECRETS_DIR"
 STREAM = {"name": "OPERATED", "subjects": ["operated"]}
@@ -39,8 +39,7 @@ def _run(told: Operated, **environment: str) -> AbstractContextManager[Process]:
 def _goes_on(told: Operated, run: Process) -> None:
     """Wait for the ends of epochs: these come only when everything before them is stored."""
     before = len(told.emitted)
-    until(lambda: len(told.emitted) > before + 500 or run.running.poll() is not None, 120)
-    assert run.running.poll() is None, run.log
+    run.until(lambda: len(told.emitted) > before + 500)
 
 
 def _drains(told: Operated, run: Process) -> None:

@@ -12,7 +12,6 @@ import pytest
 from bytewax_jetstream.exit_codes import ExitCode
 from tests.support.operated import FLOW, Operated
 from tests.support.processes import free_port, start_run
-from tests.support.waiting import until
 
 SETTINGS = "from bytewax_jetstream.settings import {0}\nflow = {0}()\n"
 USER_SETTINGS = """
@@ -208,7 +207,7 @@ def test_metrics_are_served_under_a_working_directory_that_cannot_be_written(
         before=before,
         cwd=tmp_path,
     ) as run:
-        until(lambda: told.emitted or run.running.poll() is not None)
+        run.until(lambda: told.emitted)
         assert run.running.poll() is None, run.log
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             assert b"bytewax_item_inp_count" in answer.read()

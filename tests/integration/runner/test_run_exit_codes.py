@@ -15,7 +15,6 @@ from tests.support.kafka_rights import DESCRIBE, WRITE, allow, asking_for_passwo
 from tests.support.operated import FLOW, Operated
 from tests.support.processes import Process, free_port, start_run
 from tests.support.streams import api, make_stream, message_ids, remake_stream
-from tests.support.waiting import until
 from tests.support.ways import workers_1_2
 
 SOON = {"ack_timeout": 0.5, "delivery_timeout": 2.0}
@@ -113,7 +112,7 @@ def test_3_when_the_server_does_not_answer_any_more(
     make_stream(own_nats_server.url, "OPERATED", "operated")
     told = Operated(str(tmp_path), own_nats_server.url, step=step, settings=SOON)
     with _run(told, "-w", workers) as run:
-        until(lambda: len(told.emitted) > 20 or run.running.poll() is not None)
+        run.until(lambda: len(told.emitted) > 20)
         own_nats_server.pause()
         _ends(run, ExitCode.UNKNOWN, "is unknown")
 
@@ -124,7 +123,7 @@ def test_3_when_the_kafka_broker_does_not_answer_any_more(
     make_topic(own_kafka_server.bootstrap, "operated")
     told = Operated(str(tmp_path), own_kafka_server.bootstrap, "kafka", settings=SOON)
     with _run(told) as run:
-        until(lambda: len(told.emitted) > 20 or run.running.poll() is not None)
+        run.until(lambda: len(told.emitted) > 20)
         own_kafka_server.pause()
         _ends(run, ExitCode.UNKNOWN, "is unknown")
 
@@ -264,7 +263,7 @@ def test_4_when_the_kafka_brokers_certificate_has_expired(tmp_path: Path) -> Non
 def test_5_when_another_run_uses_the_recovery_directory(tmp_path: Path) -> None:
     told = Operated(str(tmp_path), source="fixed")
     with _run(told, "-r", tmp_path / "store") as first:
-        until(lambda: told.emitted or first.running.poll() is not None)
+        first.until(lambda: told.emitted)
         (tmp_path / "second").mkdir()
         second_told = told._replace(folder=str(tmp_path / "second"))
         with _run(second_told, "-r", tmp_path / "store") as second:

@@ -10,7 +10,6 @@ from bytewax_jetstream.testing import NatsServer
 from tests.support.operated import FLOW, Operated
 from tests.support.processes import Process, free_port, start_run
 from tests.support.streams import make_stream
-from tests.support.waiting import until
 
 
 def _run(told: Operated, *options: object, **environment: str) -> AbstractContextManager[Process]:
@@ -26,13 +25,7 @@ def _run(told: Operated, *options: object, **environment: str) -> AbstractContex
 
 def _says(run: Process, path: str, status: int, words: str) -> None:
     """Wait until it answers so."""
-    until(
-        lambda: (
-            ((answer := run.ask(path))[0] == status and words in str(answer[1]))
-            or run.running.poll() is not None
-        )
-    )
-    assert run.running.poll() is None, run.log
+    run.until(lambda: (answer := run.ask(path))[0] == status and words in str(answer[1]))
 
 
 def test_a_broker_that_is_away_makes_a_run_unready_and_not_dead(
@@ -55,7 +48,7 @@ def test_a_barrier_that_waits_is_alive_and_a_drain_says_so(
     make_stream(own_nats_server.url, "OPERATED", "operated")
     told = Operated(str(tmp_path), own_nats_server.url)
     with _run(told, "-s", 1, BYTEWAX_JETSTREAM_POOL_DRAIN_TIMEOUT="60") as run:
-        until(lambda: len(told.emitted) > 20 or run.running.poll() is not None)
+        run.until(lambda: len(told.emitted) > 20)
         own_nats_server.pause()
         run.signal(signal.SIGTERM)
 

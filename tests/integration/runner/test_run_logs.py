@@ -10,7 +10,6 @@ import pytest
 from bytewax_jetstream.exit_codes import ExitCode
 from tests.support.operated import FLOW, Operated
 from tests.support.processes import Process, start_run
-from tests.support.waiting import until
 from tests.support.ways import workers_1_2
 
 JSON = {"BYTEWAX_JETSTREAM_RUN_LOG_FORMAT": "json"}
@@ -61,7 +60,7 @@ def test_the_last_words_of_a_run_that_is_cut_off_are_records(tmp_path: Path) -> 
     told = Operated(str(tmp_path), trouble="hangs in C")
     environment = {**told.environment, **JSON, "BYTEWAX_JETSTREAM_POOL_DRAIN_TIMEOUT": "1"}
     with start_run(FLOW, log=tmp_path / "log", environment=environment) as run:
-        until(lambda: len(told.emitted) > 10 or run.running.poll() is not None)
+        run.until(lambda: len(told.emitted) > 10)
         run.signal(signal.SIGTERM)
         assert run.end(60) == ExitCode.UNKNOWN, run.log
 
