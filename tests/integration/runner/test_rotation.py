@@ -158,33 +158,3 @@ def test_a_kafka_password_of_the_secrets_directory_is_used_when_the_old_one_is_r
     assert found == _all(told)
     assert "first" not in run.log
     assert "second" not in run.log
-
-
-@pytest.mark.timeout(600)
-def test_kafka_certificates_are_read_at_the_start_and_a_run_with_old_ones_ends(
-    tmp_path: Path,
-) -> None:
-    first = Certificates(tmp_path / "first")
-    second = Certificates(tmp_path / "second")
-    current = tmp_path / "current"
-    current.symlink_to(first.ca.parent)
-    config = "\n".join(first.listener("required")).replace(str(first.ca.parent), str(current))
-    settings = {
-        "tls_ca_file": str(current / "ca.pem"),
-        "tls_cert_file": str(current / "client.pem"),
-        "tls_key_file": str(current / "client.pem"),
-        "delivery_timeout": 5,
-        "connect_timeout": PATIENCE,
-    }
-    with KafkaServer(protocol="SSL", config=config + "\n") as server:
-        make_topic(server.internal, "operated")
-        told = Operated(str(tmp_path), server.bootstrap, "kafka", settings=settings)
-        with _run(told) as run:
-            _goes_on(told, run)
-            current.unlink()
-            current.symlink_to(second.ca.parent)
-            server.restart()
-            assert run.end() == ExitCode.UNKNOWN, run.log
-        with _run(told) as run:
-            _goes_on(told, run)
-            _drains(told, run)
