@@ -113,7 +113,9 @@ def run(
     ] = None,
     debug: Annotated[bool, typer.Option(help="Log everything, and show tracebacks.")] = False,
 ) -> None:
-    """Run a dataflow; SIGTERM and SIGINT end it in order, as process 1 of a container, too.
+    """Run a dataflow.
+
+    SIGTERM and SIGINT end it in order, as process 1 of a container, too.
 
     Exit codes: 0 stored; 1 a step failed; 2 usage or settings; 3 unknown, run again; 4 refused;
     5 the recovery directory is in use; 130 or 143 a signal ended it before there was anything to

@@ -31,8 +31,10 @@ from .wrong_settings import settings_error
 
 __all__ = ["code_of", "is_panic", "sentence"]
 
-UNAVAILABLE = 10008
-"""JetStream's own code while its servers choose a leader."""
+UNAVAILABLE = {10005, 10008, 10009, 10118, 10194}
+"""JetStream's own codes while its servers choose a leader, or too few of them are there for a
+stream.
+"""
 STEP = re.compile(r'in step "([^"]+)"').search
 
 
@@ -59,7 +61,7 @@ def _code_of_one(error: BaseException) -> ExitCode | None:
         case SettleTimeoutError() | PoolClosedError():
             return ExitCode.UNKNOWN
         case StreamError():
-            return _again(error.code == UNAVAILABLE)
+            return _again(error.code in UNAVAILABLE)
         case SourceError():
             return _again(bool(error.run_again))
         case TopicError():

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 VERSION = "4.3.1"
-START_TIMEOUT = 60.0  # seconds: a JVM starts, and may have to recover a log
+START_TIMEOUT = 120.0  # seconds: a JVM starts, and may have to recover a log
 FETCH_TIMEOUT = 600.0
 READY = b"Kafka Server started"
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
 
 from bytewax_jetstream.envelope import Envelope
 from bytewax_jetstream.exit_codes import ExitCode
@@ -16,7 +15,7 @@ from tests.support.k8s.environment import secret_files
 from tests.support.k8s.layout import Layout, Ports
 from tests.support.k8s.manifests import by_name, rendered
 from tests.support.k8s.network import Peer, allows
-from tests.support.kafka import make_topic
+from tests.support.kafka import make_topic, ordered_producer
 from tests.support.processes import Process
 from tests.support.streams import FLAWLESS, api, audit, envelopes
 from tests.support.waiting import until
@@ -54,7 +53,7 @@ def layout(tmp_path: Path, nats: NatsServer, kafka: KafkaServer) -> Layout:
 
 
 def _produce(kafka: KafkaServer, records: list[Envelope]) -> None:
-    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    producer = ordered_producer(kafka.bootstrap)
     for each in records:
         headers: list[tuple[str, str | bytes | None]] = [("event-id", each.event_id)]
         producer.produce(TOPIC, each.payload, each.aggregate_id, headers=headers)

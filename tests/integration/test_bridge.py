@@ -9,7 +9,7 @@ import bytewax.operators as op
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 import bytewax_jetstream.operators as jop
@@ -19,7 +19,7 @@ from bytewax_jetstream.jetstream.message import JetStreamMessage
 from bytewax_jetstream.settings import StreamSettings
 from bytewax_jetstream.testing import NatsServer
 from tests.support.dataflows import run
-from tests.support.kafka import make_topic, new_topic
+from tests.support.kafka import make_topic, new_topic, ordered_producer
 from tests.support.lanes import jetstream, kafka, publish
 from tests.support.streams import Names, api, envelopes, make_stream, stored
 from tests.support.waiting import until
@@ -63,7 +63,7 @@ KEYS = [b"k", None, b"", b"\x00\x00\x00\x07", b"\xff\xfe", b" k ", b"k\r\nk", "k
 
 def _produce(address: str, topic: str, messages: Sequence[Raw]) -> None:
     """Put records into partition 0, in order."""
-    producer = Producer({"bootstrap.servers": address})
+    producer = ordered_producer(address)
     for key, value, headers, (_, milliseconds) in messages:
         producer.produce(topic, value, key, 0, None, None, milliseconds, headers)
     assert producer.flush(SECONDS) == 0

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import count
 from typing import NamedTuple, cast
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -19,7 +19,16 @@ from bytewax_jetstream.envelope import Envelope
 from tests.support.streams import Audit
 from tests.support.waiting import PATIENCE, until
 
-__all__ = ["SECONDS", "Record", "audit", "lower_limit", "make_topic", "new_topic", "records"]
+__all__ = [
+    "SECONDS",
+    "Record",
+    "audit",
+    "lower_limit",
+    "make_topic",
+    "new_topic",
+    "ordered_producer",
+    "records",
+]
 
 SECONDS = PATIENCE
 _numbers = count(1)
@@ -74,6 +83,13 @@ def make_topic(
             return
         assert time.monotonic() < deadline, f"topic {name} has no leaders"
         time.sleep(0.02)
+
+
+def ordered_producer(address: str, **config: str) -> Producer:
+    """A producer that keeps the order of a partition: idempotent, because otherwise a batch that is
+    retried comes after the next one, as right after a topic was created.
+    """
+    return Producer({"bootstrap.servers": address, "enable.idempotence": True, **config})
 
 
 def lower_limit(address: str, topic: str, limit: int) -> None:

@@ -20,13 +20,13 @@ from bytewax_jetstream.errors import SourceError, TopicError
 from bytewax_jetstream.kafka.source import KafkaMessage
 from bytewax_jetstream.testing import KafkaServer
 from tests.support.dataflows import recovery_store, root_cause, run
-from tests.support.kafka import make_topic, new_topic
+from tests.support.kafka import make_topic, new_topic, ordered_producer
 from tests.support.kafka_reading import Reading, read_all
 from tests.support.lanes import kafka
 
 
 def _write(address: str, topic: str, first: int, last: int, partition: int = 0) -> None:
-    producer = Producer({"bootstrap.servers": address})
+    producer = ordered_producer(address)
     for number in range(first, last):
         producer.produce(topic, b"%d" % number, partition=partition)
     assert producer.flush(30) == 0
@@ -81,7 +81,7 @@ def _reading(
 
 def test_messages_are_bytewaxs_own_with_cluster_and_topic_id(kafka_address: str) -> None:
     topic = new_topic(kafka_address, partitions=1)
-    producer = Producer({"bootstrap.servers": kafka_address})
+    producer = ordered_producer(kafka_address)
     producer.produce(topic, b"1", b"key", headers=[("a", None), ("a", b"2")], timestamp=1234)
     producer.flush(30)
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.testing import NatsServer
-from tests.support.kafka import new_topic, records
+from tests.support.kafka import new_topic, ordered_producer, records
 from tests.support.metered import Metered
 from tests.support.metrics import Scrape, promtool, scraped
 from tests.support.processes import free_port, start_run
@@ -133,7 +133,7 @@ def test_figures_of_a_kafka_flow_agree_with_the_topics_and_its_group(
     log, port, group = tmp_path / "log", free_port(), f"group-{reads}"
 
     def produce(first: int, last: int) -> None:
-        producer = Producer({"bootstrap.servers": kafka_address})
+        producer = ordered_producer(kafka_address)
         for number in range(first, last + 1):
             producer.produce(reads, b"%d" % number)
         assert producer.flush(30) == 0

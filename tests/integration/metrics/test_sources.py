@@ -5,12 +5,12 @@ from functools import partial
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bytewax_jetstream.kafka.source import reader, watch
 from bytewax_jetstream.testing import NatsServer
-from tests.support.kafka import new_topic
+from tests.support.kafka import new_topic, ordered_producer
 from tests.support.kafka_reading import STEP, Reading
 from tests.support.lanes import kafka
 from tests.support.metrics import Scrape, scrape
@@ -119,7 +119,7 @@ def test_lost_connection_of_a_source_is_counted(own_nats_server: NatsServer) -> 
 
 
 def _produce(address: str, topic: str, count: int) -> None:
-    producer = Producer({"bootstrap.servers": address})
+    producer = ordered_producer(address)
     for number in range(count):
         producer.produce(topic, b"%d" % number)
     assert producer.flush(30) == 0

@@ -8,6 +8,7 @@ import pytest
 
 from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.testing import NatsServer
+from k8s.rescale.move_parts import move
 from tests.support import operated
 from tests.support.child import Told
 from tests.support.operated import Operated
@@ -23,16 +24,6 @@ def told(tmp_path: Path, own_nats_server: NatsServer) -> Told:
     """A flow that publishes for a quarter of a minute, if nobody stops it."""
     make_stream(own_nats_server.url, "CHILD", TOPIC)
     return Told(own_nats_server.url, str(tmp_path), messages=10_000)
-
-
-def _move_parts(processes: Processes, before: int, after: int, parts: int = 6) -> None:
-    """What the Job of the runbook does: each part file goes to the process that keeps it now."""
-    for part in range(parts):
-        old, new = processes.store(part % before), processes.store(part % after)
-        new.mkdir(exist_ok=True)
-        for file in old.glob(f"part-{part}.sqlite3*"):
-            if old != new:
-                shutil.move(file, new / file.name)
 
 
 def _codes(running: list[Process]) -> list[int]:
@@ -74,9 +65,9 @@ def test_kills_and_other_numbers_of_processes_lose_nothing_and_keep_the_order(
                 assert _codes(running) == [ExitCode.STORED] * count, running[0].log
             seen = len(told.emitted)
         if (count, ends) == (3, "signal"):
-            _move_parts(processes, 3, 2)
+            move(2, [processes.store(number) for number in range(3)])
         if (count, ends) == (2, "signal"):
-            _move_parts(processes, 2, 3)
+            move(3, [processes.store(number) for number in range(3)])
 
     assert audit(told.url, "CHILD", told.envelopes) == FLAWLESS
 

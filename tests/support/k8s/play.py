@@ -18,7 +18,6 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from confluent_kafka import Producer
 
 from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.settings import JetStreamSettings
@@ -32,7 +31,7 @@ from tests.support.containers import Containers, ContainersUnavailableError
 from tests.support.k8s.environment import secret_files
 from tests.support.k8s.manifests import by_name, rendered
 from tests.support.k8s.pods import Pod
-from tests.support.kafka import make_topic
+from tests.support.kafka import make_topic, ordered_producer
 from tests.support.processes import free_port
 from tests.support.streams import FLAWLESS, audit, envelopes
 from tests.support.waiting import until
@@ -111,7 +110,7 @@ class Play:
 
     def produce(self, first: int, count: int) -> None:
         """Put records into the topic."""
-        producer = Producer({"bootstrap.servers": self._kafka.bootstrap})
+        producer = ordered_producer(self._kafka.bootstrap)
         for each in envelopes(count, TOPIC, first=first, aggregates=24):
             headers: list[tuple[str, str | bytes | None]] = [("event-id", each.event_id)]
             producer.produce(TOPIC, each.payload, each.aggregate_id, headers=headers)

@@ -36,6 +36,7 @@ class PanicException(BaseException):  # the engine's name
         (StreamError("it"), ExitCode.REFUSED),
         (TopicError("it"), ExitCode.REFUSED),
         (StreamError("it", code=10008), ExitCode.UNKNOWN),
+        (StreamError("it", code=10118), ExitCode.UNKNOWN),
         (SourceError("it"), ExitCode.REFUSED),
         (SourceError("it", run_again=True), ExitCode.UNKNOWN),
         (RunError("it", exit_code=ExitCode.LOCKED), ExitCode.LOCKED),
