@@ -18,7 +18,6 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-
 from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.settings import JetStreamSettings
 from bytewax_jetstream.testing import KafkaServer
