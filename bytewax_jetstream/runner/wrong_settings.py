@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsError
 
 __all__ = ["settings_error"]
 
+FOLLOWS = "default_factory_not_called"
+"""The default of a field follows from another, which is wrong."""
 FIELD = re.compile(r'field "([^"]+)"').search
 
 
@@ -25,6 +27,7 @@ def settings_error(error: ValidationError | SettingsError) -> str:
     return "; ".join(
         _one(cls, each["loc"], each["type"], each["msg"])
         for each in error.errors(include_url=False, include_input=False)
+        if each["type"] != FOLLOWS
     )
 
 
@@ -37,6 +40,8 @@ def _one(cls: type[BaseSettings] | None, loc: tuple[int | str, ...], kind: str, 
         return f"{name} is missing: set it"
     if kind == "extra_forbidden":
         return f"{name} is not a setting: correct the name or remove it"
+    if kind == "value_error":
+        return f"{name}: {text}"  # a check of our own, which says what to do
     return f"{name} cannot be used ({text[:1].lower()}{text[1:]}): correct it"
 
 

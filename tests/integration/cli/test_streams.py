@@ -302,7 +302,7 @@ def test_user_who_may_not_make_streams_is_told_so_before_anything_changes(
 BAD = [
     ("no server", {"servers": "nats://127.0.0.1:9"}, 3, "no connection to nats://127.0.0.1:9"),
     ("no JSON", {"streams": "orders"}, 2, "streams"),
-    ("no field", {"streams": [{"name": "X"}]}, 2, "BYTEWAX_JETSTREAM_STREAMS__0__SUBJECTS is mis"),
+    ("no field", {"streams": [{"name": "X"}]}, 2, "STREAMS, 0, subjects is missing: set it\n"),
     ("misspelt", {"topisc": "x"}, 2, "unknown setting BYTEWAX_JETSTREAM_TOPISC (the nearest is"),
     ("nothing", {"topics": ""}, 2, "name no streams and no topics: set BYTEWAX_JETSTREAM_STREAMS"),
 ]

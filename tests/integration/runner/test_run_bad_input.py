@@ -4,6 +4,8 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -156,22 +158,22 @@ def _as_another_user() -> tuple[str, ...]:
     return before
 
 
-def _let_pass(folder: Path) -> None:
-    """Let every user come to a folder; pytest lets only its own."""
-    for each in [folder, *folder.parents]:
-        if each.stat().st_uid == os.geteuid() and each.name.startswith(("pytest-", "test_")):
-            each.chmod(0o755)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that every user may come to; into those of pytest may only who runs it."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.mark.parametrize("made", ["directory", "lock", "part"])
-def test_a_volume_that_this_user_may_not_write_to_is_an_error(tmp_path: Path, made: str) -> None:
-    told = Operated(str(tmp_path), items=3, source="fixed")
+def test_a_volume_that_this_user_may_not_write_to_is_an_error(folder: Path, made: str) -> None:
+    told = Operated(str(folder), items=3, source="fixed")
     before = _as_another_user()
-    _let_pass(tmp_path)
-    store = tmp_path / "store"
+    store = folder / "store"
     if made == "part":
         with start_run(
-            FLOW, "-r", store, "--parts", 1, log=tmp_path / "first", environment=told.environment
+            FLOW, "-r", store, "--parts", 1, log=folder / "first", environment=told.environment
         ) as run:
             assert run.end() == ExitCode.STORED, run.log
         store.chmod(0o777)
@@ -183,7 +185,7 @@ def test_a_volume_that_this_user_may_not_write_to_is_an_error(tmp_path: Path, ma
         if made == "lock":
             (store / ".lock").touch()
             (store / ".lock").chmod(0o666)
-    log = tmp_path / "log"
+    log = folder / "log"
     with start_run(FLOW, "-r", store, log=log, environment=told.environment, before=before) as run:
         assert run.end() == ExitCode.USAGE, run.log
     assert "may write to" in run.log or "let this user do so" in run.log
@@ -191,21 +193,20 @@ def test_a_volume_that_this_user_may_not_write_to_is_an_error(tmp_path: Path, ma
 
 
 def test_metrics_are_served_under_a_working_directory_that_cannot_be_written(
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
-    (tmp_path / "emitted").touch()
-    (tmp_path / "emitted").chmod(0o666)
+    (folder / "emitted").touch()
+    (folder / "emitted").chmod(0o666)
     before = _as_another_user()
-    _let_pass(tmp_path)
-    told = Operated(str(tmp_path))
+    told = Operated(str(folder))
     port = free_port()
     with start_run(
         FLOW,
         *("--metrics-port", port),
-        log=tmp_path / "log",
+        log=folder / "log",
         environment=told.environment,
         before=before,
-        cwd=tmp_path,
+        cwd=folder,
     ) as run:
         run.until(lambda: told.emitted)
         assert run.running.poll() is None, run.log

@@ -80,7 +80,11 @@ def test_a_wrong_value_of_any_setting_names_its_variable(cls: Any, name: str) ->
         ),
         (JetStreamSettings, {"serves": "a"}, "BYTEWAX_JETSTREAM_SERVES is not a setting"),
         (JetStreamSettings, {"user": "amy"}, "user and password go together: give both or neither"),
-        (KafkaSettings, {"brokers": "a"}, "BYTEWAX_JETSTREAM_KAFKA_BROKERS cannot be used"),
+        (
+            KafkaSettings,
+            {"brokers": "a"},
+            "BYTEWAX_JETSTREAM_KAFKA_BROKERS: invalid broker address: write host:port",
+        ),
         (OrderSettings, {}, "ORDERS_TOPIC is missing: set it"),
         (Elsewhere.OrderSettings, {"place": "x"}, "ELSEWHERE_PLACE cannot be used"),
         (Plain, {"number": "x"}, "NUMBER cannot be used"),
