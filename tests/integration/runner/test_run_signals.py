@@ -202,7 +202,7 @@ def test_process_1_ends_while_it_imports(tmp_path: Path, number: int, waiting: s
 
 
 def _cluster(told: Operated, **more: Any) -> AbstractContextManager[Process]:
-    host, port, health = "127.0.0.2", free_port("127.0.0.2"), free_port("127.0.0.2")
+    host, port, health = "127.0.0.2", free_port(), free_port()
     options = ["-i", 0, "-a", f"{host}:{port};127.0.0.3:{port}", "--health-port", health]
     return _run(told, *options, BYTEWAX_JETSTREAM_RUN_HEALTH_HOST=host, **more)
 

@@ -76,7 +76,7 @@ class Layout:
         """Start so many processes; killed at the end of `with` unless they have ended."""
         service = self._stateful_set["spec"]["serviceName"]
         addresses = [f"127.0.0.{2 + number}" for number in range(count)]
-        cluster, health = free_port(*addresses), free_port(*addresses)
+        cluster, health = free_port(), free_port()
         metrics = [free_port() for _ in range(count)]
         self._actual = {cluster: self._ports["cluster"], health: self._ports["health"]}
         self._actual |= dict.fromkeys(metrics, self._ports["metrics"])

@@ -94,7 +94,7 @@ class Play:
         """The pods of the StatefulSet, and the metrics of each."""
         spec = by_name(self._objects, "StatefulSet", NAME)["spec"]
         hosts = [f"127.0.0.{2 + number}" for number in range(spec["replicas"])]
-        cluster, health = free_port(*hosts), free_port(*hosts)
+        cluster, health = free_port(), free_port()
         names = [f"{NAME}-{number}.{spec['serviceName']}" for number in range(len(hosts))]
         named = dict(zip(names, hosts, strict=True))
         pods, metrics = [], []
