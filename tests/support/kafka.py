@@ -89,7 +89,8 @@ def ordered_producer(address: str, **config: str) -> Producer:
     """A producer that keeps the order of a partition: idempotent, because otherwise a batch that is
     retried comes after the next one, as right after a topic was created.
     """
-    return Producer({"bootstrap.servers": address, "enable.idempotence": True, **config})
+    settings = {"bootstrap.servers": address, "enable.idempotence": True, "log_level": 3}
+    return Producer({**settings, **config})
 
 
 def lower_limit(address: str, topic: str, limit: int) -> None:
