@@ -97,7 +97,9 @@ def _binary() -> Path:
         print(f"building kube-apiserver {_version()}: several minutes, once", flush=True)
         binary.parent.mkdir(parents=True, exist_ok=True)
         made = binary.with_suffix(f".{os.getpid()}")
-        flags = ["-trimpath", "-ldflags=-s -w", "-o", str(made), "."]
+        # A build from modules does not know its version, and kubectl cannot read what it says then.
+        said = f"-X k8s.io/component-base/version.gitVersion={_version()}"
+        flags = ["-trimpath", f"-ldflags=-s -w {said}", "-o", str(made), "."]
         subprocess.run(["go", "build", *flags], cwd=SOURCE, check=True)
         made.rename(binary)
     return binary
@@ -253,7 +255,7 @@ def _flow_of(objects: Sequence[Object]) -> Object:
 MISTAKES: dict[str, tuple[Callable[[list[Object]], object], str]] = {
     "a field that does not exist": (
         lambda objects: _flow_of(objects).update(hostname_="x"),
-        "unknown field",
+        "field not declared in schema",
     ),
     "a container that may become root": (
         lambda objects: _flow_of(objects)["containers"][0].pop("securityContext"),
