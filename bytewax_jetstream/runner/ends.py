@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..exit_codes import ExitCode
 from .cluster import Cluster
-from .wrong_settings import settings_error
+from .wrong_settings import is_of_settings, settings_error
 
 __all__ = ["code_of", "is_panic", "sentence"]
 
@@ -66,7 +66,9 @@ def _code_of_one(error: BaseException) -> ExitCode | None:
             return _again(bool(error.run_again))
         case TopicError():
             return ExitCode.REFUSED
-        case ValidationError() | SettingsError() | NoPartitionsError():
+        case SettingsError() | NoPartitionsError():
+            return ExitCode.USAGE
+        case ValidationError() if is_of_settings(error):
             return ExitCode.USAGE
         case MissingPartitionsError() | InconsistentPartitionsError():
             return ExitCode.USAGE
@@ -87,7 +89,9 @@ def sentence(error: BaseException, cluster: Cluster) -> str:
         match each:
             case JetStreamPipelineError():
                 return each.message
-            case ValidationError() | SettingsError():
+            case SettingsError():
+                return settings_error(each)
+            case ValidationError() if is_of_settings(each):
                 return settings_error(each)
             case NoPartitionsError() | MissingPartitionsError() | InconsistentPartitionsError():
                 return (

@@ -97,6 +97,7 @@ class HealthServer:
                 "ready_to_run": life.is_ready_to_run,
                 "store": life.store,
                 "parts": life.parts,
+                "peers": life.peers,
                 "refusal": life.refusal,
             }
         if path == "/healthz":

@@ -34,10 +34,13 @@ class Life:
         """What the recovery directory held at the start; None without recovery, or not yet known.
         """
         self.parts = 0
+        self.peers: dict[str, str] = {}
+        """The instances that it runs with, by the numbers of their processes; empty while it waits
+        for them."""
         self.refusal: str | None = None
         """Why the dataflow cannot run, as this process found."""
         self.is_ready_to_run = False
-        """Whether only its peers are missing."""
+        """Whether it has nothing to wait for but its peers."""
 
     @property
     def phase(self) -> Phase:

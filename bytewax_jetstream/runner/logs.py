@@ -42,6 +42,9 @@ def configure(kind: Literal["text", "json"], *, debug: bool) -> None:
     logging.basicConfig(
         handlers=[handler], level=logging.DEBUG if debug else logging.WARNING, force=True
     )
+    if kind == "json":
+        # Not to the handlers of the flow, too: one that writes to stderr would get its own lines.
+        stderr_log.handlers, stderr_log.propagate = [handler], False
     logging.getLogger("bytewax_jetstream").setLevel(logging.DEBUG if debug else logging.INFO)
     logging.captureWarnings(True)
 

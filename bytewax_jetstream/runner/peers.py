@@ -39,7 +39,9 @@ GONE_SECONDS = 10.0
 """For how long nobody may be there where a process has answered."""
 
 
-KEYS = frozenset({"process", "instance", "state", "ready_to_run", "store", "parts", "refusal"})
+KEYS = frozenset(
+    {"process", "instance", "state", "ready_to_run", "store", "parts", "peers", "refusal"}
+)
 
 
 class Silent(Enum):
@@ -83,9 +85,13 @@ class Peers:
         while True:
             answers = at_once.map(self._ask, self._hosts)
             found = dict(zip(self._hosts, answers, strict=True))
-            there = {p: said for p, said in found.items() if isinstance(said, dict)}
-            for process in found.keys() - there.keys():
+            for process in [p for p, said in found.items() if not isinstance(said, dict)]:
                 self._at.pop(process, None)
+            there = {
+                p: said
+                for p, said in found.items()
+                if isinstance(said, dict) and self._is_of_this_run(said)
+            }
             missing = [p for p in found if p not in there or not there[p]["ready_to_run"]]
             try:
                 self._check(there)
@@ -110,6 +116,14 @@ class Peers:
                 )
             time.sleep(PAUSE)
         self._instances = {process: said["instance"] for process, said in there.items()}
+        self._life.peers = {str(process): name for process, name in self._instances.items()}
+
+    def _is_of_this_run(self, said: dict[str, Any]) -> bool:
+        """Whether a process starts as this one does, or runs with it already. One that runs with
+        another instance in this place is about to end, and what it says of its store is old.
+        """
+        own = self._life.instance
+        return bool(said["peers"].get(str(self._life.process), own) == own)
 
     def watch(self) -> None:
         """Ask from now on, a thread for each process."""

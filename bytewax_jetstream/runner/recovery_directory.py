@@ -97,6 +97,14 @@ class RecoveryDirectory:
                 exit_code=ExitCode.LOCKED,
                 directory=str(directory),
             ) from None
+        except OSError as error:
+            self.release()
+            raise RunError(
+                f"the recovery directory {directory} cannot be locked ({error.strerror}): name one "
+                "on a file system that supports flock",
+                directory=str(directory),
+            ) from None
+        os.register_at_fork(after_in_child=self.release)  # or a child would keep it locked
         return self._look()
 
     def release(self) -> None:
@@ -187,7 +195,9 @@ class RecoveryDirectory:
             )
         try:
             # Not read-only: the log of a killed process may have to be played first.
-            with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5)) as part:
+            with closing(
+                sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=5)
+            ) as part:
                 (index, count) = part.execute("SELECT part_index, part_count FROM parts").fetchone()
                 tables = ("exs", "fronts", "commits", "snaps")
                 rows = any(part.execute(f"SELECT 1 FROM {t} LIMIT 1").fetchone() for t in tables)

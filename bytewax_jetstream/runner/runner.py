@@ -116,6 +116,12 @@ def _run(asked: Run) -> ExitCode:
     liveness = Liveness()
     health_port = asked.settings.health_port or (HEALTH_PORT if cluster.addresses else None)
     if health_port is not None:
+        if health_port == asked.metrics_port:
+            raise RunError(
+                f"metrics and health are both to be served on port {health_port}: choose another "
+                "with --metrics-port or --health-port",
+                port=health_port,
+            )
         HealthServer(asked.settings.health_host, health_port, life, liveness).start()
         threading.Thread(
             target=liveness.watch, name="bytewax_jetstream-liveness", daemon=True
@@ -141,17 +147,19 @@ def _run(asked: Run) -> ExitCode:
 
     life.step = "connecting to the brokers"
     liveness.engine_starts()
-    with drain.held():
-        cli_main(
-            flow,
-            workers_per_process=asked.workers,
-            process_id=cluster.process if cluster.addresses else None,
-            addresses=list(cluster.addresses) or None,
-            epoch_interval=asked.epoch,
-            recovery_config=directory.config() if directory is not None else None,
-        )
-    if peers is not None:
-        peers.end()
+    try:
+        with drain.held():
+            cli_main(
+                flow,
+                workers_per_process=asked.workers,
+                process_id=cluster.process if cluster.addresses else None,
+                addresses=list(cluster.addresses) or None,
+                epoch_interval=asked.epoch,
+                recovery_config=directory.config() if directory is not None else None,
+            )
+    finally:
+        if peers is not None:
+            peers.end()
     if drain.requested():
         log.info("a signal ended the run in order; the last epoch is committed")
         return ExitCode.SIGNALLED if asked.settings.must_finish else ExitCode.STORED

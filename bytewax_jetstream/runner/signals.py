@@ -6,7 +6,9 @@ library does that does not come back. A thread of ours sees the signal there. If
 it begins the drain, or ends the process when there is nothing to drain.
 """
 
+import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -29,9 +31,16 @@ def end_when_nothing_else_does() -> None:
     ours, pythons = socket.socketpair()
     pythons.setblocking(False)
     signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=_forget_parent)
     threading.Thread(
         target=_watch, args=(ours, pythons), name="bytewax_jetstream-signals", daemon=True
     ).start()
+
+
+def _forget_parent() -> None:
+    """A signal to a forked child is none to its parent."""
+    with contextlib.suppress(ValueError):  # not its main thread: it gets no signals
+        signal.set_wakeup_fd(-1)
 
 
 def _watch(ours: socket.socket, pythons: socket.socket) -> None:

@@ -9,11 +9,20 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsError
 
-__all__ = ["settings_error"]
+from ..settings import KafkaTopicSettings, StreamSettings
+
+__all__ = ["is_of_settings", "settings_error"]
 
 FOLLOWS = "default_factory_not_called"
 """The default of a field follows from another, which is wrong."""
 FIELD = re.compile(r'field "([^"]+)"').search
+
+
+def is_of_settings(error: ValidationError) -> bool:
+    """Whether it is about settings, and not about a model of the flow, such as a message's."""
+    fields = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+    parts = (StreamSettings.__name__, KafkaTopicSettings.__name__)
+    return error.title in parts or _class_of(error.title, fields) is not None
 
 
 def settings_error(error: ValidationError | SettingsError) -> str:

@@ -104,7 +104,9 @@ def _count(path: Path, index: int) -> int:
     part itself.
     """
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=5)) as part:
+        with closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=5)
+        ) as part:
             found, count = part.execute("SELECT part_index, part_count FROM parts").fetchone()
             (busy, *_) = part.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except (sqlite3.Error, TypeError) as error:

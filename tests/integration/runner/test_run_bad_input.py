@@ -223,3 +223,11 @@ def test_metrics_without_any_directory_to_write_to_are_an_error(tmp_path: Path) 
     ) as run:
         assert run.end() == ExitCode.USAGE, run.log
     assert "mount one on /tmp, or name one in BYTEWAX_DATAFLOW_API_CACHE_PATH" in run.log
+
+
+def test_one_port_for_metrics_and_health_is_an_error(tmp_path: Path) -> None:
+    told, port = Operated(str(tmp_path)), free_port()
+    options = ("--metrics-port", port, "--health-port", port)
+    with start_run(FLOW, *options, log=tmp_path / "log", environment=told.environment) as run:
+        assert run.end() == ExitCode.USAGE, run.log
+    assert f"metrics and health are both to be served on port {port}: choose another" in run.log

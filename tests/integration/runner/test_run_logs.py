@@ -81,3 +81,18 @@ def test_text_that_a_flow_prints_to_stderr_comes_in_order(tmp_path: Path) -> Non
     told = [each["message"] for each in _records(run) if each["logger"] == "stderr"]
     assert told[:2000] == [f"line {number}" for number in range(2000)]
     assert "half a line" in "".join(told[2000:])
+
+
+def test_handler_of_a_flow_that_writes_to_stderr_does_not_get_its_own_lines(tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(
+        "import logging, time\n"
+        "logging.getLogger().addHandler(logging.StreamHandler())\n"
+        "logging.warning('hello')\n"
+        "time.sleep(1)\n"
+        "raise SystemExit(3)\n"
+    )
+    with start_run("talks", log=tmp_path / "log", environment=JSON, cwd=tmp_path) as run:
+        assert run.end() == ExitCode.USAGE
+
+    told = [each["logger"] for each in _records(run) if each["message"] == "hello"]
+    assert sorted(told) == ["root", "stderr"]

@@ -1,6 +1,7 @@
 """What an error means for the exit code."""
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.errors import (
@@ -16,6 +17,7 @@ from bytewax_jetstream.errors import (
 from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.runner.cluster import Cluster
 from bytewax_jetstream.runner.ends import code_of, sentence
+from bytewax_jetstream.settings import StreamSettings
 
 CLUSTER = Cluster(0, ("a:1", "b:1"))
 
@@ -86,3 +88,19 @@ def test_the_sentence_names_the_step_and_the_line() -> None:
         said = sentence(error, Cluster())
 
     assert said.startswith("step orders.parse raised ValueError: odd (test_ends.py, line ")
+
+
+class Order(BaseModel):
+    amount: int
+
+
+def test_a_message_that_is_no_model_of_the_flow_is_no_wrong_setting() -> None:
+    with pytest.raises(ValidationError) as order:
+        Order.model_validate({})
+    with pytest.raises(ValidationError) as stream:
+        StreamSettings.model_validate({"name": "ORDERS"})
+
+    assert code_of(order.value, Cluster()) is ExitCode.FAILED
+    assert "set it" not in sentence(order.value, Cluster())
+    assert code_of(stream.value, Cluster()) is ExitCode.USAGE
+    assert "subjects" in sentence(stream.value, Cluster()).lower()

@@ -1,5 +1,7 @@
 """A recovery directory is made, checked and locked before a run."""
 
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -187,3 +189,37 @@ def test_kill_9_frees_the_lock(tmp_path: Path) -> None:
         holder.kill()
         holder.communicate()
     _directory(tmp_path).claim()
+
+
+FORK = """
+import os, sys, time
+from datetime import timedelta
+from pathlib import Path
+from bytewax_jetstream.runner.cluster import Cluster
+from bytewax_jetstream.runner.recovery_directory import Recovery, RecoveryDirectory
+RecoveryDirectory(Recovery(Path(sys.argv[1]), 1, timedelta(0)), Cluster()).claim()
+child = os.fork()
+if not child:
+    os.close(1)
+    time.sleep(60)
+print(child, flush=True)
+os._exit(0)
+"""
+
+
+def test_a_forked_child_that_lives_on_does_not_keep_the_lock(tmp_path: Path) -> None:
+    forked = subprocess.run(
+        [sys.executable, "-c", FORK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    try:
+        assert _directory(tmp_path).claim() is Store.EMPTY
+    finally:
+        os.kill(int(forked.stdout), signal.SIGKILL)
+
+
+def test_a_path_may_have_characters_that_addresses_may_not(tmp_path: Path) -> None:
+    path = tmp_path / "a#b?c%20d"
+    _make(path, parts=1)
+    _use(path / "part-0.sqlite3")
+
+    assert _directory(path).claim() is Store.USED
