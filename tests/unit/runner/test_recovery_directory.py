@@ -200,7 +200,7 @@ from bytewax_jetstream.runner.recovery_directory import Recovery, RecoveryDirect
 RecoveryDirectory(Recovery(Path(sys.argv[1]), 1, timedelta(0)), Cluster()).claim()
 child = os.fork()
 if not child:
-    os.close(1)
+    os.closerange(1, 3)
     time.sleep(60)
 print(child, flush=True)
 os._exit(0)
