@@ -44,6 +44,7 @@ __all__ = [
     "request",
     "requested",
     "running",
+    "timeout",
 ]
 
 log = logging.getLogger(__name__)
@@ -331,6 +332,11 @@ def end_now(reason: str) -> None:
 def deadline() -> float:
     """When a requested drain must be over (`time.monotonic`); infinite while none is requested."""
     return _drain.deadline
+
+
+def timeout() -> float:
+    """How many seconds a drain may take, as it was said last."""
+    return _drain.timeout
 
 
 def install(timeout: float) -> None:

@@ -50,6 +50,8 @@ def code_of(error: BaseException, cluster: Cluster) -> ExitCode:
 
 
 def _code_of_one(error: BaseException) -> ExitCode | None:
+    if isinstance(error, JetStreamPipelineError) and getattr(error, "code", None) in UNAVAILABLE:
+        return ExitCode.UNKNOWN
     match error:
         case RunError():
             return error.exit_code
@@ -60,11 +62,9 @@ def _code_of_one(error: BaseException) -> ExitCode | None:
             return _again(error.seconds is not None)
         case SettleTimeoutError() | PoolClosedError():
             return ExitCode.UNKNOWN
-        case StreamError():
-            return _again(error.code in UNAVAILABLE)
         case SourceError():
             return _again(bool(error.run_again))
-        case TopicError():
+        case StreamError() | TopicError():
             return ExitCode.REFUSED
         case SettingsError() | NoPartitionsError():
             return ExitCode.USAGE

@@ -83,7 +83,7 @@ def run(asked: Run) -> ExitCode:
         if is_panic(error):
             exit_now(code)  # the engine's other threads are still there, and would end in an abort
     if code is not ExitCode.STORED or drain.requested():
-        _end_in_time(code, asked.drain_timeout + drain.GRACE)
+        _end_in_time(code, drain.timeout() + drain.GRACE)
     return code
 
 
@@ -131,7 +131,7 @@ def _run(asked: Run) -> ExitCode:
 
     life.step = f"importing {asked.flow}"
     flow = flows.load(asked.flow)
-    flows.drain_all(flow, asked.drain_timeout)
+    flows.drain_all(flow, drain.timeout())  # its own settings may have another
     flows.call_when_built(flow, asked.workers, drain.begin)
 
     peers = None

@@ -15,6 +15,7 @@ from bytewax_jetstream.errors import (
     TopicError,
 )
 from bytewax_jetstream.exit_codes import ExitCode
+from bytewax_jetstream.jetstream.connection.failures import JetStreamApiError
 from bytewax_jetstream.runner.cluster import Cluster
 from bytewax_jetstream.runner.ends import code_of, sentence
 from bytewax_jetstream.settings import StreamSettings
@@ -41,6 +42,8 @@ class PanicException(BaseException):  # the engine's name
         (StreamError("it", code=10118), ExitCode.UNKNOWN),
         (SourceError("it"), ExitCode.REFUSED),
         (SourceError("it", run_again=True), ExitCode.UNKNOWN),
+        (SourceError("it", code=10008), ExitCode.UNKNOWN),
+        (JetStreamApiError(10008, "it"), ExitCode.UNKNOWN),
         (RunError("it", exit_code=ExitCode.LOCKED), ExitCode.LOCKED),
         (KeyboardInterrupt("it"), ExitCode.UNKNOWN),
         (SystemExit("it"), ExitCode.FAILED),
