@@ -194,7 +194,7 @@ class Dispatch:
                 self._settlements.not_sent(lane, lane.take_broken())
             lane.heal(seen)
         if not self.unsettled:
-            self._progress_at = now
+            self._start_clock(now)
         self._accepted += len(envelopes)
         wires = self._prepare(envelopes)
         if EnvelopeError in set(map(type, wires)):
@@ -276,7 +276,7 @@ class Dispatch:
             self._last_answers_at = self._singles.refused_until(no_progress_at)
             if self._last_answers_at <= now:
                 self._abandon(self._lanes.keys(), None)
-                self._progress_at, self._last_answers_at = now, 0.0
+                self._start_clock(now)
         self._batches.tick(now)
         self._singles.tick(now)
         self._answers.forget_before(min(self._singles.oldest(), self._batches.oldest()))
@@ -399,7 +399,12 @@ class Dispatch:
         """Note progress: an answer has settled something since the last look."""
         answered = self._settlements.answered
         if answered != self._answered:
-            self._answered, self._progress_at, self._last_answers_at = answered, now, 0.0
+            self._answered = answered
+            self._start_clock(now)
+
+    def _start_clock(self, now: float) -> None:
+        """The connection's clock begins again, and what waits may be sent."""
+        self._progress_at, self._last_answers_at = now, 0.0
 
     def _no_progress_at(self) -> float:
         """When all that is unsettled is given up, unless there is progress before."""

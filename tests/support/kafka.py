@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import count
 from typing import NamedTuple, cast
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 SECONDS = PATIENCE
+LEADERLESS = {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+"""A broker that has just come back says so of its partitions, for a moment."""
 _numbers = count(1)
 
 
@@ -117,12 +119,7 @@ def records(address: str, topic: str, **config: str) -> list[Record]:
     )
     try:
         numbers = sorted(consumer.list_topics(topic, timeout=SECONDS).topics[topic].partitions)
-        ends = {
-            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=SECONDS)[
-                1
-            ]
-            for number in numbers
-        }
+        ends = {number: _end_of(consumer, topic, number) for number in numbers}
         consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
         found: list[Record] = []
         deadline = time.monotonic() + SECONDS
@@ -142,6 +139,18 @@ def records(address: str, topic: str, **config: str) -> list[Record]:
         return sorted(found)
     finally:
         consumer.close()
+
+
+def _end_of(consumer: Consumer, topic: str, number: int) -> int:
+    """The offset behind the last message of a partition, once it has a leader again."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            return consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=SECONDS)[1]
+        except KafkaException as error:
+            if error.args[0].code() not in LEADERLESS or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def audit(address: str, topic: str, wanted: Iterable[Envelope]) -> Audit:

@@ -290,9 +290,9 @@ def test_reason_of_what_the_publisher_itself_tries_again_is_the_brokers() -> Non
 FULL = Refusal(Verdict.RETRY, "the subject is full", 10077, own=True)
 
 
-def _refused_until_the_connection_clock_ends(driver: Driver) -> Singles:
+def _refused_until_the_connection_clock_ends(driver: Driver, *names: str) -> Singles:
     """Nothing was settled for the delivery timeout; returns the attempt that is in flight then."""
-    driver.submit(envelope("full"), envelope("silent"))
+    driver.submit(*map(envelope, names))
     last: Singles | None = None
     while driver.now < 60.0:
         while (sent := driver.dispatch.next_send(driver.now)) is not None:
@@ -315,7 +315,7 @@ def test_message_that_was_only_refused_gets_its_last_answer_before_everything_is
     answer: str | None, outcome: Outcome
 ) -> None:
     driver = Driver()
-    last = _refused_until_the_connection_clock_ends(driver)
+    last = _refused_until_the_connection_clock_ends(driver, "full", "silent")
     assert driver.settled() == []
     assert driver.sends() == []
     driver.now = 60.1
@@ -332,3 +332,15 @@ def test_message_that_was_only_refused_gets_its_last_answer_before_everything_is
     assert outcomes == {"full": outcome, "silent": Outcome.UNKNOWN}
     assert driver.now <= 60.0 + 5.0 + 5.1 * (answer == "stored")
     assert driver.is_empty()
+
+
+def test_next_message_is_sent_when_the_last_answer_has_ended_the_only_one() -> None:
+    driver = Driver()
+    last = _refused_until_the_connection_clock_ends(driver, "full")
+    driver.now = 60.1
+    driver.dispatch.refused(last.number, 0, FULL, driver.now)
+    assert driver.outcomes() == {"full": Outcome.REJECTED}
+
+    driver.submit(envelope("next"))
+
+    assert [each.event_id for each in driver.singles().envelopes] == ["next"]
