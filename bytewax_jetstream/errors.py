@@ -73,7 +73,8 @@ class ConnectError(JetStreamPipelineError):
 
     :ivar broker: `jetstream` or `kafka`.
     :ivar servers: The addresses from the settings.
-    :ivar seconds: How long an answer was waited for; None when the broker refused at once.
+    :ivar seconds: How long an answer was waited for, 0 when that was not needed to know that there
+        is none now; None when the broker refused, as it will refuse the next start.
     :ivar reason: What the broker, or its client library, said.
     :ivar subject: The NATS subject of the request or subscription that failed.
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .envelope import Envelope
 from .errors import RunError
+from .exit_codes import before_exit_now
 from .settings import TracingSettings
 
 if TYPE_CHECKING:  # an extra
@@ -194,3 +195,4 @@ def _set_up() -> None:
         flushing.join(FLUSH_SECONDS)
 
     atexit.register(shut_down)
+    before_exit_now.append(provider.shutdown)

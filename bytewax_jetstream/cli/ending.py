@@ -7,7 +7,6 @@ from typing import NoReturn
 
 import typer
 
-from ..errors import ConnectError, RunError
 from ..exit_codes import ExitCode
 
 __all__ = ["code_of", "end", "logging_for", "sentence"]
@@ -31,12 +30,12 @@ def logging_for(*, debug: bool) -> None:
 
 def code_of(error: Exception) -> ExitCode:
     """The exit code for an error of a broker, a flow or a setting."""
-    if isinstance(error, RunError):
-        return error.exit_code
-    if isinstance(error, ConnectError):
-        # Without a time the broker has answered, and refused.
-        return ExitCode.REFUSED if error.seconds is None else ExitCode.UNKNOWN
-    return ExitCode.USAGE if isinstance(error, ValueError) else ExitCode.REFUSED
+    if isinstance(error, ValueError):
+        return ExitCode.USAGE
+    from ..runner import Cluster  # imports Bytewax
+    from ..runner.ends import code_of as of_a_run
+
+    return of_a_run(error, Cluster())
 
 
 def sentence(error: Exception) -> str:

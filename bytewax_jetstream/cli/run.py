@@ -1,9 +1,12 @@
 """`bytewax-jetstream run`: its options; what it does is in `bytewax_jetstream.runner`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 __all__ = ["run"]
 
@@ -123,7 +126,6 @@ def run(
     """
     import logging
     import os
-    from datetime import timedelta
 
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
@@ -150,8 +152,10 @@ def run(
             settings,
             Cluster.of(process, addresses),
             workers,
-            Recovery(recovery, settings.parts, timedelta(seconds=backup)) if recovery else None,
-            timedelta(seconds=epoch),
+            Recovery(recovery, settings.parts, _seconds(backup, "--backup-interval"))
+            if recovery
+            else None,
+            _seconds(epoch, "--snapshot-interval"),
             PoolSettings().drain_timeout,
             _metrics_port(metrics_port),
             debug,
@@ -165,6 +169,17 @@ def run(
         logging.getLogger(__name__).critical("%s", said, exc_info=debug)
         raise typer.Exit(ExitCode.USAGE) from None
     raise typer.Exit(run_flow(asked))
+
+
+def _seconds(seconds: float, option: str) -> "timedelta":
+    from datetime import timedelta
+
+    from ..errors import RunError
+
+    try:
+        return timedelta(seconds=seconds)
+    except (OverflowError, ValueError):
+        raise RunError(f"{option} is {seconds:g}: set a number of seconds") from None
 
 
 def _metrics_port(option: int | None) -> int | None:

@@ -17,7 +17,7 @@ from bytewax.dataflow import Stream
 from bytewax.operators import StatefulBatchLogic
 
 from ..envelope import Checkpoint, Envelope, Outcome, PublishResult
-from ..errors import SettleTimeoutError
+from ..errors import JetStreamPipelineError, SettleTimeoutError
 from ..metrics import barrier_waited
 from ..pool import Lane
 from ..pool.results import Delivery
@@ -152,7 +152,11 @@ class PublishLogic(StatefulBatchLogic[_Pack, Report, PublishState]):
                 )
             if self._spans is not None:
                 self._spans.submitted(pack.envelopes, pack.epoch)
-            self._lane.submit(pack.envelopes, epoch=pack.epoch)
+            try:
+                self._lane.submit(pack.envelopes, epoch=pack.epoch)
+            except JetStreamPipelineError as error:
+                self._failed(error)
+                raise
             self._collect()
         return self._pass_on()
 

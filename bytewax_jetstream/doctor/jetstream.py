@@ -16,7 +16,7 @@ from ..jetstream.connection.connecting import tls_context
 from ..jetstream.streams import covers
 from ..planning.jetstream import JetStreamPlanner
 from ..settings import JetStreamSettings
-from .network import PEEK_SECONDS, Server, encrypt, open_tcp, peek, speaks_tls
+from .network import PEEK_SECONDS, Server, encrypt, open_tcp, peek, speaks_tls, tls_refusal
 from .report import Report, parts
 from .wanted import report_plan
 
@@ -103,7 +103,9 @@ def _info(connected: socket.socket, server: Server, report: Report) -> dict[str,
     try:
         heard = peek(connected, min(PEEK_SECONDS, server.seconds))
     except ssl.SSLError as error:
-        heard = str(error).encode()
+        said, advice = tls_refusal(str(error.reason or error))
+        report.fail("tls", said, advice, ExitCode.REFUSED, server.address)
+        return None
     if heard.startswith(b"INFO "):
         info = _parsed(heard[5:])
         if "version" in info:

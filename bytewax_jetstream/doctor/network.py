@@ -1,6 +1,5 @@
 """Names, TCP and TLS, looked at one after the other, so that the first that fails is known."""
 
-import contextlib
 import queue
 import socket
 import ssl
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, cast
 from ..exit_codes import ExitCode
 from .report import Report
 
-__all__ = ["Server", "encrypt", "open_tcp", "peek", "speaks_tls"]
+__all__ = ["Server", "encrypt", "open_tcp", "peek", "speaks_tls", "tls_refusal"]
 
 PEEK_SECONDS = 2.0
 """How long a server is waited for that has to speak first."""
@@ -93,10 +92,13 @@ def _resolve(server: Server, report: Report) -> list[str] | None:
 
 
 def peek(connected: socket.socket, seconds: float = PEEK_SECONDS) -> bytes:
-    """The first line, or as much as comes in that time; empty when the peer says nothing."""
+    """The first line, or as much as comes in that time; empty when the peer says nothing.
+
+    :raises ssl.SSLError: when an encrypted peer refuses us: with TLS 1.3 it says so only then.
+    """
     heard = b""
     end = time.monotonic() + seconds
-    with contextlib.suppress(OSError):
+    try:
         while b"\n" not in heard and len(heard) < 65_536:
             connected.settimeout(max(0.01, end - time.monotonic()))
             data = connected.recv(65_536)
@@ -105,6 +107,10 @@ def peek(connected: socket.socket, seconds: float = PEEK_SECONDS) -> bytes:
             heard += data
             if time.monotonic() > end:
                 break
+    except ssl.SSLError:
+        raise
+    except OSError:  # it is gone, or says no more
+        pass
     return heard
 
 
@@ -151,7 +157,7 @@ def encrypt(
         return None
     except OSError as error:
         reason = getattr(error, "reason", None) or error.strerror or str(error)
-        said, advice = _no_tls(str(reason))
+        said, advice = tls_refusal(str(reason))
         report.fail("tls", said, advice, ExitCode.REFUSED, server.address)
         return None
     certificate = cast(dict[str, Any], encrypted.getpeercert() or {})
@@ -180,7 +186,8 @@ def _handshake(server: Server, context: ssl.SSLContext, name: str) -> ssl.SSLSoc
         raise
 
 
-def _no_tls(reason: str) -> tuple[str, str]:
+def tls_refusal(reason: str) -> tuple[str, str]:
+    """Why no encrypted connection came about, and what to do."""
     plain = reason.upper()
     if "WRONG_VERSION_NUMBER" in plain or "UNEXPECTED_MESSAGE" in plain or "RECORD" in plain:
         return (

@@ -358,7 +358,8 @@ def _ensure_topic(
 def create_topic(admin: TopicAdmin, wanted: KafkaTopicSettings, deadline: float) -> Topic:
     """Create a topic; returns it when the brokers show it. Blocks.
 
-    :raises TopicError: when they refuse it, or do not show it in time.
+    :raises TopicError: when they refuse it.
+    :raises ConnectError: when they do not show it in time.
     """
     admin.create(wanted, deadline)
     return _await_topic(admin, wanted.name, 1, deadline)
@@ -370,7 +371,8 @@ def update_topic(
     """Change only what is weaker than the settings require, and what is stronger stays; returns the
     topic when the brokers show it. Blocks.
 
-    :raises TopicError: when they refuse it, or do not show it in time.
+    :raises TopicError: when they refuse it.
+    :raises ConnectError: when they do not show it in time.
     """
     topic = difference.topic
     assert topic is not None, "a missing topic is created"
@@ -396,10 +398,11 @@ def _await_topic(admin: TopicAdmin, name: str, partitions: int, deadline: float)
         if topic is not None and (topic.partitions or 0) >= partitions:
             return topic
         if time.monotonic() > deadline:
-            raise TopicError(
+            raise ConnectError(
                 f"topic {name} was created or changed, but no broker shows it yet: check the "
                 "cluster's controller",
-                topic=name,
+                broker="kafka",
+                seconds=0.0,
             )
         time.sleep(PAUSE)
 

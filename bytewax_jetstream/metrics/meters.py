@@ -43,7 +43,8 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         """Held while anything is read, so that what is retired is counted once."""
-        self.live: dict[Meter, None] = {}
+        self.live: dict[Meter, list[Sample]] = {}
+        """With what each has said last."""
         self.ended: dict[Metric, dict[tuple[str, ...], Value]] = {}
         """Totals of what was retired."""
         self.failed = 0
@@ -68,8 +69,9 @@ class _Process:
         with self.lock:
             if meter not in self.live:
                 return
+            samples = self._samples(meter)
             del self.live[meter]
-            for metric, labels, value in self._samples(meter):
+            for metric, labels, value in samples:
                 if metric.kind == "gauge":
                     continue
                 totals = self.ended.setdefault(metric, {})
@@ -78,12 +80,13 @@ class _Process:
 
     def _samples(self, meter: Meter) -> list[Sample]:
         try:
-            return list(meter.samples())
+            self.live[meter] = list(meter.samples())
         except Exception:
-            # One that cannot be read must not hide the others, nor Bytewax's own metrics.
+            # One that cannot be read must not hide the others, nor Bytewax's own metrics; and a
+            # counter must not go down.
             self.failed += 1
             log.exception("the metrics of %r cannot be read", meter)
-            return []
+        return self.live[meter]
 
 
 class _Collector:
@@ -107,7 +110,7 @@ def watch(meter: Meter) -> None:
     """Read it at each scrape, from now on; the first one registers the metrics."""
     global _registered
     with _process.lock:
-        _process.live[meter] = None
+        _process.live.setdefault(meter, [])
         if not _registered:
             _registered = True
             from prometheus_client import REGISTRY  # where a pool is used: it loads a web server

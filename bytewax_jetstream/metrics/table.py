@@ -26,7 +26,6 @@ RETRY_REASONS = {
     "cut_short": "the batch or group ended before the message",
 }
 """Why an attempt is made again."""
-COMMIT_RESULTS = ("ok", "failed")
 
 LATENCIES = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,

@@ -13,11 +13,9 @@ DEPTH = 3
 
 
 class Wanted(NamedTuple):
-    """The settings of one broker, and where they come from."""
+    """The settings of one broker."""
 
     settings: JetStreamSettings | KafkaSettings
-    origin: str
-    """`environment`, or the name of the flow."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -35,7 +33,7 @@ def from_environment() -> list[Wanted]:
     :raises ValueError: when a setting is wrong.
     """
     found: list[JetStreamSettings | KafkaSettings] = [JetStreamSettings(), KafkaSettings()]
-    return [Wanted(each, "environment") for each in found if each.model_fields_set - {"pool"}]
+    return [Wanted(each) for each in found if each.model_fields_set - {"pool"}]
 
 
 def from_flow(name: str) -> list[Wanted]:
@@ -55,7 +53,7 @@ def from_flow(name: str) -> list[Wanted]:
             "--flow out to use those of the environment",
             flow=name,
         )
-    return [Wanted(each, name) for each in found]
+    return [Wanted(each) for each in found]
 
 
 def _steps(steps: Any) -> Iterator[Any]:

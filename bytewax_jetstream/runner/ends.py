@@ -22,8 +22,6 @@ from ..errors import (
     RunError,
     SettleTimeoutError,
     SourceError,
-    StreamError,
-    TopicError,
 )
 from ..exit_codes import ExitCode
 from .cluster import Cluster
@@ -31,9 +29,12 @@ from .wrong_settings import is_of_settings, settings_error
 
 __all__ = ["code_of", "is_panic", "sentence"]
 
-UNAVAILABLE = {10005, 10008, 10009, 10118, 10194}
-"""JetStream's own codes while its servers choose a leader, or too few of them are there for a
-stream.
+PASSING = {
+    *(10005, 10008, 10009, 10118, 10194),  # JetStream
+    *(5, 6, 7, 8, 9, 13, 14, 15, 16, 19, 41, 56),  # Kafka
+}
+"""The brokers' own codes while they choose a leader, or too few of them are there. JetStream's have
+five digits, so the two do not meet.
 """
 STEP = re.compile(r'in step "([^"]+)"').search
 
@@ -50,7 +51,7 @@ def code_of(error: BaseException, cluster: Cluster) -> ExitCode:
 
 
 def _code_of_one(error: BaseException) -> ExitCode | None:
-    if isinstance(error, JetStreamPipelineError) and getattr(error, "code", None) in UNAVAILABLE:
+    if isinstance(error, JetStreamPipelineError) and getattr(error, "code", None) in PASSING:
         return ExitCode.UNKNOWN
     match error:
         case RunError():
@@ -58,13 +59,12 @@ def _code_of_one(error: BaseException) -> ExitCode | None:
         case PublishError():
             return _again(error.outcome == Outcome.UNKNOWN)
         case ConnectError():
-            # Without a time the broker has answered, and refused.
             return _again(error.seconds is not None)
         case SettleTimeoutError() | PoolClosedError():
             return ExitCode.UNKNOWN
         case SourceError():
             return _again(bool(error.run_again))
-        case StreamError() | TopicError():
+        case JetStreamPipelineError():
             return ExitCode.REFUSED
         case SettingsError() | NoPartitionsError():
             return ExitCode.USAGE

@@ -211,7 +211,7 @@ class Peers:
             try:
                 asked.connect()
                 at = asked.sock.getpeername()[0]
-            except OSError:
+            except (OSError, UnicodeError):  # also: a label of the name is too long
                 return Silent.AWAY
             try:
                 asked.request("GET", "/peer")

@@ -181,7 +181,7 @@ def _check_own_address(cluster: Cluster) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
             probe.listen()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a label of the name is too long, or empty
         unresolved = isinstance(error, socket.gaierror)  # a name service may have a bad moment
         raise RunError(
             f"process {cluster.process} cannot listen on its address {address} ({error}): check "

@@ -52,7 +52,9 @@ def _watch(ours: socket.socket, pythons: socket.socket) -> None:
         if drain.requested():
             continue  # the run may even have ended by now
         name = signal.Signals(min(ending)).name
-        if not drain.running():
-            exit_now(128 + min(ending), partial(log.warning, "%s: nothing to drain", name))
-        elif any(map(drain.handles, ending)):
+        if not any(map(drain.handles, ending)):
+            continue  # the flow has a handler of its own, and decides
+        if drain.running():
             drain.request(name)
+        else:
+            exit_now(128 + min(ending), partial(log.warning, "%s: nothing to drain", name))

@@ -56,11 +56,15 @@ class Stderr:
             sys.stderr.flush()
         writing = os.dup(2)
         os.dup2(self._kept, 2)
-        os.write(writing, b"\n" + self._mark.encode())  # the last line may have no end
-        os.close(writing)
+        # On a thread: the pipe may be full, and nobody reads what was stderr.
+        threading.Thread(target=self._write_mark, args=(writing,), daemon=True).start()
         told = -1
         while not self._over.wait(END_SECONDS) and told != self._told:
             told = self._told
+
+    def _write_mark(self, writing: int) -> None:
+        with os.fdopen(writing, "wb", buffering=0) as pipe:
+            pipe.write(b"\n" + self._mark.encode())  # the last line may have no end
 
     def _read(self, reading: int) -> None:
         with os.fdopen(reading, encoding="utf-8", errors="backslashreplace") as lines:

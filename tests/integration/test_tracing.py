@@ -31,12 +31,22 @@ FLOW = """
 """
 
 
+CUT_OFF = """
+    from itertools import count
+    from bytewax_jetstream.exit_codes import exit_now
+    numbers, results = count(1), jop.publish("out", made, settings)
+    op.inspect("end", results.oks, lambda *_: next(numbers) < 500 or exit_now(3))
+"""
+
+
 def _parent(number: int) -> str:
     """Every tenth message belongs to a sampled trace; the others to one that is not."""
     return f"00-{number + 1:032x}-{number + 1:016x}-{'00' if number % 10 else '01'}"
 
 
-def _run(server: NatsServer, folder: Path, **environment: str) -> AbstractContextManager[Process]:
+def _run(
+    server: NatsServer, folder: Path, *, flow: str = FLOW, **environment: str
+) -> AbstractContextManager[Process]:
     make_stream(server.url, "IN", "in")
     make_stream(server.url, "OUT", "out.*")
     publish(
@@ -46,7 +56,7 @@ def _run(server: NatsServer, folder: Path, **environment: str) -> AbstractContex
             for n in range(COUNT)
         ],
     )
-    (folder / "copying.py").write_text(textwrap.dedent(FLOW))
+    (folder / "copying.py").write_text(textwrap.dedent(flow))
     return start_run(
         "copying",
         log=folder / "log",
@@ -85,6 +95,24 @@ def test_trace_headers_go_on_and_sampled_batches_leave_spans(
     assert max(map(len, ids)) <= 32
     assert {span.name for span in collector.spans} == {"publish copy.out"}
     assert all(span.end_time_unix_nano > span.start_time_unix_nano for span in collector.spans)
+
+
+def test_a_process_that_is_cut_off_still_exports_the_spans_that_have_ended(
+    own_nats_server: NatsServer, tmp_path: Path
+) -> None:
+    with (
+        Collector() as collector,
+        _run(
+            own_nats_server,
+            tmp_path,
+            flow=FLOW[: FLOW.index("jop.output")] + CUT_OFF.lstrip(),
+            BYTEWAX_JETSTREAM_TRACING="1",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        ) as run,
+    ):
+        assert run.end() == ExitCode.UNKNOWN, run.log
+
+    assert collector.spans
 
 
 def test_without_the_switch_nothing_is_exported_or_loaded(

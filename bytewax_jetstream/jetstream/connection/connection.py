@@ -313,6 +313,8 @@ class Connection:
             raise self._failure(
                 f"nothing answers {full}: enable JetStream on this server and for this account, or "
                 "correct domain or api_prefix in the settings",
+                # Behind a domain or prefix are other servers, which may be away for a while.
+                seconds=0.0 if self._settings.domain or self._settings.api_prefix else None,
                 subject=full,
             ) from None
         except (NatsError, OSError) as error:

@@ -244,15 +244,16 @@ class Reader:
         if not self._watch.stop():
             log.warning("a look at topics does not end, so its consumer is not closed")
             return
-        try:
-            if self._commits is not None:
+        if self._commits is not None:
+            try:
                 self._commits.close(self._consumer)
+            except (KafkaException, RuntimeError) as error:
+                log.warning("the last offsets for a consumer group are not committed: %s", error)
+            retire(self._commits)
+        try:
             self._consumer.close()
         except (KafkaException, RuntimeError) as error:
             log.warning("closing a consumer: %s", error)
-        finally:
-            if self._commits is not None:
-                retire(self._commits)
 
     def _on_error(self, error: KafkaError) -> None:
         self._last(error)

@@ -254,10 +254,23 @@ def test_certificate_of_an_unknown_authority_is_explained(
         ("", {}, 2, "tls", "the server requires TLS, and the settings do not ask for it -> set"),
         ("handshake_first: true", {}, 2, "server", "speaks TLS -> if it is a NATS server with"),
         ("verify: true", {"ca": True}, 4, "authentication", "give the server tls_cert_file"),
+        (
+            "verify: true\nhandshake_first: true",
+            {"ca": True, "tls_handshake_first": True},
+            *(4, "tls", "give it tls_cert_file and tls_key_file"),
+        ),
         ("", {"tls_ca_file": "absent.pem"}, 2, "tls", "correct tls_ca_file, tls_cert_file and"),
         (None, {"tls": True, "tls_handshake_first": True}, 4, "tls", "does not speak TLS"),
     ],
-    ids=["not offered", "required", "first", "ours missing", "no file", "first, not offered"],
+    ids=[
+        "not offered",
+        "required",
+        "first",
+        "ours missing",
+        "first, ours missing",
+        "no file",
+        "first, not offered",
+    ],
 )
 def test_tls_of_settings_and_server_that_do_not_fit_is_explained(
     given: Given,

@@ -81,6 +81,8 @@ Orders()
             "BYTEWAX_DATAFLOW_API_PORT is 'http': set a port",
         ),
         ("here", "", ("-r", "here.py"), {}, "the recovery directory here.py cannot be written"),
+        ("here", "", ("-s", "inf"), {}, "--snapshot-interval is inf: set a number of seconds"),
+        ("here", "", ("-r", "store", "-b", "1e300"), {}, "--backup-interval is 1e+300: set a"),
         ("here", "", (), {"BYTEWAX_WORKERS_PER_PROCESS": "two"}, "Invalid value for '--workers'"),
     ],
 )
@@ -145,6 +147,19 @@ def test_an_address_of_this_process_that_is_taken_is_an_error(tmp_path: Path) ->
             environment=told.environment,
         ) as run:
             assert run.end() == ExitCode.USAGE, run.log
+    assert f"process 0 cannot listen on its address {address}" in run.log
+
+
+def test_an_address_of_this_process_that_can_be_no_name_is_an_error(tmp_path: Path) -> None:
+    told = Operated(str(tmp_path), items=3)
+    address = f"{'a' * 64}.local:{free_port()}"
+    with start_run(
+        FLOW,
+        *("-i", 0, "-a", address, "--health-port", free_port()),
+        log=tmp_path / "log",
+        environment=told.environment,
+    ) as run:
+        assert run.end() == ExitCode.USAGE, run.log
     assert f"process 0 cannot listen on its address {address}" in run.log
 
 

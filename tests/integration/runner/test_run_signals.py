@@ -158,6 +158,26 @@ def test_a_thread_of_the_flow_cannot_keep_a_stopped_run_alive(tmp_path: Path) ->
     assert "lasting" in run.log
 
 
+def test_a_handler_of_the_flow_itself_decides_how_a_signal_ends_it(tmp_path: Path) -> None:
+    (tmp_path / "decides.py").write_text(
+        textwrap.dedent("""
+            import os, signal, time
+            from bytewax_jetstream.runner.signals import PATIENCE
+            def end(number, frame):
+                time.sleep(PATIENCE + 1)
+                os._exit(77)
+            signal.signal(signal.SIGTERM, end)
+            print("waits", flush=True)
+            time.sleep(60)
+        """)
+    )
+    with start_run("decides", log=tmp_path / "log", environment={}, cwd=tmp_path) as run:
+        run.says("waits")
+        run.signal(signal.SIGTERM)
+
+        assert run.end() == 77, run.log
+
+
 # A dataflow that has not begun: nothing was read, so there is nothing to drain
 
 

@@ -3,12 +3,14 @@ import pickle
 import pytest
 
 from bytewax_jetstream.dataflow.lanes import Lanes
-from bytewax_jetstream.dataflow.publish_step import EpochTally, PublishLogic, Readers
-from bytewax_jetstream.envelope import Checkpoint
-from bytewax_jetstream.errors import JetStreamPipelineError
+from bytewax_jetstream.dataflow.publish_step import EpochTally, PublishLogic, Readers, _Pack
+from bytewax_jetstream.envelope import Checkpoint, Envelope
+from bytewax_jetstream.errors import JetStreamPipelineError, PoolClosedError
+from bytewax_jetstream.pool import AckPool
 from bytewax_jetstream.pool.results import Delivery
 from bytewax_jetstream.recovery_state import Report, publish_state
 from bytewax_jetstream.settings import JetStreamSettings
+from tests.support.fake_publisher import FakePublisher, stored
 
 PENDING = Report([], [], [Checkpoint("flow.publish", 0, "worker-0", 3, 1, 0, 0, "order-1")])
 
@@ -39,6 +41,31 @@ def test_pending_results_of_a_resumed_step_are_in_its_next_state(state: object) 
 def test_a_step_that_finds_a_newer_state_does_not_start() -> None:
     with pytest.raises(JetStreamPipelineError, match=r"step flow\.publish found .* version 2"):
         _logic(("publish", 2))
+
+
+class OpenSpans:
+    """Spans of batches that have no results yet."""
+
+    error: Exception | None = None
+
+    def submitted(self, envelopes: list[Envelope], epoch: int) -> None:
+        """As `BatchSpans`."""
+
+    def failed(self, error: Exception) -> None:
+        self.error = error
+
+
+def test_spans_end_with_the_error_when_the_pool_takes_no_envelopes() -> None:
+    publisher, spans, pack = FakePublisher(stored), OpenSpans(), _Pack([Envelope("t", b"", "e-1")])
+    with AckPool() as pool:
+        lane = pool.lane(publisher, name="worker-0")
+        lane.close()
+        logic = _logic(None)
+        logic._lane, logic._spans = lane, spans  # type: ignore[assignment]
+        with pytest.raises(PoolClosedError) as raised:
+            logic.on_batch([pack])
+
+    assert spans.error is raised.value
 
 
 def test_epoch_becomes_long_once_after_half_of_its_shortest_duplicate_window() -> None:

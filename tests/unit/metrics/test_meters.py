@@ -39,6 +39,17 @@ class Broken:
         raise RuntimeError("the queue changed meanwhile")
 
 
+class Failing:
+    """A meter that can be read for a while."""
+
+    fails = False
+
+    def samples(self) -> Iterator[Sample]:
+        if self.fails:
+            raise RuntimeError("the queue changed meanwhile")
+        yield Sample(table.LATE_ACKS, ("failing",), 3)
+
+
 def test_equal_labels_are_one_value() -> None:
     two = [
         Fixed(
@@ -99,6 +110,18 @@ def test_meter_that_cannot_be_read_hides_no_other_and_is_counted(
     assert seen.each("late_acks_total", broker="good") == [1]
     assert seen.sum("scrape_errors_total") == before + 1
     assert "the queue changed meanwhile" in caplog.text
+
+
+def test_counter_of_a_meter_that_cannot_be_read_any_more_does_not_go_down() -> None:
+    meter = Failing()
+    watch(meter)
+    try:
+        assert scrape().each("late_acks_total", broker="failing") == [3]
+        meter.fails = True
+        assert scrape().each("late_acks_total", broker="failing") == [3]
+    finally:
+        retire(meter)
+    assert scrape().each("late_acks_total", broker="failing") == [3]
 
 
 def test_metrics_are_registered_once() -> None:

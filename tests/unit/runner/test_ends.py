@@ -6,6 +6,7 @@ from pydantic import BaseModel, ValidationError
 from bytewax_jetstream.envelope import Outcome
 from bytewax_jetstream.errors import (
     ConnectError,
+    EnvelopeError,
     PoolClosedError,
     PublishError,
     RunError,
@@ -40,6 +41,11 @@ class PanicException(BaseException):  # the engine's name
         (TopicError("it"), ExitCode.REFUSED),
         (StreamError("it", code=10008), ExitCode.UNKNOWN),
         (StreamError("it", code=10118), ExitCode.UNKNOWN),
+        (TopicError("it", code=5), ExitCode.UNKNOWN),  # LEADER_NOT_AVAILABLE
+        (TopicError("it", code=41), ExitCode.UNKNOWN),  # NOT_CONTROLLER
+        (TopicError("it", code=29), ExitCode.REFUSED),  # TOPIC_AUTHORIZATION_FAILED
+        (ConnectError("it", seconds=0.0), ExitCode.UNKNOWN),
+        (EnvelopeError("it"), ExitCode.REFUSED),
         (SourceError("it"), ExitCode.REFUSED),
         (SourceError("it", run_again=True), ExitCode.UNKNOWN),
         (SourceError("it", code=10008), ExitCode.UNKNOWN),

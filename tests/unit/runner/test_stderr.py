@@ -1,0 +1,37 @@
+"""What is written to stderr is told line by line, and given back at the end."""
+
+import subprocess
+import sys
+
+FULL = """
+import os, threading
+from bytewax_jetstream.runner import stderr
+stderr.END_SECONDS = 0.2
+takes_no_more = threading.Event()
+def tell(line):
+    takes_no_more.set()
+    threading.Event().wait()
+heard = stderr.Stderr(tell)
+written = os.dup(2)
+os.write(written, b"a line\\n")
+takes_no_more.wait()
+os.set_blocking(written, False)
+for size in (4096, 1):
+    try:
+        while os.write(written, b"x" * size):
+            pass
+    except BlockingIOError:
+        pass
+os.set_blocking(written, True)
+heard.end()
+print("ended", flush=True)
+os._exit(0)
+"""
+
+
+def test_end_is_bounded_when_nobody_takes_what_was_written() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
