@@ -11,6 +11,8 @@ from ..exit_codes import ExitCode
 
 __all__ = ["code_of", "end", "logging_for", "sentence"]
 
+WRONG_SETTINGS = ("ValidationError", "SettingsError")
+
 
 def end(command: str, error: Exception, code: ExitCode, *, debug: bool) -> NoReturn:
     """Say what is wrong, with the traceback only for `--debug`, and end."""
@@ -40,7 +42,8 @@ def code_of(error: Exception) -> ExitCode:
 
 def sentence(error: Exception) -> str:
     """What happened and what to do."""
-    if type(error).__name__ == "ValidationError" and type(error).__module__.startswith("pydantic"):
+    kind = type(error)
+    if kind.__module__.startswith("pydantic") and kind.__name__ in WRONG_SETTINGS:
         from ..runner.wrong_settings import settings_error
 
         return settings_error(error)  # type: ignore[arg-type]  # known by its name, not loaded here

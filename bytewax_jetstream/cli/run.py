@@ -1,5 +1,7 @@
 """`bytewax-jetstream run`: its options; what it does is in `bytewax_jetstream.runner`."""
 
+import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -124,8 +126,8 @@ def run(
     5 the recovery directory is in use; 130 or 143 a signal ended it before there was anything to
     drain, or before its end (--must-finish).
     """
+    early = _end_at_signals()
     import logging
-    import os
 
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
@@ -168,7 +170,26 @@ def run(
             logs.configure("json" if wanted == "json" else "text", debug=debug)
         logging.getLogger(__name__).critical("%s", said, exc_info=debug)
         raise typer.Exit(ExitCode.USAGE) from None
+    for number, handler in early.items():
+        signal.signal(number, handler)  # `run_flow` replaces Python's own handlers only
     raise typer.Exit(run_flow(asked))
+
+
+def _end_at_signals() -> "dict[int, Any]":
+    """Also as process 1, to which a signal does nothing by default, while modules are imported.
+
+    :returns: The handlers that were there.
+    """
+
+    def end(number: int, frame: object) -> None:
+        os._exit(128 + number)
+
+    pythons = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    return {
+        number: signal.signal(number, end)
+        for number, handler in pythons.items()
+        if signal.getsignal(number) is handler
+    }
 
 
 def _seconds(seconds: float, option: str) -> "timedelta":
@@ -184,8 +205,6 @@ def _seconds(seconds: float, option: str) -> "timedelta":
 
 def _metrics_port(option: int | None) -> int | None:
     """The port, from the option or from Bytewax's variables."""
-    import os
-
     from ..errors import RunError
 
     if option is not None:

@@ -79,11 +79,6 @@ class Report:
         ]
 
     @property
-    def has_failed(self) -> bool:
-        """Whether any step has."""
-        return any(step.status is Status.FAILED for step in self.steps)
-
-    @property
     def exit_code(self) -> ExitCode:
         """0, or the gravest code: somebody must change something before running again helps."""
         codes = [step.code for step in self.steps if step.status is Status.FAILED]

@@ -1,7 +1,6 @@
 """`Life`: what this process is doing, for its health port, its peers and its logs."""
 
 import secrets
-import time
 from enum import StrEnum
 
 from .. import drain
@@ -27,7 +26,6 @@ class Life:
         self.process = process
         self.instance = secrets.token_hex(8)
         """Another at each start, so that peers see a restart that was too fast to be missed."""
-        self.began = time.time()
         self.step = "the command line is read"
         """What is being done while it starts."""
         self.store: str | None = None

@@ -93,6 +93,13 @@ class Peers:
                 if isinstance(said, dict) and self._is_of_this_run(said)
             }
             missing = [p for p in found if p not in there or not there[p]["ready_to_run"]]
+            for process, said in there.items():
+                if said["refusal"]:
+                    # Not said again by this one: it could come back to that process when it is
+                    # started again, and its reason gone.
+                    raise RunError(
+                        f"{self._name(process)} says: {said['refusal']}", process=process
+                    )
             try:
                 self._check(there)
             except RunError as error:
@@ -143,6 +150,8 @@ class Peers:
         heard = time.monotonic()
         while not self._over.wait(PAUSE):
             said = self._ask(process)
+            if drain.requested():
+                return  # one that has drained before may be gone, or started again
             if said is not Silent.AWAY:
                 heard = time.monotonic()
             elif time.monotonic() - heard > GONE_SECONDS:
@@ -170,9 +179,6 @@ class Peers:
     def _check(self, there: dict[int, dict[str, Any]]) -> None:
         """Refuse stores that do not belong together."""
         life = self._life
-        for process, said in there.items():
-            if said["refusal"]:
-                raise RunError(f"{self._name(process)} says: {said['refusal']}", process=process)
         stores = {life.process: life.store} | {p: said["store"] for p, said in there.items()}
         known = {p: store for p, store in stores.items() if store is not None}
         used = [p for p, store in known.items() if store == Store.USED]

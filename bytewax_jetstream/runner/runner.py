@@ -1,8 +1,8 @@
 """`run`: everything that happens between the command line and the exit code, in order.
 
-1. The recovery directory is locked and looked at, before anything else could touch it.
-2. The ports: metrics is probed, health is served.
-3. Signals end the process from here on, whatever it waits for.
+1. Signals end the process from here on, whatever it waits for.
+2. The recovery directory is locked and looked at, before anything else could touch it.
+3. The ports: metrics is probed, health is served.
 4. The flow is imported, and each of its sources can drain.
 5. The processes of the dataflow wait for each other, and compare their recovery stores.
 6. Missing parts of the recovery store are made.
@@ -66,6 +66,12 @@ class Run(NamedTuple):
     debug: bool = False
     """Whether an error is shown with its traceback."""
 
+    @property
+    def health_port(self) -> int | None:
+        """Where health is served; None: nowhere."""
+        default = HEALTH_PORT if self.cluster.addresses else None
+        return self.settings.health_port or default
+
 
 def run(asked: Run) -> ExitCode:
     """Run a dataflow to its end, or to a signal; says on the log why it ended otherwise."""
@@ -107,28 +113,22 @@ def _end_in_time(code: ExitCode, seconds: float) -> None:
 
 
 def _run(asked: Run) -> ExitCode:
+    drain.install(asked.drain_timeout)
+    end_when_nothing_else_does()
     cluster, life = asked.cluster, Life(asked.cluster.process)
+    _check_ports(asked)
     directory = None
     if asked.recovery is not None:
         directory = RecoveryDirectory(asked.recovery, cluster)
         life.store, life.parts = directory.claim(), directory.parts
     _serve_metrics(asked.metrics_port)
     liveness = Liveness()
-    health_port = asked.settings.health_port or (HEALTH_PORT if cluster.addresses else None)
+    health_port = asked.health_port
     if health_port is not None:
-        if health_port == asked.metrics_port:
-            raise RunError(
-                f"metrics and health are both to be served on port {health_port}: choose another "
-                "with --metrics-port or --health-port",
-                port=health_port,
-            )
         HealthServer(asked.settings.health_host, health_port, life, liveness).start()
         threading.Thread(
             target=liveness.watch, name="bytewax_jetstream-liveness", daemon=True
         ).start()
-    drain.install(asked.drain_timeout)
-    end_when_nothing_else_does()
-
     life.step = f"importing {asked.flow}"
     flow = flows.load(asked.flow)
     flows.drain_all(flow, drain.timeout())  # its own settings may have another
@@ -166,6 +166,34 @@ def _run(asked: Run) -> ExitCode:
     return ExitCode.STORED
 
 
+def _check_ports(asked: Run) -> None:
+    """Each port has one use, and each process a host of its own.
+
+    :raises RunError: when not.
+    """
+    hosts = asked.cluster.hosts
+    twice = next((host for host in hosts if hosts.count(host) > 1), None)
+    if twice is not None:
+        raise RunError(
+            f"two processes have the host {twice}, and all serve health on the same port: on one "
+            "machine give them addresses such as 127.0.0.1 and 127.0.0.2, and set "
+            "BYTEWAX_JETSTREAM_RUN_HEALTH_HOST to that of each"
+        )
+    uses = {"metrics": asked.metrics_port, "health": asked.health_port}
+    if asked.cluster.addresses:
+        own = asked.cluster.addresses[asked.cluster.process]
+        uses["the other processes"] = int(own.rpartition(":")[2])
+    ports = [port for port in uses.values() if port is not None]
+    shared = next((port for port in ports if ports.count(port) > 1), None)
+    if shared is not None:
+        both = " and ".join(use for use, port in uses.items() if port == shared)
+        raise RunError(
+            f"port {shared} is to serve {both}: choose others with --metrics-port, --health-port "
+            "or --addresses",
+            port=shared,
+        )
+
+
 def _check_own_address(cluster: Cluster) -> None:
     """The engine says why it cannot listen there, but not what to do.
 
@@ -179,8 +207,7 @@ def _check_own_address(cluster: Cluster) -> None:
         )[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-            probe.listen()
+            probe.bind(place)  # a process that waits for this one must not get a connection yet
     except (OSError, UnicodeError) as error:  # a label of the name is too long, or empty
         unresolved = isinstance(error, socket.gaierror)  # a name service may have a bad moment
         raise RunError(

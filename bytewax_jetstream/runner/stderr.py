@@ -18,7 +18,11 @@ PIPE_BYTES = 1024 * 1024
 END_SECONDS = 1.0
 """For as long as it takes to tell a line, at the end."""
 ITS_OWN_ERROR = "Box<dyn Any>"
-"""What the engine says of an error of a step, which it also raises: a few lines without content."""
+"""What the engine says of an error of a step, which it also raises: a few lines without content, up
+to an empty one.
+"""
+ITS_LINES = 6
+"""So many at most."""
 
 
 class Stderr:
@@ -68,24 +72,27 @@ class Stderr:
 
     def _read(self, reading: int) -> None:
         with os.fdopen(reading, encoding="utf-8", errors="backslashreplace") as lines:
-            panic: list[str] = []
+            first = ""
+            """Of a panic: what it says of itself comes with the next line."""
+            left_out = 0
+            """How many of the lines that follow belong to a panic that is not told."""
             for line in lines:
                 self._told += 1
                 if line == self._mark:
                     break
                 text = line.rstrip()
-                if panic or text.startswith("thread '"):
-                    panic.append(text)
-                    if text and len(panic) < 6:
-                        continue
-                    self._tell_panic(panic)
-                    panic = []
-                elif text:
-                    self._tell(text)
-            self._tell_panic(panic)
+                if left_out:
+                    left_out = left_out - 1 if text else 0
+                elif first and ITS_OWN_ERROR in text:
+                    first, left_out = "", ITS_LINES - 2
+                elif text.startswith("thread '") and not first:
+                    first = text
+                else:
+                    self._tell_all(first, text)
+                    first = ""
+            self._tell_all(first)
         self._over.set()
 
-    def _tell_panic(self, lines: list[str]) -> None:
-        if ITS_OWN_ERROR not in lines[1:2]:
-            for line in filter(None, lines):
-                self._tell(line)
+    def _tell_all(self, *lines: str) -> None:
+        for line in filter(None, lines):
+            self._tell(line)

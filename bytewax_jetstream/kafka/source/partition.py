@@ -79,7 +79,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         """Errors to be emitted before anything else."""
         self._overgrown = self._committed = False
         self._snapshot: int | None = None
-        """The position in the last snapshot, until its epoch is committed."""
+        """Up to where the last snapshot has everything, until its epoch is committed."""
         self._emitted = self._skipped = 0
         if begin.position is not None:
             self._feed = reader.open(topic, number, begin.position, begin.epoch)
@@ -135,7 +135,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         feed = self._feed
         if feed is None:
             return kafka_state(KafkaPlace(None, self._topic_id, None))
-        self._snapshot = feed.position
+        self._snapshot = feed.passed
         return kafka_state(KafkaPlace(feed.position, self._topic_id, feed.epoch))
 
     def samples(self) -> Iterable[Sample]:
@@ -148,7 +148,7 @@ class KafkaPartition(StatefulSourcePartition[Item, KafkaState]):
         return Partition("kafka", self._step, self._topic, str(self._number)).samples(
             emitted=self._emitted,
             position=feed.position,
-            lag=None if feed.end is None else max(0, feed.end - feed.position),
+            lag=None if feed.end is None else max(0, feed.end - feed.passed),
             skipped=self._skipped,
         )
 

@@ -73,6 +73,14 @@ class Feed:
         """Why librdkafka could not read at the position."""
         self.end: int | None = None
         """Where the partition ends, as its leader said last."""
+        self.looked = position
+        """Up to where there is nothing more to come: the end, when it was reached last. It may be
+        behind the last message, because of the marks that transactions leave."""
+
+    @property
+    def passed(self) -> int:
+        """Up to where nothing waits to be emitted; the position, or behind it."""
+        return self.position if self.items else max(self.position, self.looked)
 
     def take(self, most: int) -> list[Read]:
         """The messages that have arrived, and go on behind them."""
@@ -111,7 +119,7 @@ class Reader:
         self.users = 0
         self.news: list[News] = []
         """What must be told to the dataflow, by whichever partition comes first."""
-        self._step_id = step_id
+        self._step_id, self._tail = step_id, tail
         self._cluster = found.cluster
         self._ids = {name: topic.topic_id for name, topic in found.topics.items()}
         self._most = min(batch_size, MOST_AT_ONCE)
@@ -143,7 +151,7 @@ class Reader:
                     "enable.auto.offset.store": False,
                     # Never a place of the library's own choice.
                     "auto.offset.reset": "error",
-                    "enable.partition.eof": not tail,
+                    "enable.partition.eof": True,
                     "allow.auto.create.topics": False,
                     # Back-pressure may last longer than five minutes.
                     "max.poll.interval.ms": 86_400_000,
@@ -195,7 +203,7 @@ class Reader:
         """Go on at another offset."""
         self._unassign(feed)
         feed.position, feed.epoch, feed.newest_epoch = position, None, None
-        feed.displaced = None
+        feed.displaced, feed.looked = None, position
         feed.items = []
         self._new.append(feed)
 
@@ -316,7 +324,7 @@ class Reader:
         code, feed = error.code(), self._feeds.get((message.topic(), message.partition()))
         if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
             if feed is not None:
-                feed.ended = True
+                feed.looked, feed.ended = message.offset() or 0, not self._tail
         elif code == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
             if feed is not None:
                 feed.displaced = error.str()
@@ -357,4 +365,4 @@ class Reader:
                 feed.end = end
                 BYTEWAX_CONSUMER_LAG_GAUGE.labels(
                     step_id=self._step_id, topic=feed.topic, partition=feed.number
-                ).set(max(0, end - feed.position))
+                ).set(max(0, end - feed.passed))

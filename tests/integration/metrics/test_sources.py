@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bytewax_jetstream.kafka.source import reader, watch
@@ -261,3 +261,22 @@ def test_commit_that_fails_is_counted_and_logged_and_reading_goes_on(
 def test_invalid_name_of_a_group_is_an_error_at_the_definition(group: Any) -> None:
     with pytest.raises(ValueError, match=r"invalid group .*: give the name of a consumer group"):
         Reading(kafka("127.0.0.1:1"), topics="orders", group=group)
+
+
+def test_marks_of_transactions_behind_the_last_message_are_no_lag(kafka_address: str) -> None:
+    topic = new_topic(kafka_address, partitions=1)
+    producer = Producer({"bootstrap.servers": kafka_address, "transactional.id": topic})
+    producer.init_transactions(60)
+    for end in (producer.commit_transaction, producer.abort_transaction):
+        producer.begin_transaction()
+        for number in range(5):
+            producer.produce(topic, b"%d" % number)
+        producer.flush(30)
+        end(60)
+    with Reading(kafka(kafka_address), topics=topic) as reading:
+        reading.until(lambda: len(reading.items) == 5)
+        reading.until(lambda: _of(scrape(), "source_lag_messages", topic) == [0])
+        assert _of(scrape(), "source_position", topic) == [5]
+        _produce(kafka_address, topic, 1)
+        reading.until(lambda: len(reading.items) == 6)
+        reading.until(lambda: _of(scrape(), "source_lag_messages", topic) == [0])

@@ -81,6 +81,20 @@ Orders()
             "BYTEWAX_DATAFLOW_API_PORT is 'http': set a port",
         ),
         ("here", "", ("-r", "here.py"), {}, "the recovery directory here.py cannot be written"),
+        (
+            "here",
+            "",
+            ("-i", 0, "-a", "localhost:2101;localhost:2102"),
+            {},
+            "two processes have the host localhost, and all serve health on the same port",
+        ),
+        (
+            "here",
+            "",
+            ("-i", 0, "-a", "127.0.0.1:23111", "--metrics-port", 23111),
+            {},
+            "port 23111 is to serve metrics and the other processes: choose others",
+        ),
         ("here", "", ("-s", "inf"), {}, "--snapshot-interval is inf: set a number of seconds"),
         ("here", "", ("-r", "store", "-b", "1e300"), {}, "--backup-interval is 1e+300: set a"),
         ("here", "", (), {"BYTEWAX_WORKERS_PER_PROCESS": "two"}, "Invalid value for '--workers'"),
@@ -90,7 +104,7 @@ def test_2_and_a_sentence(
     tmp_path: Path,
     flow: str,
     text: str,
-    options: tuple[str, ...],
+    options: tuple[object, ...],
     environment: dict[str, str],
     said: str,
 ) -> None:
@@ -245,4 +259,4 @@ def test_one_port_for_metrics_and_health_is_an_error(tmp_path: Path) -> None:
     options = ("--metrics-port", port, "--health-port", port)
     with start_run(FLOW, *options, log=tmp_path / "log", environment=told.environment) as run:
         assert run.end() == ExitCode.USAGE, run.log
-    assert f"metrics and health are both to be served on port {port}: choose another" in run.log
+    assert f"port {port} is to serve metrics and health: choose others" in run.log

@@ -221,6 +221,26 @@ def test_process_1_ends_while_it_imports(tmp_path: Path, number: int, waiting: s
         _ended_at_once(run, number)
 
 
+SLOW = """
+import sys, time
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "bytewax_jetstream.runner":
+            print("imports", file=sys.stderr, flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@both_signals
+def test_process_1_ends_while_the_program_itself_is_imported(tmp_path: Path, number: int) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    root = str(Path(__file__).parents[3])
+    with _run(Operated(str(tmp_path)), process_1=True, PYTHONPATH=f"{tmp_path}:{root}") as run:
+        run.says("imports")
+        _ended_at_once(run, number)
+
+
 def _cluster(told: Operated, **more: Any) -> AbstractContextManager[Process]:
     host, port, health = "127.0.0.2", free_port(), free_port()
     options = ["-i", 0, "-a", f"{host}:{port};127.0.0.3:{port}", "--health-port", health]

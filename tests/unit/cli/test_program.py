@@ -107,3 +107,18 @@ def test_shell_completion_offers_commands_options_and_values(words: str, offered
     )
 
     assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["streams", "plan"]], ids=" ".join)
+def test_variable_that_is_no_json_is_named(command: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bytewax_jetstream.cli", *command],
+        env={**os.environ, "BYTEWAX_JETSTREAM_STREAMS": "[{", "PYTHONPATH": str(Path.cwd())},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "BYTEWAX_JETSTREAM_STREAMS is not valid JSON" in done.stderr

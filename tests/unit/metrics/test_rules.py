@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[3]
 RULES = ROOT / "k8s/components/monitoring/rules.yaml"
 ALERTS = Path(__file__).with_name("alerts.yaml")
 OTHERS = {
+    "kube_job_failed",
     "kube_pod_container_status_last_terminated_exitcode",
     "kube_pod_container_status_restarts_total",
     "up",

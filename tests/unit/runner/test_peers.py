@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from bytewax_jetstream import drain
 from bytewax_jetstream.errors import RunError
 from bytewax_jetstream.exit_codes import ExitCode
 from bytewax_jetstream.runner.cluster import Cluster
@@ -69,3 +70,31 @@ def test_stores_that_do_not_belong_together_are_refused(other: tuple[Life, int])
         _peers(port, Store.USED).wait(30)
 
     assert refused.value.exit_code is ExitCode.USAGE
+
+
+def test_a_refusal_of_another_process_is_not_said_again(other: tuple[Life, int]) -> None:
+    life, port = other
+    life.refusal = "the store has 2 parts"
+    peers = _peers(port, Store.EMPTY)
+
+    with pytest.raises(RunError, match=r"process 1 \(127\.0\.0\.3\) says: the store has 2 parts"):
+        peers.wait(30)
+
+    assert peers._life.refusal is None
+
+
+@pytest.mark.parametrize("drains", [False, True])
+def test_a_process_that_was_started_again_ends_this_one_only_if_it_does_not_drain(
+    other: tuple[Life, int], monkeypatch: pytest.MonkeyPatch, drains: bool
+) -> None:
+    life, port = other
+    ended: list[str] = []
+    peers = _peers(port, Store.EMPTY)
+    peers.wait(30)
+    life.instance = "another"
+    monkeypatch.setattr(drain, "requested", lambda: drains)
+    monkeypatch.setattr(peers, "_end", ended.append)
+
+    peers._watch(1)
+
+    assert ended == ([] if drains else ["process 1 (127.0.0.3) was started again"])
