@@ -25,15 +25,24 @@ class Credentials:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings.renewed()
+        self._refused = False
 
-    def refused(self, error: KafkaError, client: Any) -> None:
-        """A connection has failed: if the brokers refused the password and there is another one,
-        the next attempt is made with that.
-
-        :arg client: Of librdkafka; it calls this while it serves its events.
+    def note(self, error: KafkaError) -> None:
+        """A connection has failed. For a callback of librdkafka: nothing is called on the client,
+        because a call from a callback ends the process when another callback follows.
         """
-        if error.code() not in REFUSED:
+        if error.code() in REFUSED:
+            self._refused = True
+
+    def renew(self, client: Any) -> None:
+        """If the brokers have refused the password and there is another one, the next attempt is
+        made with that.
+
+        :arg client: Of librdkafka; it serves no callbacks meanwhile on this thread.
+        """
+        if not self._refused:
             return
+        self._refused = False
         before, self._settings = self._settings, self._settings.renewed()
         now = self._settings
         if now is before or now.user is None or now.password is None:

@@ -240,6 +240,8 @@ class Client:
         """
         try:
             serve(seconds)
+            if not self._closing:
+                self._credentials.renew(self._producer)
         except (KeyboardInterrupt, SystemExit):  # a signal on the main thread
             raise
         except BaseException as error:
@@ -266,8 +268,7 @@ class Client:
 
     def _on_error(self, error: KafkaError) -> None:
         self.last_error = error
-        if not self._closing:
-            self._credentials.refused(error, self._producer)
+        self._credentials.note(error)
 
     def _on_line(self, kind: str, line: str) -> None:
         if kind in CUTS and not NOT_YET_CONNECTED(line):

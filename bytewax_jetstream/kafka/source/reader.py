@@ -243,6 +243,7 @@ class Reader:
         if self._commits is not None:
             self._commits.send(self._consumer, now)
         messages = self._consumer.consume(self._most, 0)
+        self._credentials.renew(self._consumer)
         if messages:
             self._arrived += len(messages)
             self._sort(messages)
@@ -265,7 +266,7 @@ class Reader:
 
     def _on_error(self, error: KafkaError) -> None:
         self._last(error)
-        self._credentials.refused(error, self._consumer)
+        self._credentials.note(error)
 
     def _assign(self) -> None:
         places = [
