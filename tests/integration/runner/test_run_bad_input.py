@@ -150,31 +150,25 @@ def test_a_port_that_is_taken_is_an_error_before_anything_is_read(
     assert not told.emitted
 
 
-def test_an_address_of_this_process_that_is_taken_is_an_error(tmp_path: Path) -> None:
-    told = Operated(str(tmp_path), items=3)
-    with socket.create_server(("127.0.0.2", 0)) as taken:
-        address = f"127.0.0.2:{taken.getsockname()[1]}"
-        with start_run(
-            FLOW,
-            *("-i", 0, "-a", address, "--health-port", free_port()),
-            log=tmp_path / "log",
-            environment=told.environment,
-        ) as run:
-            assert run.end() == ExitCode.USAGE, run.log
-    assert f"process 0 cannot listen on its address {address}" in run.log
-
-
-def test_an_address_of_this_process_that_can_be_no_name_is_an_error(tmp_path: Path) -> None:
-    told = Operated(str(tmp_path), items=3)
-    address = f"{'a' * 64}.local:{free_port()}"
+def _cannot_listen_on(address: str, folder: Path) -> None:
+    told = Operated(str(folder), items=3)
     with start_run(
         FLOW,
         *("-i", 0, "-a", address, "--health-port", free_port()),
-        log=tmp_path / "log",
+        log=folder / "log",
         environment=told.environment,
     ) as run:
         assert run.end() == ExitCode.USAGE, run.log
     assert f"process 0 cannot listen on its address {address}" in run.log
+
+
+def test_an_address_of_this_process_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        _cannot_listen_on(f"127.0.0.2:{taken.getsockname()[1]}", tmp_path)
+
+
+def test_an_address_of_this_process_that_can_be_no_name_is_an_error(tmp_path: Path) -> None:
+    _cannot_listen_on(f"{'a' * 64}.local:{free_port()}", tmp_path)
 
 
 def _as_another_user() -> tuple[str, ...]:
